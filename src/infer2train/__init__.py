@@ -1,0 +1,36 @@
+"""infer2train: inference silicon put to work on training accuracy.
+
+The way of the data, in one direction:
+
+    sampler -> addresses -> pool -> [ view -> engine -> score ] -> pick -> [ view ] -> training step
+
+`addresses` names candidates, `source` (`replay`, `views`) shows them, `oracle` scores them with weights of the version
+that `versions` allows, `pool` runs that, `selection` picks, `methods` says which of all this a method uses, `miner`
+joins it into a loader for anybody's training loop, and `training` is our own such loop.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from infer2train.miner import MinedLoader, mine
+    from infer2train.replay import Replay
+    from infer2train.views.image_views import ImageViews
+
+__all__ = ["mine", "MinedLoader", "Replay", "ImageViews", "__version__"]
+
+_PUBLIC = {
+    "mine": "infer2train.miner:mine",
+    "MinedLoader": "infer2train.miner:MinedLoader",
+    "Replay": "infer2train.replay:Replay",
+    "ImageViews": "infer2train.views.image_views:ImageViews",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'infer2train' has no attribute {name!r}")
+    from infer2train.config import resolve
+
+    return resolve(_PUBLIC[name])

@@ -1,0 +1,46 @@
+"""What `mine()` refuses, each in one line: loaders and models whose draws could not be addressed, scored or repeated."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def check_loader(dataloader: "DataLoader[Any]") -> None:
+    """Refuse a loader whose samples have no integer id.
+
+    Raises:
+        ValueError: the rule, what was got, the remedy.
+    """
+    if not isinstance(dataloader, DataLoader):
+        raise ValueError(f"mine() wraps a torch DataLoader: got {type(dataloader).__name__}; build a DataLoader first")
+    if isinstance(dataloader.dataset, IterableDataset):
+        raise ValueError(
+            "mine() needs a map-style data set, whose samples can be read again by their id: got an IterableDataset; "
+            "give it __getitem__ and __len__"
+        )
+    if dataloader.batch_sampler is None:
+        raise ValueError("mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler")
+
+
+def check_model(model: nn.Module) -> nn.Module:
+    """The module whose weights are published: the model itself, or what `torch.compile` and one-process DDP wrap.
+
+    Raises:
+        ValueError: the model is sharded or trained by several processes.
+    """
+    from torch._dynamo import OptimizedModule
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    if any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()):
+        raise ValueError("mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use DDP or one device")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size = torch.distributed.get_world_size()
+        if size > 1:
+            raise ValueError(f"mine() works with one training process for now: got a world size of {size}; train on one device")
+    if isinstance(model, OptimizedModule):
+        return check_model(model._orig_mod)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return check_model(model.module)
+    return model

@@ -1,0 +1,267 @@
+"""The command line: verbs over the library. Nothing heavy is imported before the arguments are understood.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from infer2train import __version__
+from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
+from infer2train.training.regimes import regime_defaults
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+GROUPS = {"data": DataConfig, "mining": MiningConfig, "training": TrainingConfig}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the entry point of `infer2train`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        return _run([argument for argument in given if argument != "--debug"])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 -- the last stop of every error: a line for people, a traceback on demand
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One or two lines for an expected error; an unexpected one says how to see more."""
+    from infer2train.data.images import DataError
+    from infer2train.training.loop import DivergedError, Interrupted
+
+    if isinstance(error, Interrupted):
+        print(f"\n{error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    expected = isinstance(error, ValueError | OSError | DivergedError | ImportError)
+    name = "" if expected else f"{type(error).__name__}: "
+    hint = "" if expected else "\n(--debug shows where)"
+    print(f"infer2train: {name}{error}{hint}", file=sys.stderr)  # noqa: T201
+    return USAGE if isinstance(error, ValueError) and not isinstance(error, DataError) else FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser(arguments)
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    namespace = parser.parse_args(arguments)
+    verb = namespace.verb
+    options = dict(vars(namespace[verb]))
+    options.pop("config", None)
+    VERBS[verb](options)
+    return DONE
+
+
+def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
+    """The parser, with the defaults of the regime and method that the arguments name."""
+    parser = jsonargparse.ArgumentParser(
+        prog="infer2train",
+        description="Put cheap inference silicon to work on training accuracy.",
+        epilog="Every verb takes --debug, which shows the traceback of an error.",
+        version=__version__,
+    )
+    verbs = parser.add_subcommands(dest="verb", required=True)
+    verbs.add_subcommand("train", _train_parser(arguments), help="train a model with one method")
+    verbs.add_subcommand("compare", _compare_parser(arguments), help="compare methods over paired seeds")
+    verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
+    verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
+    verbs.add_subcommand("demo", _demo_parser(), help="the paper's methods on real data, in minutes")
+    return parser
+
+
+def _train_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(description="Train a model with one of the paper's methods.")
+    _add_folder(parser, "Name of the run's folder. Default: REGIME-METHOD-seedN.")
+    _add_settings(parser, arguments)
+    return parser
+
+
+def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(description="Train methods × seeds, paired by seed, and compare them.")
+    _add_folder(parser, "Name of the comparison's folder. Default: compare-REGIME.")
+    parser.add_argument(
+        "--methods", nargs="+", default=["baseline", "nm-augment"], help="Methods to compare; baseline first."
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
+    _add_settings(parser, arguments)
+    return parser
+
+
+def _report_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(description="Write report.html of a run or comparison folder again.")
+    parser.add_argument("folder", type=str, help="A folder such as runs/NAME.")
+    return parser
+
+
+def _eval_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(description="Evaluate the newest good checkpoint of a run on its test images.")
+    parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
+    parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
+    return parser
+
+
+def _demo_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(description="Compare the paper's methods on scikit-learn's digits.")
+    parser.add_argument("--runs-dir", type=str, default="runs", help="Folder of run folders.")
+    parser.add_argument("--quiet", action="store_true", help="Show no progress.")
+    return parser
+
+
+def _add_folder(parser: jsonargparse.ArgumentParser, name_help: str) -> None:
+    parser.add_argument("--config", action="config", help="A config.yaml, such as runs/NAME/config.yaml; flags win.")
+    parser.add_argument("--name", type=str | None, default=None, help=name_help)
+    parser.add_argument("--runs-dir", type=str, default="runs", help="Folder of run folders.")
+    parser.add_argument("--resume", action="store_true", help="Go on with an existing folder.")
+    parser.add_argument("--quiet", action="store_true", help="Show no progress.")
+
+
+def _add_settings(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """A flag for each field of a run, with the field's own words as its help."""
+    defaults = _defaults_for(arguments)
+    for title, group_type in GROUPS.items():
+        group = parser.add_argument_group(f"{title} settings")
+        texts = field_texts(group_type)
+        for field in fields(group_type):
+            assert field.default is not MISSING
+            flag = "--" + field.name.replace("_", "-")
+            group.add_argument(flag, type=field.type, default=defaults[field.name], help=texts[field.name])
+
+
+def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
+    """The defaults of the regime and the method that the arguments (or the --config they name) ask for."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--regime", "--method", "--config"):
+        peek.add_argument(flag)
+    named, _ = peek.parse_known_args(arguments)
+    stored: dict[str, Any] = {}
+    if named.config and Path(named.config).is_file():
+        import yaml
+
+        loaded = yaml.safe_load(Path(named.config).read_text(encoding="utf-8"))
+        stored = loaded if isinstance(loaded, dict) else {}
+    regime = named.regime or stored.get("regime") or TrainingConfig.regime
+    return regime_defaults(regime, named.method or stored.get("method") or MiningConfig.method)
+
+
+def field_texts(group_type: type) -> dict[str, str]:
+    """The docstring under each field of a configuration class."""
+    import ast
+    import inspect
+    import textwrap
+
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(group_type))).body
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            assert isinstance(following.value, ast.Constant)
+            texts[statement.target.id] = str(following.value.value)
+    return texts
+
+
+def _config_of(options: dict[str, Any], **changes: Any) -> RunConfig:
+    names = {field.name for field in fields(RunConfig)}
+    return from_plain({**{name: value for name, value in options.items() if name in names}, **changes})
+
+
+def _train(options: dict[str, Any]) -> None:
+    config = _config_of(options)
+    name = options["name"] or f"{config.regime}-{config.method}-seed{config.seed}"
+    folder = Path(options["runs_dir"]) / name
+    from infer2train.training.loop import train
+
+    result = train(config, folder, resume=options["resume"], quiet=options["quiet"])
+    top5 = "" if result.evaluation.top5_error is None else f", top-5 error {result.evaluation.top5_error:.2%}"
+    print(  # noqa: T201
+        f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "
+        f"{result.seconds:.1f} s, {result.scoring_share:.0%} of it scoring\nreport: {folder / 'report.html'}"
+    )
+
+
+def _compare(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.compare import Comparison, compare, print_comparison
+    from infer2train.methods import METHODS
+    from infer2train.config import unknown
+
+    for method in options["methods"]:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+    if "baseline" not in options["methods"]:
+        raise ValueError(f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods")
+    given = _config_of(options)
+    runs = {
+        (method, given.seed + offset): _config_of(options, seed=given.seed + offset, **_own_settings(options, method))
+        for offset in range(options["seeds"])
+        for method in options["methods"]
+    }
+    folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
+    summaries = compare(Comparison(runs=runs), folder, resume=options["resume"], quiet=options["quiet"])
+    print_comparison(summaries, folder, Console())
+
+
+def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a method of a comparison has instead of the common settings: its regime's own, and nothing without effect."""
+    from infer2train.methods import METHODS
+    from infer2train.selection import PICKS
+
+    general = regime_defaults(options["regime"], MiningConfig.method)
+    own = {
+        name: value
+        for name, value in regime_defaults(options["regime"], method).items()
+        if value != general[name] and options[name] == general[name]
+    }
+    own["method"] = method
+    if not METHODS[method].is_rampable:
+        own |= {"ramp_rate": None, "ramp_start": None, "ramp_stop": None}
+    if METHODS[method].score is None or METHODS[method].score == "uniform":
+        own["score"] = None
+    if METHODS[method].pick not in PICKS:
+        own["pick"] = None
+    return own
+
+
+def _report(options: dict[str, Any]) -> None:
+    from infer2train.reporting.report import write_report
+
+    print(f"report: {write_report(Path(options['folder']))}")  # noqa: T201
+
+
+def _eval(options: dict[str, Any]) -> None:
+    import json
+
+    from infer2train.training.loop import evaluate_folder
+
+    result = evaluate_folder(Path(options["folder"]), device=options["device"])
+    if options["json"]:
+        print(json.dumps(vars(result)))  # noqa: T201
+        return
+    top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
+    print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")  # noqa: T201
+
+
+def _demo(options: dict[str, Any]) -> None:
+    from infer2train.demo import demo
+
+    demo(Path(options["runs_dir"]), quiet=options["quiet"])
+
+
+VERBS = {"train": _train, "compare": _compare, "report": _report, "eval": _eval, "demo": _demo}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

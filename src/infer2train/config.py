@@ -1,0 +1,197 @@
+"""A run as frozen dataclasses: what the command line reads, what `config.yaml` holds, what a checkpoint compares.
+
+Free of torch, so that `--help` answers at once. Registries elsewhere are plain dictionaries {name: "module:attribute"};
+`resolve` and `unknown` serve them all. What the fields do is said in the modules that use them.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    data: str = "digits"
+    """A catalogue name (digits, cifar10) or a folder of Parquet shards in the hub's image layout."""
+    data_cache: str | None = None
+    """Folder of the decoded cache and of downloads. Default: $INFER2TRAIN_CACHE, else the user's cache folder."""
+    image_size: int | None = None
+    """Height and width in pixels at which images are cached (shorter side resized, centre cropped). Default: as stored."""
+    limit: int | None = None
+    """Train on a seeded, class-balanced subset of this many training images. Default: all."""
+    validation_split: int = 0
+    """Hold back this many training images and evaluate on those instead of the test set (images)."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An image that cannot be decoded: stop and name it, or leave it out and count it."""
+    view: str = "shift-rotate"
+    """Random transform of each view: pad-crop-flip, random-resized-crop-flip, shift-rotate, identity."""
+    crop_size: int | None = None
+    """Height and width in pixels of random-resized-crop views. Default: the images' own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningConfig:
+    """Which candidates are scored, by what, and which are trained on."""
+
+    method: str = "baseline"
+    """baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft or self-distill."""
+    gamma: int = 10
+    """Candidates for each trained example (γ; whole number, at least 1)."""
+    oracle: str = "torch:fp32"
+    """Engine and precision that score: torch:fp32, torch:bf16, torch:fp16."""
+    oracle_chunk: int | None = None
+    """Candidates that the oracle scores at a time (images). Default: 32 on a CPU, a whole draw elsewhere."""
+    update_every: int = 100
+    """Steps between refreshes of the oracle (T)."""
+    delay_steps: int = 0
+    """Extra steps of allowed staleness (D), for loops that fetch ahead; 0 is the paper's Algorithm 1."""
+    mine_every: int = 1
+    """Mine only at every so many steps; the others train on ordinary batches (steps)."""
+    score: str | None = None
+    """loss, entropy, margin or gradient-norm-bound. Default: the method's own."""
+    pick: str | None = None
+    """Pick among the views of a sample: max, proportional, quantile or uniform. Default: the method's own."""
+    balance: Literal["none", "stratified", "uniform"] = "stratified"
+    """Class quotas of nm-sample and random-sample: none, as frequent as in the candidates, or equal (the paper)."""
+    ramp_rate: float | None = None
+    """Mined share grows by this much each epoch (the paper's 0.01 or 0.1; per epoch). Default: ramp_start and ramp_stop."""
+    ramp_start: float | None = None
+    """Part of the training before which nothing is mined (0 to 1). Default: the method's own."""
+    ramp_stop: float | None = None
+    """Part of the training after which all is mined (above ramp_start). Default: the method's own."""
+    distill_weight: float = 1e-5
+    """Weight λ of the distillation penalty of self-distill (equation 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the trainer trains."""
+
+    regime: str = "digits"
+    """The named run whose settings the others are changes of: digits, cifar10-resnet44, imagenet-resnet50."""
+    model: str = "resnet8"
+    """resnet8/14/20/32/44/56, imagenet-resnet18/50, or package.module:function(num_classes, in_channels)."""
+    epochs: int = 60
+    """Length of the training (epochs)."""
+    batch_size: int = 64
+    """Examples trained on in each step (B; images)."""
+    lr: float = 0.1
+    """Learning rate of stochastic gradient descent at its highest."""
+    lr_reference_batch: int | None = None
+    """Scale lr by batch_size over this (the linear rule of Goyal et al.; images). Default: lr as it is."""
+    momentum: float = 0.9
+    """Momentum of stochastic gradient descent (no Nesterov)."""
+    weight_decay: float = 1e-4
+    """L2 penalty on convolution and linear weights; not on biases and batch-norm."""
+    lr_drops: tuple[int, ...] = (54,)
+    """Epochs (counted from 0) from which the learning rate is ten times lower."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from 0.1 to `lr` when lr is above 0.1 (epochs)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the trainer: fp32, or bf16 autocast."""
+    device: str = "cpu"
+    """Where the trainer runs: cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
+    num_workers: int = 0
+    """Processes that make the trainer's views; 0 makes them in the trainer's own."""
+    seed: int = 0
+    """Seed of everything random in the run (in [0, 2^63))."""
+    train_error_samples: int = 2000
+    """Training images on whose random views the training error is measured each epoch (images)."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is written after each epoch anyway (steps)."""
+    log_every: int = 20
+    """Steps between rows of metrics.jsonl (steps)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, MiningConfig, TrainingConfig):
+    """One complete run: every setting that its result depends on, in one flat namespace."""
+
+    def __post_init__(self) -> None:
+        check_run(self)
+
+
+POSITIVE = ("gamma", "update_every", "mine_every", "epochs", "batch_size", "checkpoint_every", "log_every")
+NON_NEGATIVE = ("delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs")
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse settings that no data and no model could make sense of.
+
+    Raises:
+        ValueError: the rule, what was got, the remedy.
+    """
+    for name in POSITIVE:
+        at_least(name, getattr(config, name), 1)
+    for name in NON_NEGATIVE:
+        at_least(name, getattr(config, name), 0)
+    for name in ("limit", "image_size", "crop_size", "threads", "oracle_chunk", "lr_reference_batch"):
+        if getattr(config, name) is not None:
+            at_least(name, getattr(config, name), 1)
+    if config.lr <= 0:
+        raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
+
+
+def at_least(name: str, value: float, bound: int) -> None:
+    """Refuse a setting below its bound.
+
+    Raises:
+        ValueError: it is.
+    """
+    if value < bound:
+        raise ValueError(f"{name} must be at least {bound}: got {value}; pass {name}={bound} or more")
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The fields in which two configurations differ, each as `name: stored -> wanted`."""
+    return [
+        f"{name}: {stored.get(name)!r} -> {wanted.get(name)!r}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+
+
+def as_plain(config: RunConfig) -> dict[str, Any]:
+    """The run as a flat mapping of JSON types, as `config.yaml` holds it."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def from_plain(fields: dict[str, Any]) -> RunConfig:
+    """The run that `as_plain` wrote.
+
+    Raises:
+        ValueError: a field is unknown.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    for name in fields:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return RunConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def resolve(spec: str) -> Any:
+    """The object that `package.module:attribute` names.
+
+    Example:
+        >>> resolve("math:floor")(1.5)
+        1
+    """
+    module, _, attribute = spec.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that a registry does not have: what there is, and the nearest."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}: there is {', '.join(names)}{suggestion}")

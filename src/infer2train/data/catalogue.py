@@ -1,0 +1,82 @@
+"""Which data sets there are, by name, and the one function that loads any of them.
+
+A loader is `load(*, cache_dir: Path, progress: bool) -> ImageData`: one function and one entry in `DATA` add a data
+set. Any folder of Parquet shards needs no entry. Loaders import what they need (scikit-learn, pyarrow, pooch) when
+they run, so this module costs nothing to import.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from infer2train.config import resolve, unknown
+from infer2train.data.images import ImageData
+
+DATA: dict[str, str] = {
+    "digits": "infer2train.data.digits:load",
+    "cifar10": "infer2train.data.cifar10:load",
+}
+"""Data sets with a name of their own, as "module:attribute"."""
+
+
+def load_data(
+    name_or_folder: str,
+    *,
+    cache_dir: Path,
+    image_size: int | None = None,
+    on_bad_image: Literal["error", "skip"] = "error",
+    progress: bool = True,
+) -> ImageData:
+    """A data set of the catalogue, or a folder of Parquet shards in the Hugging Face hub's image layout.
+
+    A name of the catalogue wins over a folder of the same name; write `./cifar10` for the folder.
+
+    Args:
+        name_or_folder: a key of `DATA`, or an existing folder.
+        cache_dir: where downloads and decoded arrays are kept; made if it does not exist.
+        image_size: height and width in pixels to which images of a folder are resized (shorter side) and centre
+            cropped. Default: as stored, and then all must have one size.
+        on_bad_image: an image of a folder that cannot be decoded is an error, or is left out and counted.
+        progress: show progress on standard error.
+
+    Raises:
+        ValueError: neither a name nor a folder, or the data is not as it must be; it names the file and the remedy.
+
+    Example:
+        >>> data = load_data("digits", cache_dir=default_cache_dir())
+        >>> len(data.train), len(data.test)
+        (200, 1597)
+    """
+    if name_or_folder in DATA:
+        if image_size is not None:
+            raise ValueError(
+                f"--image-size resizes the images of a folder of Parquet shards: got {image_size} for "
+                f"{name_or_folder!r}, whose images have one size already; leave --image-size out"
+            )
+        load: Callable[..., ImageData] = resolve(DATA[name_or_folder])
+        return load(cache_dir=cache_dir, progress=progress)
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        raise _neither_name_nor_folder(name_or_folder, folder)
+    from infer2train.data.parquet import load_folder
+
+    return load_folder(folder, cache_dir=cache_dir, image_size=image_size, on_bad_image=on_bad_image, progress=progress)
+
+
+def default_cache_dir() -> Path:
+    """Where data is cached unless a run says otherwise: $INFER2TRAIN_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("INFER2TRAIN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("infer2train"))
+
+
+def _neither_name_nor_folder(given: str, folder: Path) -> ValueError:
+    if folder.is_file():
+        return ValueError(f"data must be a catalogue name or a folder: got the file {given}; name its folder")
+    return ValueError(
+        f"{unknown('data set', given, DATA)}; a folder of Parquet shards must exist, and this one does not"
+    )

@@ -1,0 +1,64 @@
+"""What is measured while mining: running totals, and windows on them as plain floats.
+
+Totals only grow; whoever reads keeps a mark and asks for what came since. So the progress line, the log and the user's
+own print do not disturb one another.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+Totals = dict[str, float]
+
+SECONDS = ("waiting", "views", "scoring", "publishing")
+"""Time of the training process: in the loader altogether, and of that for candidates' views, scoring, new weights."""
+
+
+class Meter:
+    """Running totals under a name each."""
+
+    def __init__(self) -> None:
+        self._totals: Counter[str] = Counter()
+
+    def add(self, **amounts: float) -> None:
+        """Add to totals."""
+        for name, amount in amounts.items():
+            self._totals[name] += amount  # type: ignore[assignment]
+
+    def totals(self, **others: float) -> Totals:
+        """A mark: today's totals, joined with totals that are kept elsewhere."""
+        return {**self._totals, **others}
+
+
+def window(now: Totals, mark: Totals) -> dict[str, float]:
+    """What came between two marks.
+
+    Returns:
+        `draws`, `mined_draws`, `nonfinite_scores`, `duplicates`: counts; `lag` (steps), `mined_share` (of the trained
+        examples), `score_mean` and `score_chosen` (of all finite candidates, of the mined): means; `*_seconds`: time of
+        the training process; `scoring_share`: of the wall-clock, in views of candidates, scoring and publishing.
+    """
+    new = {name: value - mark.get(name, 0.0) for name, value in now.items()}
+
+    def ratio(part: str, whole: str) -> float:
+        return new.get(part, 0.0) / new[whole] if new.get(whole) else 0.0
+
+    seconds = {f"{name}_seconds": new.get(f"{name}_seconds", 0.0) for name in SECONDS}
+    mining = seconds["views_seconds"] + seconds["scoring_seconds"] + seconds["publishing_seconds"]
+    return {
+        "draws": new.get("draws", 0.0),
+        "mined_draws": new.get("mined_draws", 0.0),
+        "lag": ratio("lag_sum", "mined_draws"),
+        "mined_share": ratio("mined_examples", "examples"),
+        "score_mean": ratio("score_sum", "scored"),
+        "score_chosen": ratio("chosen_sum", "chosen"),
+        "nonfinite_scores": new.get("nonfinite_scores", 0.0),
+        "duplicates": new.get("duplicates", 0.0),
+        **seconds,
+        "seconds": new.get("seconds", 0.0),
+        "scoring_share": mining / new["seconds"] if new.get("seconds") else 0.0,
+    }
+
+
+def scalars(values: Mapping[str, object]) -> dict[str, float]:
+    """The numbers among the values of a row, for a log that takes nothing else."""
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -1,0 +1,44 @@
+"""The engine contract: what executes the oracle's forward pass."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from infer2train.oracle.snapshot import Record
+
+
+class Engine(ABC):
+    """Runs a model forward, in evaluation mode, in some precision, on weights that are replaced again and again.
+
+    Built once for (model, precision, device). A pool calls `refresh` and `outputs` from one thread. Scoring never moves
+    the trainer's weights, gradients, batch-norm statistics or random state. The tensors that `outputs` returns belong
+    to the caller until the next call of `outputs`.
+    """
+
+    name: str
+    """As it is asked for, e.g. `torch:bf16`."""
+
+    version: int | None = None
+    """Version of the record in use; None until the first refresh."""
+
+    @abstractmethod
+    def refresh(self, record: Record) -> None:
+        """Use the weights of `record` from now on, and set `version` to its version.
+
+        Raises:
+            ValueError: the record is of another architecture; the engine keeps what it had.
+        """
+
+    @abstractmethod
+    def outputs(self, inputs: Any) -> Any:
+        """The model's outputs for a pytree of inputs, as the model itself would return them in evaluation mode.
+
+        Raises:
+            RuntimeError: the engine was never refreshed.
+        """
+
+    @abstractmethod
+    def precisions(self) -> dict[str, str]:
+        """The precision in which each convolution and linear layer really ran, e.g. `{"stem": "bf16"}`.
+
+        Known after the first call of `outputs`; empty before.
+        """

@@ -1,0 +1,120 @@
+"""The scoring task: batches of candidates in, one number each out (or the mean log-probabilities of equation 1).
+
+What a pool runs wherever its engine is. Chunks are cut from the draw's candidate list alone and the last one is padded,
+so that a candidate's score never depends on what else a pool happens to have at hand.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infer2train.addresses import Addresses
+from infer2train.batches import batch_size, logits_of, pad_batch, split_batch, take_rows, to_device
+from infer2train.losses import mean_log_probabilities
+from infer2train.oracle.engine import Engine
+
+Score = Callable[[Any, Any], Tensor]
+Split = Callable[[Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the oracle said of a draw's candidates."""
+
+    draw: int
+    version: int | None
+    """Version of the weights that said it; None where none were needed."""
+    targets: Any
+    """The candidates' targets, [n] or any pytree of it: the trainer never decodes losers to learn labels."""
+    values: Float[Tensor, " n"] | None = None
+    """One number for each candidate."""
+    log_probabilities: Float[Tensor, "b k"] | None = None
+    """Mean over each slot's views of the log-probabilities, for distillation."""
+
+
+def chunks(addresses: Addresses, size: int) -> list[Addresses]:
+    """The candidates cut into lists of at most `size`, in order."""
+    return [addresses[start : start + size] for start in range(0, len(addresses), size)]
+
+
+class Scorer:
+    """Scores chunks of candidates with an engine.
+
+    Args:
+        score: (outputs, targets) -> [n], the user's or ours; None where only targets or log-probabilities are wanted.
+        distill_views: views of each slot (γ) whose log-probabilities are averaged; 0 where none are.
+        split: batch -> (inputs, targets).
+        device: where the engine takes its inputs.
+        chunk: rows of every call of the engine; shorter batches are padded.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Score | None,
+        distill_views: int = 0,
+        split: Split = split_batch,
+        device: torch.device,
+        chunk: int,
+    ) -> None:
+        self._score = score
+        self._distill_views = distill_views
+        self._split = split
+        self._device = device
+        self.chunk = chunk
+
+    def score(self, engine: Engine | None, draw: int, batches: Iterable[Any]) -> Scores:
+        """The scores of a draw, whose candidates come as collated batches in their order.
+
+        Raises:
+            ValueError: the score function does not give one number for each candidate.
+        """
+        targets: list[Any] = []
+        values: list[Tensor] = []
+        logits: list[Tensor] = []
+        for batch in batches:
+            inputs, target = self._split(batch)
+            rows = batch_size(inputs)
+            targets.append(target)
+            if engine is None:
+                continue
+            outputs = engine.outputs(to_device(pad_batch(inputs, self.chunk), self._device))
+            outputs = take_rows(outputs, rows)
+            if self._distill_views:
+                logits.append(logits_of(outputs).float().clone())
+            if self._score is not None:
+                values.append(_one_each(self._score(outputs, to_device(target, self._device)), rows))
+        return Scores(
+            draw=draw,
+            version=None if engine is None else engine.version,
+            targets=concatenated(targets),
+            values=torch.cat(values) if values else None,
+            log_probabilities=mean_log_probabilities(torch.cat(logits), self._distill_views) if logits else None,
+        )
+
+
+def _one_each(values: Tensor, rows: int) -> Tensor:
+    if values.shape != (rows,):
+        raise ValueError(
+            f"score must return one number for each candidate: got shape {tuple(values.shape)} for {rows} candidates; "
+            "reduce over every dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
+        )
+    return values.detach().float().clone()
+
+
+def concatenated(parts: list[Any]) -> Any:
+    """Pytrees of one structure joined along their first dimension."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: concatenated([part[key] for part in parts]) for key in first}
+    assert isinstance(first, list | tuple), type(first)
+    columns = [concatenated([part[index] for part in parts]) for index in range(len(first))]
+    if first and not isinstance(first[0], Tensor | dict | list | tuple):
+        return [item for part in parts for item in part]
+    return type(first)(columns)

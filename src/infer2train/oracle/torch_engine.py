@@ -1,0 +1,178 @@
+"""The engine that every machine has: PyTorch, eager, in fp32, bf16 or fp16.
+
+The reference for the engines that run integers, and an oracle in its own right: with batch-norm folded, channels last
+and fed in chunks, it runs small networks more than twice as fast as the trainer's modules run one large batch. Weights
+live in static tensors that a refresh overwrites, so a refresh allocates and traces nothing that stays.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infer2train.batches import call_model, map_tensors, to_device
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.snapshot import Record, check_architecture
+from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors, frozen_copy
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
+LOW_PRECISION_LAYERS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Layers whose weights are kept in the engine's precision: exactly these classes. A subclass may compute with its
+weight (standardise it, hand it to attention), so it keeps float32 and autocast does the rest."""
+
+
+class TorchEngine(Engine):
+    """Runs a copy of the model with PyTorch.
+
+    Convolutions and linear layers keep their weights in `precision` and run under autocast; everything else, and what
+    `outputs` returns, is float32. It shares no storage with the model.
+
+    Args:
+        model: the trainer's model; its structure is copied, its weights come with the first record.
+        precision: fp32, bf16 or fp16.
+        device: where it runs. Default: the model's own.
+        fold: put batch-norm into the layers before it where that is possible.
+
+    Raises:
+        ValueError: the precision is unknown, or a parameter is missing from the model's `state_dict()`.
+
+    Example:
+        >>> from infer2train.oracle.snapshot import snapshot
+        >>> model = nn.Sequential(nn.Linear(4, 2))
+        >>> engine = TorchEngine(model, precision="bf16")
+        >>> engine.refresh(snapshot(model, version=100))
+        >>> engine.outputs(torch.ones(3, 4)).shape, engine.precisions()
+        (torch.Size([3, 2]), {'0': 'bf16'})
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "fp32",
+        device: torch.device | None = None,
+        fold: bool = True,
+    ) -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision of the torch engine must be one of {', '.join(DTYPES)}: got {precision!r}")
+        self.name = f"torch:{precision}"
+        self.device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._dtype = DTYPES[precision]
+        state = model.state_dict()
+        self._expected = {name: tensor.to("meta") for name, tensor in state.items()}
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._may_be_infinite = {name for name in state.keys() - parameters if not _finite(state[name])}
+        network, self._pairs = fold_plan(model) if fold else (frozen_copy(model), [])
+        self._network = network.to(self.device)
+        _cast(self._network, self._dtype)
+        self._format: torch.memory_format = torch.channels_last
+        _lay_out(self._network, self._format)
+        self._static = _static_tensors(self._network, folded_tensors(self._pairs, self._expected))
+        self._ran: dict[str, str] = {}
+        for name, module in self._network.named_modules():
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+                module.register_forward_hook(partial(self._note, name))
+
+    def refresh(self, record: Record) -> None:
+        """Copy the record's weights, folded in float32, into the engine's own tensors.
+
+        Raises:
+            ValueError: the record is of another architecture, or holds NaN or infinity, or overflows the precision; the
+                engine keeps what it had. A buffer that held infinity at construction (an attention mask) may do so.
+        """
+        check_architecture(self._expected, record)
+        self._check_finite(record.tensors, "")
+        with torch.no_grad():
+            folded = folded_tensors(self._pairs, record.tensors)
+            fresh = {name: folded[name].to(static.device, static.dtype) for name, static in self._static.items()}
+            self._check_finite(fresh, f" once folded and in {NAMES[self._dtype]}")
+            for name, static in self._static.items():
+                static.copy_(fresh[name])
+        self.version = record.version
+
+    def outputs(self, inputs: Any) -> Any:
+        if self.version is None:
+            raise RuntimeError(
+                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
+            )
+        self._ran.clear()
+        inputs = to_device(inputs, self.device)
+        # Not inference_mode: a trainer's loss may multiply by what the oracle says, and inference tensors refuse that.
+        with torch.no_grad(), self._autocast():
+            return map_tensors(_widen, self._forward(inputs))
+
+    def precisions(self) -> dict[str, str]:
+        return dict(self._ran)
+
+    def _forward(self, inputs: Any) -> Any:
+        try:
+            return call_model(self._network, inputs)
+        except RuntimeError as error:
+            if self._format is torch.contiguous_format or "view size is not compatible" not in str(error):
+                raise
+        # x.view(n, -1) of a feature map needs the layout that the model was written for.
+        self._format = torch.contiguous_format
+        _lay_out(self._network, self._format)
+        return call_model(self._network, inputs)
+
+    def _autocast(self) -> torch.autocast:
+        low = self._dtype is not torch.float32
+        # Entered for fp32 as well: the caller may stand inside the trainer's autocast.
+        return torch.autocast(self.device.type, self._dtype if low else torch.bfloat16, enabled=low)
+
+    def _check_finite(self, tensors: Mapping[str, Tensor], how: str) -> None:
+        for name, tensor in tensors.items():
+            if not _finite(tensor) and (name not in self._may_be_infinite or bool(tensor.isnan().any())):
+                raise ValueError(
+                    f"a record's weights must be finite: got NaN or infinity in {name}{how}; the engine keeps version "
+                    f"{self.version}; lower the learning rate, or clip gradients, if training has diverged"
+                )
+
+    def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._ran[name] = NAMES.get(output.dtype, str(output.dtype))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Scores need float32: bf16 losses have eight bits, and half of the candidates would tie."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """The weights of convolutions and linear layers to `dtype`, all else that is floating to float32, in place."""
+    owners: defaultdict[Tensor, set[type[nn.Module]]] = defaultdict(set)
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter].add(type(module))
+    for tensor in (*network.parameters(), *network.buffers()):
+        # A weight shared with an embedding, say, is not the layer's alone.
+        low = tensor in owners and owners[tensor] <= {*LOW_PRECISION_LAYERS}
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype if low else torch.float32)
+
+
+def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+def _static_tensors(network: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a refresh writes: parameters and buffers under the names that records have. Other buffers are constants."""
+    static = dict(network.named_parameters())
+    missing = sorted(static.keys() - published.keys())
+    if missing:
+        raise ValueError(
+            f"every parameter must be in the model's state_dict(), or the oracle would never see it change: none holds "
+            f"{', '.join(missing)}; remove what hides them, such as a state_dict hook"
+        )
+    return static | {name: buffer for name, buffer in network.named_buffers() if name in published}

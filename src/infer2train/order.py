@@ -1,0 +1,63 @@
+"""The order of an epoch: the ids that the user's own sampler gives, as a pure function of (run seed, epoch).
+
+Samplers draw from torch's global state, from a generator of their own, or from `random` or NumPy. All of these are set
+from the epoch's address while the sampler is asked, and put back after. The whole epoch is asked at once (eight bytes a
+sample), so that a resumed epoch goes on in the very same order.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch.utils.data import DataLoader
+
+from infer2train.addresses import Purpose, seeds
+from infer2train.replay import seeded
+
+Batches = list[Int64[np.ndarray, " b"]]
+
+
+def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batches:
+    """The ids of every batch of an epoch, from the user's batch sampler.
+
+    Raises:
+        ValueError: the sampler gives something else than integers, or no batch at all.
+    """
+    state = int(seeds(seed, Purpose.ORDER, epoch=epoch))
+    generators = _generators(dataloader)
+    kept = [generator.get_state() for generator in generators]
+    with seeded(state):
+        for generator in generators:
+            generator.manual_seed(state)
+        batches = [_as_ids(batch) for batch in dataloader.batch_sampler or ()]
+    for generator, before in zip(generators, kept, strict=True):
+        generator.set_state(before)
+    if not batches:
+        raise ValueError(
+            f"an epoch needs at least one batch: got none from {len(dataloader.dataset)} samples "  # type: ignore[arg-type]
+            f"at batch_size={dataloader.batch_size}; lower the batch size or turn drop_last off"
+        )
+    return batches
+
+
+def fingerprint(batches: Batches) -> str:
+    """A digest of an epoch's order, by which a resumed run knows that its sampler gives the same again."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.tobytes() + b"|")
+    return digest.hexdigest()
+
+
+def _generators(dataloader: "DataLoader[Any]") -> list[torch.Generator]:
+    samplers = (dataloader, dataloader.sampler, dataloader.batch_sampler, getattr(dataloader.batch_sampler, "sampler", None))
+    found = {id(g): g for s in samplers if isinstance(g := getattr(s, "generator", None), torch.Generator)}
+    return list(found.values())
+
+
+def _as_ids(batch: Any) -> Int64[np.ndarray, " b"]:
+    ids = np.asarray(batch)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"a sampler must give integer sample ids: got {batch!r:.80}; number the samples 0 … n − 1")
+    return ids.astype(np.int64)

@@ -1,0 +1,102 @@
+"""An ordinary DataLoader that is fed one list of addresses at a time.
+
+Both sides of the way of the data read through it: the scorer its candidates, the trainer its picks, with the user's own
+workers, collate function and pinning. A DataLoader asks its sampler for work whenever it hands out a batch, also while
+there is none yet (the picks of a draw exist only once its version is published); the sampler then gives an idle token,
+which a worker returns at once. So one iterator lives through a whole epoch, never blocks and never runs dry.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from infer2train.addresses import Addresses
+from infer2train.source import Source
+
+IDLE = None
+
+
+class AddressPipeline:
+    """Batches made at addresses, ahead of time, in the order asked for.
+
+    Args:
+        source: what is read.
+        like: the user's DataLoader, whose number of workers, pinning, prefetching and start method are taken over.
+
+    Example:
+        >>> pipeline = AddressPipeline(source, like=loader)      # doctest: +SKIP
+        >>> pipeline.put(addresses)                              # doctest: +SKIP
+        >>> batch = pipeline.get()                               # doctest: +SKIP
+    """
+
+    def __init__(self, source: Source, like: "DataLoader[Any]") -> None:
+        self._queue: deque[Addresses] = deque()
+        self._waiting = 0
+        self._iterator: Iterator[Any] | None = None
+        self._loader = DataLoader(
+            _AtAddresses(source),
+            batch_sampler=_Feed(self._queue),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # so that starting workers does not move the user's random state
+            num_workers=like.num_workers,
+            pin_memory=like.pin_memory,
+            timeout=like.timeout,
+            worker_init_fn=like.worker_init_fn,
+            multiprocessing_context=like.multiprocessing_context,
+            prefetch_factor=like.prefetch_factor,
+            persistent_workers=False,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Batches that workers make ahead; 0 where the calling process makes them."""
+        return self._loader.num_workers * (self._loader.prefetch_factor or 0)
+
+    def put(self, addresses: Addresses) -> None:
+        """Ask for one batch."""
+        self._queue.append(addresses)
+        self._waiting += 1
+
+    def get(self) -> Any:
+        """The oldest batch asked for and not yet taken; waits for it."""
+        assert self._waiting > 0, "get() without put()"
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        self._waiting -= 1
+        while (made := next(self._iterator)) is IDLE:
+            pass
+        return made[0]
+
+    def close(self) -> None:
+        """Stop the workers and forget what was asked for. May be called twice."""
+        self._iterator = None
+        self._queue.clear()
+        self._waiting = 0
+
+
+class _AtAddresses(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitems__(self, addresses: Addresses | None) -> Any:
+        # The tuple tells a batch from an idle token, whatever a collate_fn returns.
+        return IDLE if addresses is IDLE else (self._source.batch(addresses),)
+
+
+class _Feed:
+    def __init__(self, queue: deque[Addresses]) -> None:
+        self._queue = queue
+
+    def __iter__(self) -> Iterator[Addresses | None]:
+        while True:
+            yield self._queue.popleft() if self._queue else IDLE
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,268 @@
+"""Any map-style data set at an address: its own random transforms, made repeatable.
+
+Second in the way of the data, after `addresses`, where `views` has no vectorised form of what a data set does. The
+global random states that transforms draw from (`random`, NumPy's legacy one, torch's on the CPU, Albumentations' own)
+are set from the address's seed, the sample is read, and the states are put back. One thread a process. It costs one
+read of a sample for each of its views, unless the transform is given apart. A transform that draws from a generator
+of its own cannot be replayed; it is found out at construction and refused.
+"""
+
+import pickle
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from infer2train.addresses import Addresses, Purpose, integers, seeds, words
+from infer2train.source import Source
+
+_VIEW, _LOADING, _COLLATING = 0, 1, 2
+"""What the generators are seeded for: the slots of Purpose.PARAMETER."""
+
+_MOST_TRANSFORMS = 1000
+"""Containers with more items hold samples, where no transform need be looked for."""
+
+
+class Replay(Source):
+    """A map-style data set whose random transforms follow the address.
+
+    Every address sets all global generators anew and reads `dataset[id]` with a plain int. The generators are back in
+    their state when `batch` returns or raises. CUDA's are never touched.
+
+    Args:
+        dataset: has `__getitem__` and `__len__`; its items may be anything that `collate_fn` takes.
+        collate_fn: makes a batch of a list of items, such as `DataLoader.collate_fn`. What it draws follows the first
+            address of the batch.
+        transform: the random transform, where `dataset` is un-augmented. Consecutive addresses of one id then read the
+            sample once. It gets the item, or the first element of an item that is a tuple or a list, and must not
+            change it in place.
+        check: read a few addresses twice at construction and compare.
+
+    Raises:
+        ValueError: the data set has no ids, or gave something else at the same address when it was read again.
+
+    Example:
+        >>> from torch.utils.data import default_collate
+        >>> source = Replay([1.0, 2.0], default_collate, transform=lambda x: x + random.random())
+        >>> here = Addresses(np.array([1, 1]), np.array([7, 8]))
+        >>> bool((source.batch(here) == source.batch(here)).all())
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset[Any]",
+        collate_fn: Callable[[list[Any]], Any],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        check: bool = True,
+    ) -> None:
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                "a data set must be map-style, so that a sample can be read again by its id: got an IterableDataset; "
+                "give it __getitem__ and __len__"
+            )
+        self._dataset: Any = dataset
+        self._collate_fn = collate_fn
+        self._transform = transform
+        self._albumentations = _find_albumentations([dataset, transform, collate_fn])
+        if check and len(self) > 0:
+            self._check_repeatable()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batch(self, addresses: Addresses) -> Any:
+        with _state_kept(self._albumentations):
+            items = self._items(addresses)
+            self._seed(words(int(addresses.seeds[0]), Purpose.PARAMETER, slot=_COLLATING))
+            return self._collate_fn(items)
+
+    def _items(self, addresses: Addresses) -> list[Any]:
+        """The samples under their seeds, in order. Leaves the generators moved."""
+        views = np.stack(words(addresses.seeds, Purpose.PARAMETER, slot=_VIEW), axis=1).tolist()
+        loadings = np.stack(words(addresses.ids, Purpose.PARAMETER, slot=_LOADING), axis=1).tolist()
+        items: list[Any] = []
+        loaded_id, loaded = None, None
+        for (sample_id, seed), view, loading in zip(addresses, views, loadings, strict=True):
+            try:
+                if self._transform is None:
+                    self._seed(view)
+                    items.append(self._dataset[sample_id])
+                    continue
+                if sample_id != loaded_id:
+                    self._seed(loading)
+                    loaded_id, loaded = sample_id, self._dataset[sample_id]
+                self._seed(view)
+                items.append(_transformed(loaded, self._transform))
+            except Exception as error:
+                error.add_note(f"while reading sample {sample_id} under seed {seed}")
+                raise
+        return items
+
+    def _seed(self, four_words: Sequence[int]) -> None:
+        _seed_global(four_words)
+        if self._albumentations:
+            last = int(four_words[3])
+            for transform in self._albumentations:
+                # Not set_random_seed: it gives each transform of a Compose a generator of its own in the same state, so
+                # that all those of one probability would fire together.
+                transform.set_random_state(np.random.default_rng(last), random.Random(last))
+
+    def _check_repeatable(self) -> None:
+        ids = np.repeat(integers(len(self), 0, Purpose.PROBE, slot=np.arange(2)), 4)
+        probes = Addresses(ids, seeds(0, Purpose.PROBE, slot=np.arange(8)))
+        with _state_kept(self._albumentations):
+            first = self._items(probes)
+            _ = random.random(), np.random.random(), torch.rand(1)
+            again = self._items(probes[::-1])[::-1]
+        for (sample_id, seed), before, after in zip(probes, first, again, strict=True):
+            if (leaf := _difference(before, after)) is not None:
+                raise ValueError(
+                    f"a data set must give the same item whenever it is read at the same address: got another {leaf} "
+                    f"of sample {sample_id} under seed {seed} the second time. Likely causes: a private generator (as "
+                    "np.random.default_rng() or torch.Generator()) held by the data set or a transform, a transform "
+                    "that changes its argument in place, a counter or a cache, several threads, the clock. Draw from "
+                    "`random`, np.random or torch's global generator instead, or pass check=False and do without "
+                    "repeatable draws"
+                )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, the global generators of `random`, NumPy and torch (CPU) follow this seed; after, they are as before.
+
+    Example:
+        >>> with seeded(7):
+        ...     first = random.random()
+        >>> with seeded(7):
+        ...     first == random.random()
+        True
+    """
+    with _state_kept(()):
+        _seed_global(words(seed, Purpose.PARAMETER, slot=_VIEW))
+        yield
+
+
+def _seed_global(four_words: Sequence[int]) -> None:
+    """Seed each generator with a word of its own: `random` and NumPy are one algorithm, and would draw the same."""
+    python, legacy, tensor, _ = (int(word) for word in four_words)
+    random.seed(python)
+    np.random.seed(legacy)
+    torch.default_generator.manual_seed(tensor)  # torch.manual_seed would seed CUDA too
+
+
+@contextmanager
+def _state_kept(albumentations: Iterable[Any]) -> Iterator[None]:
+    """Put every random state back at the end, also after an exception."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    parts = [(part, part.random_generator, part.py_random) for part in _all_parts(albumentations)]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+        for part, generator, py_random in parts:
+            # Only replaced, never moved, by set_random_state.
+            part.random_generator, part.py_random = generator, py_random
+
+
+def _transformed(item: Any, transform: Callable[[Any], Any]) -> Any:
+    """The item with its first element transformed, if it is a tuple or a list, else transformed as a whole."""
+    if not isinstance(item, tuple | list):
+        return transform(item)
+    parts = [transform(item[0]), *item[1:]]
+    named = isinstance(item, tuple) and type(item) is not tuple
+    return type(item)(*parts) if named else type(item)(parts)
+
+
+def _difference(first: Any, second: Any, path: str = "item") -> str | None:
+    """The path of the first leaf in which two items differ in any bit, e.g. `item['image']`; None if they are equal."""
+    if type(first) is not type(second):
+        return path
+    if isinstance(first, dict):
+        if list(first) != list(second):
+            return path
+        found = (_difference(first[key], second[key], f"{path}[{key!r}]") for key in first)
+        return next((leaf for leaf in found if leaf is not None), None)
+    if isinstance(first, tuple | list):
+        if len(first) != len(second):
+            return path
+        found = (_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True)))
+        return next((leaf for leaf in found if leaf is not None), None)
+    return None if _bits(first) == _bits(second) else path
+
+
+def _bits(leaf: Any) -> Any:
+    """Something equal for two leaves of one type if and only if all their bits are."""
+    if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+        leaf = leaf.detach().cpu().contiguous()
+        return leaf.dtype, leaf.shape, leaf.flatten().view(torch.uint8).numpy().tobytes()
+    if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+        return leaf.dtype, leaf.shape, leaf.tobytes()
+    try:
+        return pickle.dumps(leaf)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return None  # what cannot be pickled cannot be compared
+
+
+def _find_albumentations(roots: list[Any]) -> list[Any]:
+    """The outermost Albumentations transforms that attributes, containers and closures lead to from here."""
+    if "albumentations" not in sys.modules:
+        return []
+    from albumentations.core.composition import BaseCompose
+    from albumentations.core.transforms_interface import BasicTransform
+
+    found: list[Any] = []
+    seen: dict[int, Any] = {}  # holds what it has seen, so that no id is used again
+    waiting = list(roots)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, BaseCompose | BasicTransform):
+            found.append(thing)
+        else:
+            waiting.extend(_inside(thing))
+    return found
+
+
+def _inside(thing: Any) -> list[Any]:
+    """What an object holds that may be, or lead to, a transform."""
+    if isinstance(thing, type | ModuleType | np.ndarray | torch.Tensor | str | bytes | int | float):
+        return []
+    if isinstance(thing, dict | list | tuple | set):
+        held = thing.values() if isinstance(thing, dict) else thing
+        return list(held) if len(thing) <= _MOST_TRANSFORMS else []
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, MethodType):
+        return [thing.__self__]
+    if isinstance(thing, FunctionType):
+        return [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
+    return list(getattr(thing, "__dict__", {}).values())
+
+
+def _is_empty(cell: CellType) -> bool:
+    """Whether a variable of a closure has no value yet."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+def _all_parts(transforms: Iterable[Any]) -> Iterator[Any]:
+    """Each of these Albumentations transforms and all that they are composed of."""
+    for transform in transforms:
+        yield transform
+        yield from _all_parts(getattr(transform, "transforms", ()))

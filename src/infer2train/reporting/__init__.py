@@ -1,0 +1,1 @@
+"""What a run did, for people: summaries, tables, curves, contact sheets and one self-contained HTML file."""

@@ -1,0 +1,114 @@
+"""Curves over epochs or steps, averaged over seeds.
+
+Between `runs`, which reads the rows, and `plots`, which draws. `thinned` averages neighbours where there are more
+points than a page can show, and keeps their extremes as the band.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from infer2train.reporting.runs import Run, logged
+from infer2train.statistics import mean_std
+
+MOST_POINTS = 250
+"""A page shows this many points of a line apart."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line and the band around it.
+
+    Args:
+        x: epochs or steps, ascending.
+        mean: over the seeds that have a value there, in the unit of the values.
+        low: lower edge of the band; `mean` itself where there is no band.
+        high: upper edge, likewise.
+    """
+
+    x: Int64[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"]
+    high: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def since(self, x: int) -> "Curve":
+        """The part from `x` on."""
+        kept = self.x >= x
+        return Curve(self.x[kept], self.mean[kept], self.low[kept], self.high[kept])
+
+
+@dataclass(frozen=True)
+class ErrorCurves:
+    """The error curves of one method, as fractions by epoch.
+
+    Args:
+        validation: on the test set.
+        mined: on the views that were trained on.
+        random: on random views of training samples.
+    """
+
+    validation: Curve
+    mined: Curve
+    random: Curve
+
+
+def across_seeds(values: Sequence[Mapping[int, float]]) -> Curve:
+    """Mean at every x that any seed has, with a band of one sample standard deviation over seeds to either side.
+
+    Args:
+        values: for each seed, value by epoch or step.
+
+    Example:
+        >>> across_seeds([{0: 1.0, 1: 3.0}, {0: 2.0}]).mean.tolist()
+        [1.5, 3.0]
+    """
+    positions = sorted({x for seed in values for x in seed})
+    pairs = [mean_std([seed[x] for seed in values if x in seed]) for x in positions]
+    mean = np.array([mean for mean, _ in pairs], dtype=np.float64)
+    std = np.array([std or 0.0 for _, std in pairs], dtype=np.float64)
+    return Curve(np.array(positions, dtype=np.int64), mean, mean - std, mean + std)
+
+
+def errors_of(runs: Sequence[Run]) -> ErrorCurves:
+    """The three error curves of one method's runs."""
+
+    def of(name: str) -> Curve:
+        return across_seeds([logged(run.epochs, "epoch", name) for run in runs])
+
+    return ErrorCurves(of("test_error"), of("train_error_mined"), of("train_error_random"))
+
+
+def step_curve(runs: Sequence[Run], name: str, *, points: int) -> Curve:
+    """One field of the step rows over steps: every row if a page can show them, else `points` averages."""
+    curve = across_seeds([logged(run.steps, "step", name) for run in runs])
+    return curve if len(curve) <= MOST_POINTS else thinned(curve, points)
+
+
+def thinned(curve: Curve, points: int) -> Curve:
+    """At most `points` points, each the mean of equally many neighbours and the extremes of their bands.
+
+    A point stands at the last of its positions.
+
+    Args:
+        curve: of any length.
+        points: at least 1.
+
+    Returns:
+        The curve itself if it is short enough.
+    """
+    if len(curve) <= points:
+        return curve
+    size = -(-len(curve) // points)
+    starts = np.arange(0, len(curve), size)
+    counts = np.diff(np.append(starts, len(curve)))
+    return Curve(
+        curve.x[starts + counts - 1],
+        np.add.reduceat(curve.mean, starts) / counts,
+        np.minimum.reduceat(curve.low, starts),
+        np.maximum.reduceat(curve.high, starts),
+    )

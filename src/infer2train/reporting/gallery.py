@@ -1,0 +1,136 @@
+"""The gallery: for a few samples of a run, all their views, the oracle's losses and which view was chosen.
+
+The training loop saves it beside the run; the report shows it. Pixels and scores are kept in safetensors, the rest in
+JSON: nothing is executed when it is read.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+TENSORS, INDEX = "gallery.safetensors", "gallery.json"
+SMALLEST, LARGEST = 64, 160
+"""Height and width in pixels between which a view is shown."""
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One sample of one draw with all its views.
+
+    Args:
+        epoch: counted from 0.
+        draw: counted from 0 over the run.
+        sample_id: which sample.
+        label: its class, by name or number.
+        pixels: its views, uint8; c is 1 (grey) or 3 (red, green, blue).
+        scores: the oracle's score of each view, its loss by default.
+        chosen: which view was trained on.
+    """
+
+    epoch: int
+    draw: int
+    sample_id: int
+    label: str
+    pixels: UInt8[np.ndarray, "g h w c"]
+    scores: Float[np.ndarray, " g"]
+    chosen: int
+
+    def __post_init__(self) -> None:
+        views, _, _, channels = self.pixels.shape
+        if self.scores.shape != (views,) or not 0 <= self.chosen < views or channels not in (1, 3):
+            raise ValueError(
+                "a gallery row needs one score for each view, a chosen view among them, and 1 or 3 channels: got "
+                f"pixels {self.pixels.shape}, scores {self.scores.shape}, chosen {self.chosen}; log another draw"
+            )
+
+    def ranking(self) -> list[int]:
+        """The views from the highest score to the lowest, those that are not a number last."""
+        return sorted(range(len(self.scores)), key=lambda view: (np.isnan(self.scores[view]), -self.scores[view], view))
+
+
+def save_gallery(folder: Path, rows: Sequence[GalleryRow]) -> None:
+    """Write `gallery.safetensors` and `gallery.json` into an existing folder, each whole or not at all.
+
+    Args:
+        folder: the run's.
+        rows: any number, also of different sizes.
+    """
+    from safetensors.numpy import save
+
+    tensors = {}
+    for number, row in enumerate(rows):
+        tensors[f"{number}.pixels"] = np.ascontiguousarray(row.pixels)
+        tensors[f"{number}.scores"] = np.ascontiguousarray(row.scores)
+    index = [
+        {"epoch": row.epoch, "draw": row.draw, "sample_id": row.sample_id, "label": row.label, "chosen": row.chosen}
+        for row in rows
+    ]
+    _replace(folder / TENSORS, save(tensors))
+    _replace(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
+
+
+def load_gallery(folder: Path) -> list[GalleryRow]:
+    """The rows that `save_gallery` wrote; none where there is no gallery.
+
+    Raises:
+        ValueError: the two files do not belong together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not ((folder / INDEX).is_file() and (folder / TENSORS).is_file()):
+        return []
+    try:
+        tensors = load((folder / TENSORS).read_bytes())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [
+            GalleryRow(pixels=tensors[f"{number}.pixels"], scores=tensors[f"{number}.scores"], **entry)
+            for number, entry in enumerate(index)
+        ]
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{INDEX} and {TENSORS} must have been written together: got {error!r} in {folder}; remove both to report "
+            "without a gallery"
+        ) from error
+
+
+def spread(rows: Sequence[GalleryRow], count: int) -> list[GalleryRow]:
+    """At most `count` rows, from the first to the last at equal distances."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[position] for position in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """One view as a PNG of 64 to 160 pixels: a small one with every pixel a whole square, a large one reduced.
+
+    Args:
+        pixels: uint8; c is 1 (grey) or 3 (red, green, blue).
+    """
+    from PIL import Image
+
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if (factor := -(-SMALLEST // max(image.size))) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def data_uri(pixels: UInt8[np.ndarray, "h w c"]) -> str:
+    """One view for the `src` of an HTML image."""
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside the file and rename, so that a reader sees the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,211 @@
+"""The figures of a report, each as one SVG element to stand inside a page.
+
+Which numbers are drawn is decided in `report`; how a figure becomes an element of a page in `svg`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infer2train.reporting.curves import Curve, ErrorCurves
+from infer2train.reporting.svg import INK, MUTED, SERIES, drawn
+from infer2train.statistics import PairedDifference
+
+
+class Style(NamedTuple):
+    """How one method looks in every figure: never by colour alone."""
+
+    colour: str
+    marker: str
+    symbol: str
+
+
+MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
+"""The shape on a line, and the letter that looks like it for the page's legend."""
+PARTS = {
+    "training": "#5f6b7a",
+    "views": "#0b7f81",
+    "scoring": "#2063ca",
+    "publishing": "#8b44ad",
+    "evaluation": "#b86a01",
+    "checkpoint": "#1a8755",
+    "other": "#aab3be",
+}
+"""The parts of the wall-clock, in the order of the bar. White letters can be read on all but the last."""
+
+
+def styles(methods: Sequence[str], baseline: str | None) -> dict[str, Style]:
+    """One style for each method: the baseline's is red, the others follow in order, beginning with blue."""
+    others = [method for method in methods if method != baseline]
+    numbered = {method: 1 + number % (len(SERIES) - 1) for number, method in enumerate(others)}
+    return {method: Style(SERIES[n], *MARKERS[n]) for method in methods for n in [numbered.get(method, 0)]}
+
+
+def error_curves(
+    curves: Mapping[str, ErrorCurves], looks: Mapping[str, Style], *, first_epoch: int = 0, title: str = "Error curves"
+) -> str:
+    """Error over epochs in the form of the paper's figure 1: training dotted, validation solid, bands of one deviation.
+
+    A panel of the final epochs shows the validation error alone: training errors lie far off and would flatten it.
+
+    Args:
+        curves: by method, as fractions.
+        looks: the methods' styles.
+        first_epoch: where the panel begins: 0 for panel (a), the final epochs for panel (b).
+        title: what a screen reader says.
+
+    Returns:
+        One `<svg>` element.
+    """
+
+    def draw(axes: Any) -> None:
+        for method, found in curves.items():
+            look = looks[method]
+            random, mined, validation = (
+                _percent(curve.since(first_epoch)) for curve in (found.random, found.mined, found.validation)
+            )
+            if first_epoch == 0:
+                _line(axes, random, look.colour, linestyle=(0, (5, 1.6, 1, 1.6)), width=0.9)
+                _line(axes, mined, look.colour, linestyle=(0, (1, 1.5)), width=1.3)
+            _line(axes, validation, look.colour, width=1.7, marker=look.marker)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel("error, %")
+        if first_epoch == 0:
+            axes.set_ylim(bottom=0)
+
+    return drawn(f"errors-{first_epoch}", title, 2.9, draw)
+
+
+def step_curves(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, label: str, title: str, zero: bool) -> str:
+    """One quantity over steps, a line for each method.
+
+    Args:
+        curves: by method.
+        looks: the methods' styles.
+        label: the quantity with its unit.
+        title: what a screen reader says.
+        zero: whether the axis begins at 0.
+
+    Returns:
+        One `<svg>` element.
+    """
+
+    def draw(axes: Any) -> None:
+        for method, found in curves.items():
+            _line(axes, found, looks[method].colour, width=1.3, marker=looks[method].marker)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+        if zero:
+            axes.set_ylim(bottom=0)
+
+    return drawn(f"steps-{label}", title, 2.4, draw)
+
+
+def time_budget(seconds: Mapping[str, Mapping[str, float]], *, title: str = "Time budget") -> str:
+    """Where the wall-clock went: one stacked bar for each method, with the share of every large part.
+
+    Args:
+        seconds: by method, seconds of each part and of their `total`; what no part explains is drawn as `other`.
+        title: what a screen reader says.
+
+    Returns:
+        One `<svg>` element.
+    """
+    unit, divisor = _unit(max((sum(budget(parts).values()) for parts in seconds.values()), default=0.0))
+
+    def draw(axes: Any) -> None:
+        for row, parts in enumerate(seconds.values()):
+            left, total = 0.0, sum(budget(parts).values()) / divisor
+            for name, value in budget(parts).items():
+                width = value / divisor
+                axes.barh(row, width, left=left, height=0.62, color=PARTS[name], edgecolor="none")
+                if total and width / _widest(seconds, divisor) > 0.08:
+                    axes.text(left + width / 2, row, f"{100 * width / total:.0f} %", ha="center", va="center",
+                              fontsize=8, color="#ffffff" if name != "other" else "#10151b")  # fmt: skip
+                left += width
+        axes.set_yticks(range(len(seconds)), list(seconds))
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+
+    return drawn("budget", title, 0.7 + 0.34 * len(seconds), draw)
+
+
+def difference_intervals(differences: Mapping[str, PairedDifference], looks: Mapping[str, Style]) -> str:
+    """Each method's difference from the baseline with its 95 % interval, beside the line of no difference.
+
+    Args:
+        differences: by method, of fractions.
+        looks: the methods' styles.
+
+    Returns:
+        One `<svg>` element.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        for row, (method, found) in enumerate(differences.items()):
+            look = looks[method]
+            if found.low is not None and found.high is not None:
+                axes.plot([100 * found.low, 100 * found.high], [row, row], color=look.colour, linewidth=2.0)
+            axes.plot([100 * found.mean], [row], marker=look.marker, markersize=6, color=look.colour)
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(differences) - 0.4, -0.6)
+        axes.margins(x=0.08)
+        axes.set_xlabel("difference in test error, points (left: fewer errors)")
+
+    return drawn(
+        "differences", "Differences from the baseline with 95 % intervals", 0.75 + 0.34 * len(differences), draw
+    )
+
+
+def parts_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """The parts that `time_budget` draws and their colours, for a legend."""
+    drawn_parts = {name for parts in seconds.values() for name in budget(parts)}
+    return {name: colour for name, colour in PARTS.items() if name in drawn_parts}
+
+
+def budget(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The parts in the order of the bar, with what they leave of the total as `other`."""
+    parts = {name: seconds[name] for name in PARTS if name in seconds}
+    rest = seconds.get("total", 0.0) - sum(parts.values())
+    return {**parts, "other": rest} if rest > 0.005 * seconds.get("total", 0.0) else parts
+
+
+def _widest(seconds: Mapping[str, Mapping[str, float]], divisor: float) -> float:
+    """The longest bar, in the axis' unit."""
+    return max(sum(budget(parts).values()) for parts in seconds.values()) / divisor
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The unit in which a time reads best, and its length in seconds."""
+    if seconds < 180:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
+
+
+def _percent(curve: Curve) -> Curve:
+    """Fractions as per cent."""
+    return Curve(curve.x, 100 * curve.mean, 100 * curve.low, 100 * curve.high)
+
+
+def _line(axes: Any, curve: Curve, colour: str, *, width: float, linestyle: Any = "-", marker: str = "") -> None:
+    """A curve with its band; about six markers on it, so that it can be told without its colour."""
+    if not len(curve):
+        return
+    every = max(1, len(curve) // 6)
+    first = every * [marker for marker, _ in MARKERS].index(marker) // len(MARKERS) if marker else 0
+    axes.plot(
+        curve.x, curve.mean, color=colour, linewidth=width, linestyle=linestyle,
+        marker=marker, markersize=3.6, markevery=(first, every), markeredgewidth=0,
+    )  # fmt: skip
+    if np.any(curve.high > curve.low):
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.14, linewidth=0)

@@ -1,0 +1,163 @@
+"""`report.html`: one self-contained page about a run or a comparison.
+
+Last in `reporting`: it reads (`runs`, `gallery`), sums up (`summary`, `curves`), draws (`plots`) and fills the template
+`report.html.j2` beside this file. The page asks the network for nothing, and the same folder gives the same bytes.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infer2train.reporting import plots, sections, tables
+from infer2train.reporting.curves import Curve, ErrorCurves, errors_of, step_curve
+from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, spread
+from infer2train.reporting.runs import Run, RunSet, read
+from infer2train.reporting.summary import MethodSummary, summaries
+from infer2train.reporting.svg import SERIES
+
+REPORT, TEMPLATE = "report.html", "report.html.j2"
+FINAL_PART = 9
+"""Panel (b) shows the last ninth of the epochs: 10 of the paper's 90."""
+GALLERY_ROWS = 12
+"""Samples shown, over all methods."""
+
+Something = TypeVar("Something", Curve, dict[str, float])
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a run folder or a comparison folder.
+
+    Args:
+        folder: as the trainer left it; also while it still runs, and after a kill.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: the folder holds no run.
+
+    Example:
+        >>> write_report(Path("runs/first"))  # doctest: +SKIP
+        PosixPath('runs/first/report.html')
+    """
+    page = _template().render(context(read(folder)))
+    path = folder / REPORT
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def context(runs: RunSet) -> dict[str, Any]:
+    """Everything that the template shows, by the name it has there."""
+    lines = summaries(runs)
+    shown = {method: runs.shown(method) for method in runs.methods if runs.of(method)}
+    seconds = _present({method: _mean_seconds(found) for method, found in shown.items()})
+    looks = plots.styles(runs.methods, runs.baseline or "baseline")
+    return {
+        "title": runs.folder.resolve().name,
+        "comparison": runs.baseline is not None,
+        "subject": sections.subject(runs),
+        "data_notes": sections.data_notes(runs.runs.values()),
+        "state": sections.state(runs),
+        "summaries": lines,
+        "baseline": runs.baseline,
+        "seeds": runs.seeds,
+        "looks": looks,
+        "series": SERIES,
+        "facts": sections.facts(runs) if runs.baseline is None else [],
+        "figures": {
+            **_error_figures({method: errors_of(found) for method, found in shown.items()}, looks),
+            **_difference_figure(lines, looks),
+            **_step_figures(shown, looks),
+            **({"budget": plots.time_budget(seconds)} if seconds else {}),
+        },
+        "parts": plots.parts_of(seconds),
+        "galleries": _galleries(runs),
+        "settings": sections.settings(runs),
+        "machines": sections.machines(runs.runs.values()),
+        "commands": sections.commands(runs.runs.values()),
+        "notes": sections.notes(runs),
+    }
+
+
+def _template() -> Any:
+    """The page's template, with the words of `tables` as filters; whatever is not ours is escaped."""
+    import jinja2
+    from markupsafe import Markup
+
+    source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "minus": lambda text: str(text).replace("-", "\N{MINUS SIGN}"),
+        "percent": tables.percent,
+        "error": tables.error,
+        "points": tables.points,
+        "difference": tables.difference,
+        "outlook": tables.outlook,
+        "duration": tables.duration,
+        "share": tables.share,
+        "seeds": tables.seeds,
+        "image": data_uri,
+        "figure": Markup,
+        "setting": sections.setting,
+    }
+    return environment.from_string(source)
+
+
+def _step_figures(shown: dict[str, list[Run]], looks: dict[str, plots.Style]) -> dict[str, str]:
+    """Loss and lag over steps, where any method logged them."""
+    figures = {}
+    for name, label, points in (("loss", "training loss", 200), ("lag", "lag, steps", 50)):
+        if curves := _present({method: step_curve(found, name, points=points) for method, found in shown.items()}):
+            title = f"{label} over steps"
+            figures[name] = plots.step_curves(curves, looks, label=label, title=title, zero=name == "lag")
+    return figures
+
+
+def _difference_figure(lines: Sequence[MethodSummary], looks: dict[str, plots.Style]) -> dict[str, str]:
+    """The differences with their intervals, once one has an interval."""
+    differences = {line.method: line.difference for line in lines if line.difference is not None}
+    if all(found.low is None for found in differences.values()):
+        return {}
+    return {"differences": plots.difference_intervals(differences, looks)}
+
+
+def _error_figures(curves: dict[str, ErrorCurves], looks: dict[str, plots.Style]) -> dict[str, str]:
+    """Panels (a), all epochs, and (b), the final ones."""
+    last = max((int(found.validation.x[-1]) for found in curves.values() if len(found.validation)), default=-1)
+    if last < 0:
+        return {}
+    figures = {"errors": plots.error_curves(curves, looks, title="Error over all epochs")}
+    first = last + 1 - max(3, round((last + 1) / FINAL_PART))
+    if first > 0:
+        title = f"Error over the final epochs, from {first}"
+        figures["final_errors"] = plots.error_curves(curves, looks, first_epoch=first, title=title)
+    return figures
+
+
+def _galleries(runs: RunSet) -> list[tuple[str, int, list[GalleryRow], int]]:
+    """For each method with a gallery: its name, the run's seed, the rows shown, how many there are."""
+    found = []
+    for method in runs.methods:
+        for run in runs.shown(method):
+            if rows := load_gallery(run.folder):
+                found.append((method, run.seed, rows))
+                break
+    each = max(3, GALLERY_ROWS // max(1, len(found)))
+    return [(method, seed, spread(rows, each), len(rows)) for method, seed, rows in found]
+
+
+def _present(found: dict[str, Something]) -> dict[str, Something]:
+    """The methods that have something to show."""
+    return {method: value for method, value in found.items() if len(value)}
+
+
+def _mean_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """Mean seconds of each part over the runs that were timed."""
+    timed = [run.seconds for run in runs if run.seconds.get("total")]
+    names = dict.fromkeys(name for seconds in timed for name in seconds)
+    return {name: sum(seconds.get(name, 0.0) for seconds in timed) / len(timed) for name in names}

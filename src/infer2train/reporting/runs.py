@@ -1,0 +1,196 @@
+"""Run and comparison folders, read: the configuration and the rows of `metrics.jsonl`, as plain Python.
+
+The first of the reporting modules: the others take what is read here and open no metrics themselves. Nothing is
+averaged here (`summary` and `curves` do that), and nothing is written.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, Any]
+
+METRICS, CONFIG, COMPARISON = "metrics.jsonl", "config.yaml", "comparison.json"
+MINING = ("views", "scoring", "publishing")
+"""The parts of the wall-clock that count as scoring: candidates' views, their scores, the oracle's weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder as it stands, finished or not.
+
+    Args:
+        folder: where it is.
+        method: the one planned or configured; the folder's name for a loop of the user's own.
+        seed: the one planned or configured; 0 where there is none.
+        config: the flat mapping of `config.yaml`; empty for a loop of the user's own.
+        starts: one row for each time it was started.
+        steps: the last row of each step: a resumed run logs the steps behind its checkpoint again.
+        epochs: the last row of each epoch, counted from 0.
+        events: in the order in which they happened.
+        unreadable: lines that a kill cut short.
+    """
+
+    folder: Path
+    method: str
+    seed: int
+    config: dict[str, Any]
+    starts: tuple[Row, ...]
+    steps: tuple[Row, ...]
+    epochs: tuple[Row, ...]
+    events: tuple[Row, ...]
+    unreadable: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its epochs are done; without epochs, whether it said so."""
+        if self.epochs and self.config.get("epochs"):
+            return int(self.epochs[-1]["epoch"]) + 1 >= int(self.config["epochs"])
+        return any(row.get("event") == "finished" for row in self.events)
+
+    @property
+    def test_error(self) -> float | None:
+        """Test error after the last epoch so far, a fraction."""
+        return self.epochs[-1].get("test_error") if self.epochs else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock of each part, summed over the epochs; empty where no epoch was timed."""
+        total: dict[str, float] = {}
+        for row in self.epochs:
+            for name, value in (row.get("seconds") or {}).items():
+                if value is not None:
+                    total[name] = total.get(name, 0.0) + value
+        return total
+
+    @property
+    def scoring_share(self) -> float | None:
+        """Part of the wall-clock that mining took, 0 to 1: timed over epochs, else the mean of what steps logged."""
+        seconds = self.seconds
+        if seconds.get("total") and "scoring" in seconds:
+            return sum(seconds.get(name, 0.0) for name in MINING) / seconds["total"]
+        shares = list(logged(self.steps, "step", "scoring_share").values())
+        return sum(shares) / len(shares) if shares else None
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """A run folder, or a comparison folder with all its runs.
+
+    Args:
+        folder: where it is.
+        methods: in the order of the comparison.
+        seeds: those asked for.
+        baseline: the method that the others are compared with; None for a single run.
+        runs: those that exist, by method and seed.
+    """
+
+    folder: Path
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str | None
+    runs: dict[tuple[str, int], Run]
+
+    def of(self, method: str) -> list[Run]:
+        """The runs of one method, by seed."""
+        return [self.runs[method, seed] for seed in self.seeds if (method, seed) in self.runs]
+
+    def shown(self, method: str) -> list[Run]:
+        """The runs that its curves are drawn from: the finished ones, or all while none is."""
+        runs = self.of(method)
+        return [run for run in runs if run.finished] or runs
+
+
+def read(folder: Path) -> RunSet:
+    """A run folder or a comparison folder.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if (folder / COMPARISON).is_file():
+        return _read_comparison(folder)
+    if not (folder / METRICS).is_file():
+        raise ValueError(
+            f"a report needs a folder with {METRICS} or {COMPARISON}: got {folder}; give the folder of a run, such as "
+            "runs/NAME"
+        )
+    run = read_run(folder)
+    return RunSet(folder, (run.method,), (run.seed,), None, {(run.method, run.seed): run})
+
+
+def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> Run:
+    """One run folder, of the method and seed that a comparison planned; files that it does not have count as empty."""
+    rows, unreadable = _read_rows(folder / METRICS)
+    config = _read_config(folder / CONFIG)
+    kinds: dict[str, list[Row]] = {"start": [], "step": [], "epoch": [], "event": []}
+    for row in rows:
+        kinds.get(row.get("kind", ""), []).append(row)
+    return Run(
+        folder=folder,
+        method=method or str(config.get("method") or folder.resolve().name),
+        seed=int(config.get("seed") or 0) if seed is None else seed,
+        config=config,
+        starts=tuple(kinds["start"]),
+        steps=_last_of_each(kinds["step"], "step"),
+        epochs=_last_of_each(kinds["epoch"], "epoch"),
+        events=tuple(kinds["event"]),
+        unreadable=unreadable,
+    )
+
+
+def logged(rows: Iterable[Row], key: str, name: str) -> dict[int, float]:
+    """The values of one field by step or epoch, without the rows that have none."""
+    return {int(row[key]): float(row[name]) for row in rows if row.get(name) is not None}
+
+
+def _read_comparison(folder: Path) -> RunSet:
+    """The comparison and those of its runs that were started."""
+    plan = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
+    methods, seeds = tuple(map(str, plan["methods"])), tuple(map(int, plan["seeds"]))
+    folders = {(method, seed): folder / f"{method}-seed{seed}" for method in methods for seed in seeds}
+    runs = {key: read_run(path, *key) for key, path in folders.items() if (path / METRICS).is_file()}
+    return RunSet(folder, methods, seeds, str(plan.get("baseline") or methods[0]), runs)
+
+
+def _read_rows(path: Path) -> tuple[list[Row], int]:
+    """The rows, and how many lines are none. NaN and infinities become None: they cannot be drawn."""
+    rows: list[Row] = []
+    unreadable = 0
+    if not path.is_file():
+        return rows, 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            unreadable += 1
+    return rows, unreadable
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The flat mapping, empty where there is no file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} must hold a mapping of settings: got {type(config).__name__}; restore it or remove it"
+        )
+    return config
+
+
+def _last_of_each(rows: list[Row], key: str) -> tuple[Row, ...]:
+    """The last row for each value of `key`, in order of `key`."""
+    last = {int(row[key]): row for row in rows if row.get(key) is not None}
+    return tuple(last[value] for value in sorted(last))

@@ -1,0 +1,154 @@
+"""The parts of a report that are words: what was run, how far it is, on what, with which settings, what went wrong.
+
+Beside `plots`, which makes the parts that are pictures; `report` puts both on the page. Whatever a folder does not hold
+is left out here, so the page has no empty rows.
+"""
+
+import shlex
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from infer2train.reporting import tables
+from infer2train.reporting.runs import CONFIG, Row, Run, RunSet, logged
+
+
+def subject(runs: RunSet) -> str:
+    """Model and data in a few words; empty where nothing is known."""
+    first: Run | None = next(iter(runs.runs.values()), None)
+    config = first.config if first else {}
+    return " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
+
+
+def state(runs: RunSet) -> str:
+    """How far it is; empty when all is finished."""
+    asked = len(runs.methods) * len(runs.seeds)
+    finished = sum(run.finished for run in runs.runs.values())
+    if finished == asked:
+        return ""
+    if runs.baseline is not None:
+        return f"{finished} of {asked} runs finished"
+    (run,) = runs.runs.values()
+    if run.epochs:
+        return f"not finished: {len(run.epochs)} of {run.config.get('epochs', '?')} epochs"
+    return f"logged up to step {run.steps[-1]['step']}" if run.steps else "nothing logged yet"
+
+
+def facts(runs: RunSet) -> list[tuple[str, str]]:
+    """The figures of a single run that are known, as (name, value with unit)."""
+    (run,) = runs.runs.values()
+    last = run.epochs[-1] if run.epochs else {}
+    lag = _mean(logged(run.steps, "step", "lag"))
+    speed = _mean(logged(run.steps, "step", "steps_per_second"))
+    found: list[tuple[str, Any, Callable[[Any], str]]] = [
+        ("Test error", last.get("test_error"), _percent),
+        ("Test error, top 5", last.get("test_top5_error"), _percent),
+        ("Training error, views trained on", last.get("train_error_mined"), _percent),
+        ("Training error, random views", last.get("train_error_random"), _percent),
+        ("Wall-clock", run.seconds.get("total"), tables.duration),
+        ("Spent on scoring", run.scoring_share, tables.share),
+        ("γ asked for", run.config.get("gamma"), str),
+        ("Mean lag", lag, lambda value: f"{value:.1f} steps"),
+        ("Speed", speed, lambda value: f"{value:.2f} steps/s"),
+        ("Steps", run.steps[-1]["step"] if run.steps else None, _grouped),
+    ]
+    return [(name, as_text(value)) for name, value, as_text in found if value is not None]
+
+
+def settings(runs: RunSet) -> dict[str, Any]:
+    """The settings that all runs share, and those that differ, by method; method and seed name the runs."""
+    configs = {method: runs.of(method)[0].config for method in runs.methods if runs.of(method)}
+    names = list(dict.fromkeys(name for config in configs.values() for name in config))
+    if runs.baseline is not None:
+        names = [name for name in names if name not in ("method", "seed")]
+    differing = [name for name in names if len({repr(config.get(name)) for config in configs.values()}) > 1]
+    shared = {name: next(iter(configs.values())).get(name) for name in names if name not in differing}
+    return {"shared": shared, "differing": differing, "by_method": configs}
+
+
+def machines(runs: Iterable[Run]) -> list[dict[str, str]]:
+    """The different machines and versions that the runs were started on, each once, with its first start."""
+    found: dict[str, dict[str, str]] = {}
+    for row in (row for run in runs for row in run.starts):
+        entries = {**(row.get("machine") or {}), **(row.get("versions") or {})}
+        plain = {name: setting(value) for name, value in entries.items()}
+        found.setdefault(repr(sorted(plain.items())), {**plain, "first started": _moment(row.get("time"))})
+    return list(found.values())
+
+
+def commands(runs: Iterable[Run]) -> list[str]:
+    """What makes each run again, from where the report was made."""
+    return [
+        f"infer2train train --config {shlex.quote((run.folder / CONFIG).as_posix())}"
+        for run in runs
+        if (run.folder / CONFIG).is_file()
+    ]
+
+
+def notes(runs: RunSet) -> list[tuple[str, str]]:
+    """What a reader must know besides the numbers: (where, what)."""
+    notes: list[tuple[str, str]] = []
+    for (method, seed), run in runs.runs.items():
+        where = f"{method}, seed {seed}" if runs.baseline is not None else ""
+        notes += [(_place(where, row), _event(row)) for row in run.events if row.get("event") != "finished"]
+        if nonfinite := round(sum(logged(run.steps, "step", "nonfinite_scores").values())):
+            notes.append((where, f"{nonfinite} scores were NaN or infinite; their candidates were passed over"))
+        if run.unreadable:
+            notes.append((where, f"{run.unreadable} unreadable lines of metrics.jsonl were left out, cut by a kill"))
+    if runs.baseline is not None and (missing := _missing(runs)):
+        notes.append(("", f"without a result yet, and left out of every mean: {missing}"))
+    return notes
+
+
+def _missing(runs: RunSet) -> str:
+    """The runs that have not finished, by name."""
+    pairs = [(method, seed) for method in runs.methods for seed in runs.seeds]
+    return ", ".join(f"{m} seed {s}" for m, s in pairs if (m, s) not in runs.runs or not runs.runs[m, s].finished)
+
+
+def _place(where: str, row: Row) -> str:
+    """The run and the step of an event."""
+    step = f"step {row['step']}" if row.get("step") is not None else ""
+    return ", ".join(part for part in (where, step) if part)
+
+
+def _event(row: Row) -> str:
+    """An event in words."""
+    return ": ".join(str(part) for part in (row.get("event"), row.get("message")) if part)
+
+
+def _grouped(value: int) -> str:
+    """A large number in groups of three digits."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _percent(value: float) -> str:
+    """A fraction in per cent with its sign."""
+    return f"{tables.percent(value)} %"
+
+
+def _mean(values: dict[int, float]) -> float | None:
+    """Mean of what was logged."""
+    return sum(values.values()) / len(values) if values else None
+
+
+def data_notes(runs: Iterable[Run]) -> list[str]:
+    """What is to be known of the data wherever its figures are shown, such as how its images were stored."""
+    notes = (run.config.get("data_note") for run in runs)
+    return list(dict.fromkeys(str(note) for note in notes if note))
+
+
+def setting(value: Any) -> str:
+    """A configured value as it stands in YAML; a dash for none."""
+    if value is None:
+        return tables.ABSENT
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _moment(time: Any) -> str:
+    """A start time: seconds since 1970 as UTC, anything else as it was written."""
+    if isinstance(time, int | float):
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return setting(time)

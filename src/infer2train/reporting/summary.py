@@ -1,0 +1,92 @@
+"""One line for each method of a comparison: its errors, its difference from the baseline, what it cost.
+
+Both the command line's table and the report's are made from this. Only finished runs count, and only seeds that a
+method and the baseline both finished are paired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer2train.reporting.runs import Run, RunSet, read
+from infer2train.statistics import PairedDifference, mean_std, paired_difference
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """What the finished runs of one method say. Errors are fractions.
+
+    Args:
+        method: its name.
+        test_errors: final test error by seed, of the finished runs.
+        mean: their mean; None where no run has finished.
+        std: their sample standard deviation; None for fewer than two.
+        difference: from the baseline, over the seeds that both have; None for the baseline and where there is none.
+        seconds: mean wall-clock of a finished run; None where it was not timed.
+        scoring_share: mean part of it spent on scoring, 0 to 1; None where it was not measured.
+        unfinished: seeds asked for that have no result yet.
+    """
+
+    method: str
+    test_errors: dict[int, float]
+    mean: float | None
+    std: float | None
+    difference: PairedDifference | None
+    seconds: float | None
+    scoring_share: float | None
+    unfinished: tuple[int, ...]
+
+
+def summarise(folder: Path) -> list[MethodSummary]:
+    """The summaries of a run folder (one) or a comparison folder (one for each method, in its order).
+
+    Raises:
+        ValueError: the folder holds no run.
+
+    Example:
+        >>> [line.method for line in summarise(Path("runs/first"))]  # doctest: +SKIP
+        ['baseline', 'nm-augment']
+    """
+    return summaries(read(folder))
+
+
+def summaries(runs: RunSet) -> list[MethodSummary]:
+    """As `summarise`, of folders already read."""
+    baseline = _errors(runs.of(runs.baseline)) if runs.baseline is not None else {}
+    return [_summary(runs, method, {} if method == runs.baseline else baseline) for method in runs.methods]
+
+
+def _summary(runs: RunSet, method: str, baseline: dict[int, float]) -> MethodSummary:
+    """One method's line."""
+    finished = [run for run in runs.of(method) if run.finished]
+    errors = _errors(finished)
+    mean, std = mean_std(list(errors.values())) if errors else (None, None)
+    return MethodSummary(
+        method=method,
+        test_errors=errors,
+        mean=mean,
+        std=std,
+        difference=_difference(errors, baseline),
+        seconds=_mean([run.seconds.get("total") for run in finished]),
+        scoring_share=_mean([run.scoring_share for run in finished]),
+        unfinished=tuple(seed for seed in runs.seeds if seed not in errors),
+    )
+
+
+def _errors(runs: Sequence[Run]) -> dict[int, float]:
+    """Final test error of the finished runs, by seed."""
+    return {run.seed: run.test_error for run in runs if run.finished and run.test_error is not None}
+
+
+def _difference(errors: dict[int, float], baseline: dict[int, float]) -> PairedDifference | None:
+    """From the baseline over common seeds; None where there is none."""
+    common = [seed for seed in errors if seed in baseline]
+    if not common:
+        return None
+    return paired_difference([errors[seed] for seed in common], [baseline[seed] for seed in common])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of those that were measured."""
+    measured = [value for value in values if value is not None]
+    return mean_std(measured)[0] if measured else None

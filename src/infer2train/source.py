@@ -1,0 +1,34 @@
+"""The contract of whatever can be read at an address.
+
+A source turns addresses into a batch, exactly as the user's `collate_fn` would have made it. `Replay` is the source
+over any map-style data set; `views.ImageViews` the vectorised one over images in memory.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from infer2train.addresses import Addresses
+
+
+class Source(ABC):
+    """Data that can be read at an address.
+
+    Called from the trainer's process and from `DataLoader` workers, by one thread a process. It must be picklable where
+    workers are spawned. What `batch` returns belongs to the caller. The same addresses give the same bits: alone, in a
+    larger list, in another process, after a resume.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many samples there are; ids are in [0, len)."""
+
+    @abstractmethod
+    def batch(self, addresses: Addresses) -> Any:
+        """The collated batch of these candidates, in their order.
+
+        Args:
+            addresses: at least one.
+
+        Returns:
+            What the user's `collate_fn` returns for the samples under their seeds: any pytree.
+        """

@@ -1,0 +1,211 @@
+"""Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from infer2train.addresses import Addresses
+from infer2train.config import RunConfig
+from infer2train.data.catalogue import default_cache_dir, load_data
+from infer2train.data.images import ImageData, ImageSplit
+from infer2train.data.subsets import hold_out, limit_split
+from infer2train.methods import Ramp
+from infer2train.miner import CHUNK_ON_CPU, MinedLoader, mine
+from infer2train.models.catalogue import build_model
+from infer2train.models.pixels import Pixels
+from infer2train.training.evaluation import every_sample, random_views
+from infer2train.views.catalogue import make_view
+from infer2train.views.identity import EvaluationCrop, Identity
+from infer2train.views.image_views import ImageViews
+from infer2train.views.view import View
+
+# Of scaled RGB images, as the paper's regimes have it; a grey image has the mean of both.
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, ready to train."""
+
+    config: RunConfig
+    data: ImageData
+    model: nn.Module
+    optimizer: SGD
+    loader: MinedLoader
+    training_images: ImageViews
+    evaluation_images: ImageViews
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch; the last incomplete batch is dropped."""
+        return len(self.loader)
+
+    def evaluation_addresses(self) -> Addresses:
+        """Every image that the run is evaluated on."""
+        return every_sample(len(self.evaluation_images))
+
+    def training_error_addresses(self, epoch: int) -> Addresses:
+        """Random views of training images, new ones each epoch."""
+        count = min(self.config.train_error_samples, len(self.training_images))
+        return random_views(len(self.training_images), count, self.config.seed, epoch)
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The run with everything decided that was left to the machine, so that a resumed run does not decide again."""
+    device = torch.device(config.device)
+    chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
+    return replace(
+        config,
+        threads=config.threads or available_cores(),
+        oracle_chunk=config.oracle_chunk or chunk,
+        data_cache=config.data_cache or str(default_cache_dir()),
+    )
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData, ImageSplit, ImageSplit]:
+    """The data set, what the run trains on, and what it is evaluated on: the test set, or images held back."""
+    data = load_data(
+        config.data,
+        cache_dir=Path(config.data_cache or default_cache_dir()),
+        image_size=config.image_size,
+        on_bad_image=config.on_bad_image,
+        progress=progress,
+    )
+    train, evaluation = data.train, data.test
+    if config.validation_split:
+        train, evaluation = hold_out(train, config.validation_split, config.seed)
+    if config.limit is not None:
+        train = limit_split(train, config.limit, config.seed)
+    if config.batch_size > len(train):
+        raise ValueError(
+            f"batch_size must be at most the number of training images: got {config.batch_size} for {len(train)} "
+            "images; lower --batch-size"
+        )
+    return data, train, evaluation
+
+
+def prepare(config: RunConfig, *, progress: bool = True) -> Run:
+    """Build the run that a resolved configuration describes.
+
+    Raises:
+        ValueError: data, model, method or device are not to be had; it says which and what there is.
+    """
+    device = torch_device(config.device)
+    torch.set_num_threads(config.threads or available_cores())
+    torch.manual_seed(config.seed)
+    if config.precision != "fp32" and config.method == "self-distill":
+        raise ValueError(
+            f"self-distill runs in fp32, since its penalty vanishes in lower precision: got {config.precision}; "
+            "pass --precision fp32"
+        )
+    data, train, evaluation = load_splits(config, progress=progress)
+    height, _, channels = train.images.shape[1:]
+    size = config.crop_size or height
+    training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
+    model = pixel_model(config, len(data.class_names), channels).to(device, memory_format=torch.channels_last)
+    optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
+    base: DataLoader[Any] = DataLoader(
+        training_images,
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=config.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    return Run(
+        config=config,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        loader=mined(base, model, optimizer, config),
+        training_images=training_images,
+        evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
+        device=device,
+    )
+
+
+def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:
+    """The run's model with its first weights, normalisation in front."""
+    network = build_model(config.model, num_classes=num_classes, in_channels=channels, seed=config.seed)
+    mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (RGB_MEAN, RGB_STD)
+    return Pixels(network, mean, std)
+
+
+def mined(base: "DataLoader[Any]", model: nn.Module, optimizer: SGD, config: RunConfig) -> MinedLoader:
+    """The run's loader: `mine()` as any user would call it."""
+    return mine(
+        base,
+        model,
+        optimizer,
+        method=config.method,
+        gamma=config.gamma,
+        oracle=config.oracle,
+        oracle_chunk=config.oracle_chunk,
+        update_every=config.update_every,
+        delay_steps=config.delay_steps,
+        mine_every=config.mine_every,
+        score=config.score,
+        pick=config.pick,
+        balance=config.balance,
+        ramp=ramp_of(config),
+        epochs=config.epochs,
+        distill_weight=config.distill_weight,
+        seed=config.seed,
+    )
+
+
+def ramp_of(config: RunConfig) -> Ramp | None:
+    """The ramp that was asked for; None for the method's own."""
+    if config.ramp_rate is not None:
+        if config.ramp_start is not None or config.ramp_stop is not None:
+            raise ValueError("a ramp is given by its rate or by start and stop: got both; drop one")
+        return Ramp(rate=config.ramp_rate)
+    if config.ramp_start is None and config.ramp_stop is None:
+        return None
+    start = config.ramp_start or 0.0
+    return Ramp(start=start, stop=max(start, 1.0 if config.ramp_stop is None else config.ramp_stop))
+
+
+def evaluation_view(size: int, stored: int) -> View:
+    """The whole image, or its centre where the run trains on crops of another size."""
+    return Identity() if size == stored else EvaluationCrop(size)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights of convolutions and linear layers with weight decay; biases, batch-norm and all else without."""
+    decayed, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and name == "weight"
+            (decayed if matrix else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: torch does not know it, or this machine does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here: got {name!r} ({reason}); pass --device cpu") from error
+    return device

@@ -1,0 +1,201 @@
+"""What every engine must do: run it for an engine, a model and inputs, and an AssertionError says what it did wrong."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from conformance.networks import experienced
+from torch import Tensor, nn
+
+from infer2train.batches import batch_size, call_model, map_tensors, take_rows, tensors_of
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.snapshot import Record, snapshot
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.25}
+"""Largest error of the outputs, relative to how much they differ between rows, by the precision in the engine's name."""
+
+MakeEngine = Callable[[nn.Module], Engine]
+
+
+def check_engine(make_engine: MakeEngine, model: nn.Module, inputs: Any) -> None:
+    """Everything below, each on an engine of its own.
+
+    Args:
+        make_engine: builds a fresh engine for a model.
+        model: any; it is copied first.
+        inputs: a batch of at least 8 different rows, as the model takes it.
+    """
+    ready = experienced(copy.deepcopy(model), inputs).train()
+    for check in CHECKS:
+        own = copy.deepcopy(ready)
+        check(make_engine(own), own, inputs)
+
+
+def check_unrefreshed(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    assert engine.version is None, "an engine has no version before its first record"
+    assert engine.precisions() == {}, "nothing has run yet"
+    error = _raised(lambda: engine.outputs(inputs))
+    assert isinstance(error, RuntimeError), f"outputs() before any refresh must raise RuntimeError, got {error!r}"
+
+
+def check_outputs(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 100))
+    assert engine.version == 100, "the version in use must be the record's"
+    outputs = engine.outputs(inputs)
+    assert all(t.dtype not in (torch.bfloat16, torch.float16) for t in tensors_of(outputs)), "outputs must be float32"
+    _assert_near(outputs, _expected(model, inputs), engine, "the model's outputs in evaluation mode")
+    again = engine.outputs(inputs)
+    assert _same(_kept(again), _kept(engine.outputs(inputs))), "the same inputs must give the same outputs: dropout is on?"
+    names = dict(model.named_modules())
+    assert engine.precisions(), "layers ran"
+    assert engine.precisions().keys() <= names.keys(), "layers are named as in the model"
+
+
+def check_refresh(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 0))
+    first = _kept(engine.outputs(inputs))
+    old = _expected(model, inputs)
+    experienced(model, inputs, seed=1)
+    assert _same(first, _kept(engine.outputs(inputs))), "training went on, and the engine moved without a record"
+    new = _expected(model, inputs)
+    assert _error(old, new) > 4 * _tolerance(engine), "the canary is too weak: weights must change what the model says"
+    engine.refresh(snapshot(model, 7))
+    assert engine.version == 7, "the version in use must be the record's"
+    _assert_near(engine.outputs(inputs), new, engine, "the new weights' outputs")
+
+
+def check_record_is_copied(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    record = snapshot(model, 0)
+    before = _kept(dict(record.tensors))
+    engine.refresh(record)
+    outputs = _kept(engine.outputs(inputs))
+    assert _same(before, dict(record.tensors)), "an engine never writes to a record"
+    for tensor in record.tensors.values():
+        tensor.zero_()
+    assert _same(outputs, _kept(engine.outputs(inputs))), "an engine must copy from a record, not share its storage"
+
+
+def check_model_is_left_alone(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    record = snapshot(model, 0)
+    flags = [module.training for module in model.modules()]
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    torch.rand(1)  # away from any state that a seed gives
+    # Python's own state is left out: the tests' type checker draws from it.
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    engine.refresh(record)
+    outputs = engine.outputs(inputs)
+    assert torch.equal(torch.get_rng_state(), torch_state), "scoring must not move torch's random state"
+    assert np.random.get_state()[1].tolist() == numpy_state, "nor NumPy's"
+    assert _same(dict(model.state_dict()), dict(record.tensors)), "scoring must not move weights or batch-norm statistics"
+    assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None), "nor gradients"
+    assert all(p.grad is not None for p in model.parameters()), "nor drop them"
+    assert [module.training for module in model.modules()] == flags, "nor switch the model to another mode"
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    assert not any(tensor.requires_grad for tensor in tensors_of(outputs)), "scores carry no graph"
+
+
+def check_bad_records(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 3))
+    outputs = _kept(engine.outputs(inputs))
+    experienced(model, inputs, seed=1)  # so that a partial refresh shows
+    for what, (name, tensors) in _bad_records(snapshot(model, 4)).items():
+        error = _raised(lambda tensors=tensors: engine.refresh(Record(4, tensors)))  # type: ignore[misc]
+        assert isinstance(error, ValueError), f"a record with {what} must be refused with ValueError, got {error!r}"
+        assert name in str(error), f"the refusal of {what} must name {name}: {error}"
+        assert engine.version == 3, f"after the refusal of {what} the version must stay"
+        assert _same(outputs, _kept(engine.outputs(inputs))), f"after the refusal of {what} the old weights must stay"
+
+
+def check_rows_are_independent(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 0))
+    rows = batch_size(inputs)
+    whole = _kept(engine.outputs(inputs))
+    for start, stop in [(0, 1), (rows // 2, rows)]:
+        part = engine.outputs(map_tensors(lambda t, a=start, b=stop: t[a:b], inputs))
+        wanted = map_tensors(lambda t, a=start, b=stop: t[a:b], whole)
+        error = max(_error(p, w, whole=f) for p, w, f in _triples(part, wanted, whole))
+        assert error < _tolerance(engine), f"rows {start}:{stop} alone differ by {error:.2g} from the same rows in a batch"
+    others = map_tensors(lambda t: torch.cat([t[:1], t[1:].flip(0)]), inputs)
+    first = take_rows(engine.outputs(others), 1)
+    error = max(_error(p, w, whole=f) for p, w, f in _triples(first, take_rows(whole, 1), whole))
+    assert error < _tolerance(engine), f"a row's outputs depend on the other rows: they differ by {error:.2g}"
+
+
+CHECKS = (
+    check_unrefreshed,
+    check_model_is_left_alone,
+    check_outputs,
+    check_refresh,
+    check_record_is_copied,
+    check_bad_records,
+    check_rows_are_independent,
+)
+
+
+def _bad_records(record: Record) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """What is wrong -> (the tensor that a refusal must name, the tensors)."""
+    good = dict(record.tensors)
+    floating = [name for name, tensor in good.items() if tensor.is_floating_point() and bool(tensor.isfinite().all())]
+    first, last = floating[0], floating[-1]
+    bad = {
+        "a missing tensor": (last, {name: tensor for name, tensor in good.items() if name != last}),
+        "an unknown tensor": ("stranger", good | {"stranger": torch.zeros(1)}),
+        "another shape": (first, good | {first: torch.zeros(2, 3, 5)}),
+    }
+    for name in {first, last, next((name for name in floating if name.endswith("running_var")), last)}:
+        for value in (torch.nan, torch.inf):
+            poisoned = good[name].clone()
+            poisoned.view(-1)[-1] = value
+            bad[f"{value} in {name}"] = (name, good | {name: poisoned})
+    return bad
+
+
+def _expected(model: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return call_model(copy.deepcopy(model).eval(), inputs)
+
+
+def _assert_near(outputs: Any, wanted: Any, engine: Engine, what: str) -> None:
+    assert type(outputs) is type(wanted), f"outputs must be a {type(wanted)} as the model's, got {type(outputs)}"
+    error = _error(outputs, wanted)
+    assert error < _tolerance(engine), f"{engine.name} differs from {what} by {error:.2g} of their spread"
+
+
+def _error(got: Any, wanted: Any, whole: Any = None) -> float:
+    """Root mean square of the difference, relative to the spread between rows: no constant and no permutation passes."""
+    errors = []
+    for g, w, f in _triples(got, wanted, wanted if whole is None else whole):
+        assert g.shape == w.shape, f"shape {tuple(g.shape)} instead of {tuple(w.shape)}"
+        spread = (f - f.mean(0)).square().mean().sqrt()
+        assert spread > 0, "the inputs' rows must differ"
+        errors.append(float((g - w).square().mean().sqrt() / spread))
+    return max(errors)
+
+
+def _triples(a: Any, b: Any, c: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return list(zip(tensors_of(a), tensors_of(b), tensors_of(c), strict=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors_of(a), tensors_of(b), strict=True))
+
+
+def _kept(tree: Any) -> Any:
+    """A copy: an engine may reuse what it returned at its next call."""
+    return map_tensors(torch.clone, tree)
+
+
+def _raised(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def _tolerance(engine: Engine) -> float:
+    return TOLERANCES[engine.name.partition(":")[2]]

@@ -1,0 +1,48 @@
+"""What every test runs under: checked types, few threads, reproducible Hypothesis, real data only where it is found."""
+
+import os
+from pathlib import Path
+
+if os.environ.get("INFER2TRAIN_NO_TYPECHECK") != "1":
+    # Before anything imports infer2train. Off for torch.compile, beside which the hook has open bugs.
+    from jaxtyping import install_import_hook
+
+    install_import_hook("infer2train", "beartype.beartype")
+
+import pytest
+import torch
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The same small number everywhere: the order of a parallel sum, and so its last bit, depends on it.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# The machine's speed and yesterday's failures must not decide whether today's run is green.
+settings.register_profile("infer2train", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("infer2train")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wants_slow = config.getoption("--run-slow") or bool(config.getoption("markexpr"))
+    for item in items:
+        if item.get_closest_marker("slow") and not wants_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run it with --run-slow, or only those with -m slow"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets: $INFER2TRAIN_DATA, else ../shared/data; skips where neither is there."""
+    named = os.environ.get("INFER2TRAIN_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if named and not folder.is_dir():
+        pytest.fail(f"INFER2TRAIN_DATA must name a folder: got {named}; correct it, or unset it to skip these tests")
+    if not folder.is_dir():
+        pytest.skip("no real data here: set INFER2TRAIN_DATA to a folder that holds cifar10/")
+    return folder

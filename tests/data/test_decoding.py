@@ -1,0 +1,112 @@
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infer2train.data import decoding
+from infer2train.data.decoding import BadImageError, decode
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (4, 6), dtype=np.uint8)
+
+Encode = Callable[..., bytes]
+
+
+def test_rgb_comes_back_as_it_was(encode: Encode) -> None:
+    np.testing.assert_array_equal(decode(encode(COLOURS)), COLOURS)
+
+
+def test_grey_becomes_three_equal_channels(encode: Encode) -> None:
+    np.testing.assert_array_equal(decode(encode(GREY)), np.stack([GREY] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped_and_colours_stay(encode: Encode, mode: str) -> None:
+    pixels = COLOURS if mode == "RGBA" else np.stack([GREY] * 3, axis=-1)
+    channels = pixels if mode == "RGBA" else pixels[..., :1]
+    with_alpha = np.concatenate([channels, np.full((4, 6, 1), 3, np.uint8)], axis=-1)
+    np.testing.assert_array_equal(decode(encode(with_alpha)), pixels)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{}, {"transparency": bytes(range(256))}], ids=["plain", "transparent"])
+def test_palettes_are_looked_up(encode: Encode, options: dict[str, bytes]) -> None:
+    web_safe = COLOURS // 51 * 51  # which the fixed palette holds exactly
+    np.testing.assert_array_equal(decode(encode(web_safe, "P", **options)), web_safe)
+
+
+def test_cmyk_is_the_colour_that_it_prints(encode: Encode) -> None:
+    plain = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    decoded = decode(encode(plain, "CMYK", kind="JPEG", quality=100))
+    assert decoded.shape == (16, 16, 3)
+    assert np.abs(decoded.astype(int) - plain).max() <= 3
+
+
+def test_sixteen_bits_are_rounded_not_clipped(encode: Encode) -> None:
+    wide = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    assert decode(encode(wide))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_the_cameras_orientation_is_applied(encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
+    np.testing.assert_array_equal(decode(encode(COLOURS, exif=exif)), np.rot90(COLOURS, -1))
+
+
+def test_resizing_keeps_the_centre_and_its_proportions(encode: Encode) -> None:
+    pixels = RNG.integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    shorter_side_resized = np.asarray(Image.fromarray(pixels).resize((32, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode(encode(pixels), image_size=16), shorter_side_resized[:, 8:24])
+
+
+def test_resizing_down_is_antialiased(encode: Encode) -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inside = decode(encode(stripes), image_size=16)[:, 2:-2].astype(int)
+    assert np.abs(inside - 127).max() <= 2
+
+
+def test_an_image_that_has_the_size_is_not_resampled(encode: Encode) -> None:
+    square = RNG.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encode(square), image_size=5), square)
+
+
+def test_a_thin_image_does_not_blow_up(encode: Encode) -> None:
+    assert decode(encode(np.zeros((1, 60_000, 3), np.uint8)), image_size=224).shape == (224, 224, 3)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 23)
+    bomb = encode(COLOURS)[:60]  # the header says 6x4; there are no pixels that could be decoded
+    with pytest.raises(BadImageError, match="6x4 is more than 23 pixels"):
+        decode(bomb)
+
+
+def test_pillows_own_bomb_limit_is_a_bad_image_too(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadImageError, match="DecompressionBomb"):
+        decode(encode(COLOURS))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_what_is_no_image_is_refused(content: bytes | None) -> None:
+    with pytest.raises(BadImageError):
+        decode(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_is_refused(encode: Encode, kind: str) -> None:
+    whole = encode(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8), kind=kind)
+    assert decode(whole).shape == (32, 32, 3)
+    with pytest.raises(BadImageError):
+        decode(whole[: len(whole) // 2])
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(BadImageError, match="range"):
+        decode(buffer.getvalue())

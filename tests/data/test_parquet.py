@@ -1,0 +1,193 @@
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infer2train.data import parquet
+from infer2train.data.parquet import load_folder
+
+Write = Callable[..., Path]
+Images = Callable[..., list[bytes | None]]
+
+
+def load(folder: Path, cache_dir: Path, **options: Any) -> Any:
+    return load_folder(folder, cache_dir=cache_dir, progress=False, **options)
+
+
+def levels(split: Any) -> list[int]:
+    """Which plain images a split holds, told by their red."""
+    return [int(red) for red in split.images[:, 0, 0, 0]]
+
+
+def test_images_and_labels_of_all_shards_in_order(folder: Path, cache_dir: Path) -> None:
+    data = load(folder, cache_dir)
+    assert (data.name, data.class_names, data.skipped) == ("pets", ("cat", "dog"), 0)
+    assert levels(data.train) == [10, 20, 30, 40, 50]
+    assert data.train.targets.tolist() == [0, 1, 0, 1, 1]
+    assert levels(data.test) == [60, 70]
+    assert data.train.images[3, 5, 5].tolist() == [40, 41, 42]
+    assert data.train.images.shape == (5, 6, 6, 3)
+
+
+def test_images_are_mapped_and_cannot_be_written(folder: Path, cache_dir: Path) -> None:
+    images = load(folder, cache_dir).train.images
+    assert isinstance(images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+
+
+def test_more_rows_than_a_batch_keep_their_order(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    pool = plain_images(range(200), 2, 2)
+    wanted = np.random.default_rng(0).integers(0, 200, 3 * parquet._BATCH_ROWS + 5)
+    write_shard(tmp_path / "train.parquet", [pool[level] for level in wanted], [int(k) % 2 for k in wanted])
+    write_shard(tmp_path / "test.parquet", pool[:1], [0])
+    train = load(tmp_path, cache_dir).train
+    assert levels(train) == wanted.tolist()
+    assert train.targets.tolist() == (wanted % 2).tolist()
+
+
+def test_class_names_are_numbers_where_the_schema_has_none(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    write_shard(tmp_path / "train.parquet", plain_images([1, 2]), [0, 1], class_names=None)
+    write_shard(tmp_path / "val.parquet", plain_images([3]), [2], class_names=None)
+    assert load(tmp_path, cache_dir).class_names == ("0", "1", "2")
+
+
+@pytest.fixture
+def bad_folder(tmp_path: Path, write_shard: Write, plain_images: Images) -> Path:
+    """Row 1 of train has a truncated image, row 0 of test none at all."""
+    good = plain_images([10, 20, 30, 40])
+    assert good[1] is not None
+    write_shard(tmp_path / "bad" / "train.parquet", [good[0], good[1][:40], good[2]], [0, 1, 1])
+    write_shard(tmp_path / "bad" / "test.parquet", [None, good[3]], [0, 1])
+    return tmp_path / "bad"
+
+
+def test_a_corrupt_image_is_named_with_shard_and_row(bad_folder: Path, cache_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.parquet, row 1 cannot be decoded .*pass --on-bad-image skip"):
+        load(bad_folder, cache_dir)
+    assert list(cache_dir.glob("images-*")) == []
+
+
+def test_skipping_leaves_out_image_and_label_and_counts(bad_folder: Path, cache_dir: Path) -> None:
+    for _ in range(2):  # decoded, then from the cache
+        data = load(bad_folder, cache_dir, on_bad_image="skip")
+        assert (levels(data.train), data.train.targets.tolist()) == ([10, 30], [0, 1])
+        assert (levels(data.test), data.test.targets.tolist()) == ([40], [1])
+        assert data.skipped == 2
+
+
+def test_a_cache_with_skipped_images_is_not_used_when_they_are_errors(bad_folder: Path, cache_dir: Path) -> None:
+    load(bad_folder, cache_dir, on_bad_image="skip")
+    with pytest.raises(ValueError, match="row 1 cannot be decoded"):
+        load(bad_folder, cache_dir)
+
+
+def test_a_split_without_any_good_image_is_refused(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    write_shard(tmp_path / "train.parquet", plain_images([1]), [0])
+    write_shard(tmp_path / "test.parquet", [b"no", None], [0, 1])
+    with pytest.raises(ValueError, match="none that is good in 2 rows of test"):
+        load(tmp_path, cache_dir, on_bad_image="skip")
+
+
+@pytest.fixture
+def sizes_folder(tmp_path: Path, write_shard: Write, plain_images: Images) -> Path:
+    write_shard(tmp_path / "sizes" / "train.parquet", plain_images([1]) + plain_images([2], 8, 12), [0, 1])
+    write_shard(tmp_path / "sizes" / "test.parquet", plain_images([3], 7, 7), [0])
+    return tmp_path / "sizes"
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_an_odd_size_is_named_with_the_remedy(sizes_folder: Path, cache_dir: Path, on_bad_image: str) -> None:
+    message = r"train\.parquet, row 1 has 12x8, the first has 6x6; pass --image-size 6"
+    with pytest.raises(ValueError, match=message):
+        load(sizes_folder, cache_dir, on_bad_image=on_bad_image)
+
+
+def test_image_size_makes_them_one_size(sizes_folder: Path, cache_dir: Path) -> None:
+    data = load(sizes_folder, cache_dir, image_size=4)
+    assert data.train.images.shape == (2, 4, 4, 3)
+    assert (levels(data.train), levels(data.test)) == ([1, 2], [3])
+
+
+def test_test_images_must_have_the_size_of_the_training_images(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    write_shard(tmp_path / "train.parquet", plain_images([1]), [0])
+    write_shard(tmp_path / "test.parquet", plain_images([3], 7, 7), [0])
+    with pytest.raises(ValueError, match=r"test\.parquet, row 0 has 7x7, the first has 6x6"):
+        load(tmp_path, cache_dir)
+
+
+def test_labels_are_checked_before_anything_is_decoded(
+    folder: Path, cache_dir: Path, write_shard: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(folder / "test-00000-of-00001.parquet", [b"not an image"], [9])
+    monkeypatch.setattr(parquet, "decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"got 9 in test-00000-of-00001\.parquet, row 0"):
+        load(folder, cache_dir)
+
+
+def test_a_shard_damaged_in_its_middle_is_named(folder: Path, cache_dir: Path) -> None:
+    path = folder / "train-00001-of-00002.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet"):
+        load(folder, cache_dir)
+
+
+@pytest.mark.parametrize("size", [0, -1, 5000])
+def test_a_senseless_image_size_is_refused(folder: Path, cache_dir: Path, size: int) -> None:
+    with pytest.raises(ValueError, match="image_size must be in"):
+        load(folder, cache_dir, image_size=size)
+
+
+def test_a_second_load_decodes_nothing(folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(folder, cache_dir)
+    monkeypatch.setattr(parquet, "decode", lambda *_: pytest.fail("decoded again"))
+    second = load(folder, cache_dir)
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.train.images, first.train.images)
+
+
+def test_two_loads_at_once_both_succeed(folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_building = threading.Barrier(2)
+    decode_folder = parquet._decode_folder
+
+    def decode_together(*arguments: Any) -> Any:
+        both_building.wait(timeout=20)
+        return decode_folder(*arguments)
+
+    monkeypatch.setattr(parquet, "_decode_folder", decode_together)
+    found: list[list[int]] = []
+    racers = [threading.Thread(target=lambda: found.append(levels(load(folder, cache_dir).train))) for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert found == [[10, 20, 30, 40, 50]] * 2
+    assert len(list(cache_dir.glob("images-*"))) == 1
+    assert list(cache_dir.glob(".unfinished-*")) == []
+
+
+@pytest.mark.slow
+def test_cifar10_is_whole_and_balanced(data_folder: Path, tmp_path: Path) -> None:
+    if not (data_folder / "cifar10").is_dir():
+        pytest.skip(f"no cifar10 in {data_folder}")
+    data = load(data_folder / "cifar10", tmp_path)
+    assert data.train.images.shape == (50_000, 32, 32, 3)
+    assert data.test.images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(data.train.targets).tolist() == [5000] * 10
+    assert np.bincount(data.test.targets).tolist() == [1000] * 10
+    assert data.class_names[3] == "cat"
+    means = data.train.images.mean(axis=(0, 1, 2)) / 255
+    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.003)

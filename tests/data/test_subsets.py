@@ -1,0 +1,100 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer2train.data.images import ImageSplit
+from infer2train.data.subsets import balanced_ids, hold_out, limit_split
+
+
+def split_of(targets: Any) -> ImageSplit:
+    """Each image holds its own id, so that what was kept can be read off."""
+    targets = np.asarray(targets, np.int64)
+    return ImageSplit(np.arange(len(targets), dtype=np.uint8).reshape(-1, 1, 1, 1), targets)
+
+
+def ids(split: ImageSplit) -> list[int]:
+    return [int(k) for k in split.images[:, 0, 0, 0]]
+
+
+TARGETS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 25))
+
+
+@given(n=st.integers(1, 100), seed=st.integers(0, 2**63 - 1))
+def test_quotas_differ_by_one_at_most(n: int, seed: int) -> None:
+    counts = np.bincount(limit_split(split_of(TARGETS), n, seed).targets, minlength=4)
+    assert counts.sum() == n
+    assert counts.max() - counts.min() <= 1
+
+
+@given(smaller=st.integers(1, 100), larger=st.integers(1, 100), seed=st.integers(0, 9))
+def test_a_larger_subset_contains_the_smaller(smaller: int, larger: int, seed: int) -> None:
+    smaller, larger = sorted((smaller, larger))
+    kept = [set(ids(limit_split(split_of(TARGETS), n, seed))) for n in (smaller, larger)]
+    assert kept[0] <= kept[1]
+
+
+def test_images_keep_their_labels_and_their_order() -> None:
+    part = limit_split(split_of(TARGETS), 42, seed=3)
+    assert ids(part) == sorted(ids(part))
+    np.testing.assert_array_equal(part.targets, TARGETS[ids(part)])
+
+
+def test_what_a_small_class_cannot_give_is_passed_on() -> None:
+    part = limit_split(split_of([0] * 2 + [1] * 10 + [2] * 10), 14, seed=0)
+    assert np.bincount(part.targets).tolist() == [2, 6, 6]
+
+
+def test_all_is_all() -> None:
+    assert ids(limit_split(split_of(TARGETS), 100, seed=5)) == list(range(100))
+
+
+def test_the_seed_decides_which_samples_and_which_classes_get_the_remainder() -> None:
+    split = split_of(TARGETS)
+    assert ids(limit_split(split, 40, 1)) == ids(limit_split(split, 40, 1))
+    assert ids(limit_split(split, 40, 1)) != ids(limit_split(split, 40, 2))
+    favoured = {int(limit_split(split, 1, seed).targets[0]) for seed in range(40)}
+    assert favoured == {0, 1, 2, 3}
+
+
+def test_every_sample_has_the_same_chance() -> None:
+    counts = np.zeros(100)
+    for seed in range(400):
+        counts[balanced_ids(TARGETS, 20, seed)] += 1
+    # 80 expected; the standard deviation of a fair choice is 8.
+    assert np.abs(counts - 80).max() < 40
+
+
+@pytest.mark.parametrize("n", [0, -1, 101])
+def test_a_limit_that_cannot_be_is_refused(n: int) -> None:
+    with pytest.raises(ValueError, match=r"limit must be in 1\.\.100.*lower --limit"):
+        limit_split(split_of(TARGETS), n, seed=0)
+
+
+def test_held_out_and_rest_are_the_whole() -> None:
+    rest, held = hold_out(split_of(TARGETS), 20, seed=0)
+    assert sorted(ids(rest) + ids(held)) == list(range(100))
+    assert np.bincount(held.targets).tolist() == [5] * 4
+    assert ids(rest) == sorted(ids(rest))
+    np.testing.assert_array_equal(rest.targets, TARGETS[ids(rest)])
+
+
+def test_validation_images_are_not_the_first_that_a_limit_takes() -> None:
+    split = split_of(TARGETS)
+    assert ids(hold_out(split, 20, seed=0)[1]) != ids(limit_split(split, 20, seed=0))
+
+
+@pytest.mark.parametrize("n", [0, 100])
+def test_something_must_be_left_to_train_on(n: int) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.99: got .*lower --validation-split"):
+        hold_out(split_of(TARGETS), n, seed=0)
+
+
+def test_parts_do_not_write_through_to_the_original() -> None:
+    original = split_of(TARGETS)
+    part = limit_split(original, 10, seed=0)
+    assert not np.shares_memory(part.images, original.images)
+    with pytest.raises(ValueError, match="read-only"):
+        part.images[0] = 0
