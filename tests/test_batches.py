@@ -20,7 +20,7 @@ from infer2train.batches import (
     to_device,
 )
 
-Pair = namedtuple("Pair", "image depth")  # noqa: PYI024
+Pair = namedtuple("Pair", "image depth")
 X, Y, Z = torch.arange(3.0), torch.arange(3) + 10, torch.arange(6.0).view(3, 2)
 
 
@@ -118,7 +118,9 @@ def test_containers_keep_their_type_and_what_they_carry(tree: Any) -> None:
     assert type(doubled) is type(tree)
     assert len(before) == len(tensors_of(doubled)) > 0
     assert all(torch.equal(new, 2 * old) for new, old in zip(tensors_of(doubled), before, strict=True))
-    assert all(torch.equal(now, old) for now, old in zip(tensors_of(tree), before, strict=True)), "the tree itself stays"
+    assert all(torch.equal(now, old) for now, old in zip(tensors_of(tree), before, strict=True)), (
+        "the tree itself stays"
+    )
     if isinstance(tree, Encoding):
         assert doubled.tokenizer == "mine"
     if isinstance(tree, Output):

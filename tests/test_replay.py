@@ -33,7 +33,8 @@ class Draws(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self.read.append(index)
-        numbers = torch.tensor([random.random(), np.random.random(), float(torch.rand(1, dtype=torch.float64))])
+        drawn = [random.random(), np.random.random(), torch.rand(1, dtype=torch.float64).item()]
+        numbers = torch.tensor(drawn, dtype=torch.float64)
         return {"numbers": numbers, "id": index}
 
 
@@ -264,7 +265,7 @@ def test_iterable_data_is_refused() -> None:
         def __iter__(self) -> Any:
             return iter(range(3))
 
-    with pytest.raises(ValueError, match="must be map-style.*got an IterableDataset; give it __getitem__ and __len__"):
+    with pytest.raises(ValueError, match=r"must be map-style.*got an IterableDataset; give it __getitem__ and __len__"):
         Replay(Stream(), default_collate)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from infer2train.miner import MinedLoader, mine
+    from infer2train.loader import MinedLoader
+    from infer2train.miner import mine
     from infer2train.replay import Replay
     from infer2train.views.image_views import ImageViews
 
@@ -22,7 +23,7 @@ __all__ = ["mine", "MinedLoader", "Replay", "ImageViews", "__version__"]
 
 _PUBLIC = {
     "mine": "infer2train.miner:mine",
-    "MinedLoader": "infer2train.miner:MinedLoader",
+    "MinedLoader": "infer2train.loader:MinedLoader",
     "Replay": "infer2train.replay:Replay",
     "ImageViews": "infer2train.views.image_views:ImageViews",
 }

@@ -37,4 +37,4 @@ def _count_attempts(step_done: Callable[[], None], optimizer: Optimizer, scaler:
             step_done()
         return result
 
-    scaler.step = step  # type: ignore[method-assign]
+    scaler.step = step  # type: ignore[method-assign, assignment]

@@ -1,4 +1,4 @@
-"""What `mine()` refuses, each in one line: loaders and models whose draws could not be addressed, scored or repeated."""
+"""What `mine()` refuses, each in one line: loaders and models whose draws could not be addressed or scored."""
 
 from typing import Any
 
@@ -21,7 +21,9 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
             "give it __getitem__ and __len__"
         )
     if dataloader.batch_sampler is None:
-        raise ValueError("mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler")
+        raise ValueError(
+            "mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler"
+        )
 
 
 def check_model(model: nn.Module) -> nn.Module:
@@ -34,11 +36,15 @@ def check_model(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     if any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()):
-        raise ValueError("mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use DDP or one device")
+        raise ValueError(
+            "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use one device"
+        )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         size = torch.distributed.get_world_size()
         if size > 1:
-            raise ValueError(f"mine() works with one training process for now: got a world size of {size}; train on one device")
+            raise ValueError(
+                f"mine() works with one training process for now: got a world size of {size}; train on one device"
+            )
     if isinstance(model, OptimizedModule):
         return check_model(model._orig_mod)
     if isinstance(model, nn.parallel.DistributedDataParallel):

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 -- the last stop of every error: a line for people, a traceback on demand
+    except Exception as error:
         if debug:
             raise
         return _explain(error)
@@ -195,14 +195,16 @@ def _compare(options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from infer2train.compare import Comparison, compare, print_comparison
-    from infer2train.methods import METHODS
     from infer2train.config import unknown
+    from infer2train.methods import METHODS
 
     for method in options["methods"]:
         if method not in METHODS:
             raise unknown("method", method, METHODS)
     if "baseline" not in options["methods"]:
-        raise ValueError(f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods")
+        raise ValueError(
+            f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods"
+        )
     given = _config_of(options)
     runs = {
         (method, given.seed + offset): _config_of(options, seed=given.seed + offset, **_own_settings(options, method))
@@ -215,7 +217,7 @@ def _compare(options: dict[str, Any]) -> None:
 
 
 def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
-    """What a method of a comparison has instead of the common settings: its regime's own, and nothing without effect."""
+    """What a method has instead of a comparison's common settings: its regime's own, and nothing without effect."""
     from infer2train.methods import METHODS
     from infer2train.selection import PICKS
 

@@ -21,7 +21,7 @@ class DataConfig:
     data_cache: str | None = None
     """Folder of the decoded cache and of downloads. Default: $INFER2TRAIN_CACHE, else the user's cache folder."""
     image_size: int | None = None
-    """Height and width in pixels at which images are cached (shorter side resized, centre cropped). Default: as stored."""
+    """Height and width in pixels of cached images (shorter side resized, centre cropped). Default: as stored."""
     limit: int | None = None
     """Train on a seeded, class-balanced subset of this many training images. Default: all."""
     validation_split: int = 0
@@ -59,7 +59,7 @@ class MiningConfig:
     balance: Literal["none", "stratified", "uniform"] = "stratified"
     """Class quotas of nm-sample and random-sample: none, as frequent as in the candidates, or equal (the paper)."""
     ramp_rate: float | None = None
-    """Mined share grows by this much each epoch (the paper's 0.01 or 0.1; per epoch). Default: ramp_start and ramp_stop."""
+    """Mined share grows by this much each epoch (the paper: 0.01 or 0.1). Default: by ramp_start and ramp_stop."""
     ramp_start: float | None = None
     """Part of the training before which nothing is mined (0 to 1). Default: the method's own."""
     ramp_stop: float | None = None
@@ -175,7 +175,10 @@ def from_plain(fields: dict[str, Any]) -> RunConfig:
     for name in fields:
         if name not in known:
             raise unknown("setting", name, known)
-    return RunConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return RunConfig(**values)
 
 
 def resolve(spec: str) -> Any:

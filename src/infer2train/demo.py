@@ -11,7 +11,9 @@ from infer2train.training.regimes import regime_defaults
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")
 SEEDS = 5
 GAMMA = 10
-NEXT = "infer2train compare --data FOLDER_OF_PARQUET_SHARDS --regime cifar10-resnet44 --methods baseline nm-augment-soft"
+NEXT = (
+    "infer2train compare --data FOLDER_OF_PARQUET_SHARDS --regime cifar10-resnet44 --methods baseline nm-augment-soft"
+)
 
 
 def demo(runs_dir: Path, *, quiet: bool = False) -> None:

@@ -95,9 +95,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "baseline": Method(
-        candidates="one-view", score=None, pick="all", source="section 5: the original training regime"
-    ),
+    "baseline": Method(candidates="one-view", score=None, pick="all", source="section 5: the original training regime"),
     "batch-augment": Method(
         candidates="views", score=None, pick="all", source="control: [4], batches of several views of each sample"
     ),
@@ -105,7 +103,11 @@ METHODS: dict[str, Method] = {
         candidates="samples", score="loss", pick="hardest", schedule=OVER_THE_TRAINING, source="sections 3.1 and 5.1"
     ),
     "random-sample": Method(
-        candidates="samples", score="uniform", pick="hardest", schedule=OVER_THE_TRAINING, source="control: nm-sample, blind"
+        candidates="samples",
+        score="uniform",
+        pick="hardest",
+        schedule=OVER_THE_TRAINING,
+        source="control: nm-sample, blind",
     ),
     "nm-augment": Method(candidates="views", score="loss", pick="max", source="sections 3.1 and 5.1"),
     "nm-augment-soft": Method(
@@ -126,7 +128,7 @@ def get_method(name: str, *, score: str | None = None, pick: str | None = None, 
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     method = METHODS[name]
-    if score is not None and not method.has_oracle or score is not None and method.score is None:
+    if (score is not None and not method.has_oracle) or (score is not None and method.score is None):
         raise ValueError(f"score must be left out where nothing is scored: got {score!r} for {name}; drop it")
     if score is not None and score not in SCORES:
         raise unknown("score", score, SCORES)
@@ -291,7 +293,11 @@ def class_targets(targets: Any) -> Int64[Tensor, " n"]:
         ValueError: they are not whole numbers, one for each candidate.
     """
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim != 1:
-        got = f"{targets.dtype} of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        got = (
+            f"{targets.dtype} of shape {tuple(targets.shape)}"
+            if isinstance(targets, Tensor)
+            else type(targets).__name__
+        )
         raise ValueError(f"balance needs one class label (an integer) for each sample: got {got}; pass balance='none'")
     return targets.long()
 

@@ -13,6 +13,10 @@ SECONDS = ("waiting", "views", "scoring", "publishing")
 """Time of the training process: in the loader altogether, and of that for candidates' views, scoring, new weights."""
 
 
+LOGGED = ("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share")
+"""What of a metrics window goes into each step row."""
+
+
 class Meter:
     """Running totals under a name each."""
 
@@ -57,6 +61,11 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         "seconds": new.get("seconds", 0.0),
         "scoring_share": mining / new["seconds"] if new.get("seconds") else 0.0,
     }
+
+
+def draws_per_second(measured: Mapping[str, float]) -> float:
+    """Draws per second of wall-clock in a metrics window."""
+    return measured["draws"] / measured["seconds"] if measured["seconds"] else 0.0
 
 
 def scalars(values: Mapping[str, object]) -> dict[str, float]:

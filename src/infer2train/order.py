@@ -51,7 +51,12 @@ def fingerprint(batches: Batches) -> str:
 
 
 def _generators(dataloader: "DataLoader[Any]") -> list[torch.Generator]:
-    samplers = (dataloader, dataloader.sampler, dataloader.batch_sampler, getattr(dataloader.batch_sampler, "sampler", None))
+    samplers = (
+        dataloader,
+        dataloader.sampler,
+        dataloader.batch_sampler,
+        getattr(dataloader.batch_sampler, "sampler", None),
+    )
     found = {id(g): g for s in samplers if isinstance(g := getattr(s, "generator", None), torch.Generator)}
     return list(found.values())
 

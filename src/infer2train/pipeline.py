@@ -38,7 +38,7 @@ class AddressPipeline:
         self._iterator: Iterator[Any] | None = None
         self._loader = DataLoader(
             _AtAddresses(source),
-            batch_sampler=_Feed(self._queue),
+            batch_sampler=_Feed(self._queue),  # type: ignore[arg-type]  # addresses and idle tokens, not ids
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # so that starting workers does not move the user's random state
             num_workers=like.num_workers,

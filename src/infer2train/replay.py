@@ -10,7 +10,7 @@ of its own cannot be replayed; it is found out at construction and refused.
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -18,10 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from jaxtyping import Int64
+from torch.utils.data import IterableDataset
 
 from infer2train.addresses import Addresses, Purpose, integers, seeds, words
 from infer2train.source import Source
+
+FourWords = tuple[int, int, int, int]
+"""Seeds of 32 bits for `random`, NumPy, torch and Albumentations."""
 
 _VIEW, _LOADING, _COLLATING = 0, 1, 2
 """What the generators are seeded for: the slots of Purpose.PARAMETER."""
@@ -37,7 +41,7 @@ class Replay(Source):
     their state when `batch` returns or raises. CUDA's are never touched.
 
     Args:
-        dataset: has `__getitem__` and `__len__`; its items may be anything that `collate_fn` takes.
+        dataset: anything with `__getitem__` and `__len__`; its items may be anything that `collate_fn` takes.
         collate_fn: makes a batch of a list of items, such as `DataLoader.collate_fn`. What it draws follows the first
             address of the batch.
         transform: the random transform, where `dataset` is un-augmented. Consecutive addresses of one id then read the
@@ -58,7 +62,7 @@ class Replay(Source):
 
     def __init__(
         self,
-        dataset: "Dataset[Any]",
+        dataset: Any,
         collate_fn: Callable[[list[Any]], Any],
         *,
         transform: Callable[[Any], Any] | None = None,
@@ -69,7 +73,7 @@ class Replay(Source):
                 "a data set must be map-style, so that a sample can be read again by its id: got an IterableDataset; "
                 "give it __getitem__ and __len__"
             )
-        self._dataset: Any = dataset
+        self._dataset = dataset
         self._collate_fn = collate_fn
         self._transform = transform
         self._albumentations = _find_albumentations([dataset, transform, collate_fn])
@@ -82,13 +86,13 @@ class Replay(Source):
     def batch(self, addresses: Addresses) -> Any:
         with _state_kept(self._albumentations):
             items = self._items(addresses)
-            self._seed(words(int(addresses.seeds[0]), Purpose.PARAMETER, slot=_COLLATING))
+            self._seed(_words(addresses.seeds[:1], _COLLATING)[0])
             return self._collate_fn(items)
 
     def _items(self, addresses: Addresses) -> list[Any]:
         """The samples under their seeds, in order. Leaves the generators moved."""
-        views = np.stack(words(addresses.seeds, Purpose.PARAMETER, slot=_VIEW), axis=1).tolist()
-        loadings = np.stack(words(addresses.ids, Purpose.PARAMETER, slot=_LOADING), axis=1).tolist()
+        views = _words(addresses.seeds, _VIEW)
+        loadings = _words(addresses.ids, _LOADING)
         items: list[Any] = []
         loaded_id, loaded = None, None
         for (sample_id, seed), view, loading in zip(addresses, views, loadings, strict=True):
@@ -107,10 +111,10 @@ class Replay(Source):
                 raise
         return items
 
-    def _seed(self, four_words: Sequence[int]) -> None:
+    def _seed(self, four_words: FourWords) -> None:
         _seed_global(four_words)
         if self._albumentations:
-            last = int(four_words[3])
+            last = four_words[3]
             for transform in self._albumentations:
                 # Not set_random_seed: it gives each transform of a Compose a generator of its own in the same state, so
                 # that all those of one probability would fire together.
@@ -147,13 +151,18 @@ def seeded(seed: int) -> Iterator[None]:
         True
     """
     with _state_kept(()):
-        _seed_global(words(seed, Purpose.PARAMETER, slot=_VIEW))
+        _seed_global(_words(np.array([seed]), _VIEW)[0])
         yield
 
 
-def _seed_global(four_words: Sequence[int]) -> None:
+def _words(keys: Int64[np.ndarray, " n"], slot: int) -> list[FourWords]:
+    """Four random words for each key, as plain ints."""
+    return list(zip(*(word.tolist() for word in words(keys, Purpose.PARAMETER, slot=slot)), strict=True))
+
+
+def _seed_global(four_words: FourWords) -> None:
     """Seed each generator with a word of its own: `random` and NumPy are one algorithm, and would draw the same."""
-    python, legacy, tensor, _ = (int(word) for word in four_words)
+    python, legacy, tensor, _ = four_words
     random.seed(python)
     np.random.seed(legacy)
     torch.default_generator.manual_seed(tensor)  # torch.manual_seed would seed CUDA too

@@ -45,7 +45,11 @@ class RunLog:
         """Append what the run runs on."""
         import torch
 
-        versions = {"infer2train": infer2train.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        versions = {
+            "infer2train": infer2train.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "device": device}
         self.write("start", time=time.time(), versions=versions, machine=machine)
 
@@ -79,7 +83,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"a run folder holds {CONFIG}: got {folder} without one; name a folder such as runs/NAME")
     loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} must hold settings by name: got {type(loaded).__name__}; restore it or start a new run")
+        raise ValueError(
+            f"{path} must hold settings by name: got {type(loaded).__name__}; restore it or start a new run"
+        )
     return loaded
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from conformance.networks import experienced
 from torch import Tensor, nn
 
+from conformance.networks import experienced
 from infer2train.batches import batch_size, call_model, map_tensors, take_rows, tensors_of
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.snapshot import Record, snapshot
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.25}
-"""Largest error of the outputs, relative to how much they differ between rows, by the precision in the engine's name."""
+"""Largest error of the outputs, relative to their spread between rows, by the precision in the engine's name."""
 
 MakeEngine = Callable[[nn.Module], Engine]
 
@@ -47,7 +47,9 @@ def check_outputs(engine: Engine, model: nn.Module, inputs: Any) -> None:
     assert all(t.dtype not in (torch.bfloat16, torch.float16) for t in tensors_of(outputs)), "outputs must be float32"
     _assert_near(outputs, _expected(model, inputs), engine, "the model's outputs in evaluation mode")
     again = engine.outputs(inputs)
-    assert _same(_kept(again), _kept(engine.outputs(inputs))), "the same inputs must give the same outputs: dropout is on?"
+    assert _same(_kept(again), _kept(engine.outputs(inputs))), (
+        "the same inputs must give the same outputs: dropout is on?"
+    )
     names = dict(model.named_modules())
     assert engine.precisions(), "layers ran"
     assert engine.precisions().keys() <= names.keys(), "layers are named as in the model"
@@ -90,7 +92,9 @@ def check_model_is_left_alone(engine: Engine, model: nn.Module, inputs: Any) -> 
     outputs = engine.outputs(inputs)
     assert torch.equal(torch.get_rng_state(), torch_state), "scoring must not move torch's random state"
     assert np.random.get_state()[1].tolist() == numpy_state, "nor NumPy's"
-    assert _same(dict(model.state_dict()), dict(record.tensors)), "scoring must not move weights or batch-norm statistics"
+    assert _same(dict(model.state_dict()), dict(record.tensors)), (
+        "scoring must not move weights or batch-norm statistics"
+    )
     assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None), "nor gradients"
     assert all(p.grad is not None for p in model.parameters()), "nor drop them"
     assert [module.training for module in model.modules()] == flags, "nor switch the model to another mode"
@@ -118,7 +122,9 @@ def check_rows_are_independent(engine: Engine, model: nn.Module, inputs: Any) ->
         part = engine.outputs(map_tensors(lambda t, a=start, b=stop: t[a:b], inputs))
         wanted = map_tensors(lambda t, a=start, b=stop: t[a:b], whole)
         error = max(_error(p, w, whole=f) for p, w, f in _triples(part, wanted, whole))
-        assert error < _tolerance(engine), f"rows {start}:{stop} alone differ by {error:.2g} from the same rows in a batch"
+        assert error < _tolerance(engine), (
+            f"rows {start}:{stop} alone differ by {error:.2g} from the same rows in a batch"
+        )
     others = map_tensors(lambda t: torch.cat([t[:1], t[1:].flip(0)]), inputs)
     first = take_rows(engine.outputs(others), 1)
     error = max(_error(p, w, whole=f) for p, w, f in _triples(first, take_rows(whole, 1), whole))
@@ -166,7 +172,7 @@ def _assert_near(outputs: Any, wanted: Any, engine: Engine, what: str) -> None:
 
 
 def _error(got: Any, wanted: Any, whole: Any = None) -> float:
-    """Root mean square of the difference, relative to the spread between rows: no constant and no permutation passes."""
+    """Root mean square of the difference, relative to the spread between rows: no permutation passes."""
     errors = []
     for g, w, f in _triples(got, wanted, wanted if whole is None else whole):
         assert g.shape == w.shape, f"shape {tuple(g.shape)} instead of {tuple(w.shape)}"

@@ -13,7 +13,7 @@ NUM_CLASSES = 7
 
 
 class VGG(nn.Module):
-    """Convolutions in a Sequential, a `view` that needs the layout of contiguous tensors, linear batch-norm, dropout."""
+    """Convolutions in a Sequential, a `view` that needs contiguous tensors, linear batch-norm, dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Shared(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Takes a dictionary, gives a dictionary; attention with padding; the output layer shares the embedding's weight."""
+    """Takes a dictionary, gives a dictionary; padded attention; the output layer shares the embedding's weight."""
 
     causal: Tensor
 

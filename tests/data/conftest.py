@@ -34,7 +34,7 @@ def write_shard(
     extra: dict[str, Any] | None = None,
 ) -> Path:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    structs = pa.array([{"bytes": content, "path": None} for content in images], type=kind)
+    structs = pa.array([content and {"bytes": content, "path": None} for content in images], type=kind)
     table = pa.table({image_column: structs, label_column: pa.array(labels, pa.int64()), **(extra or {})})
     if class_names is not None:
         features = {label_column: {"names": list(class_names), "_type": "ClassLabel"}}

@@ -97,6 +97,12 @@ def test_what_is_no_image_is_refused(content: bytes | None) -> None:
         decode(content)
 
 
+@pytest.mark.parametrize("kind", ["PCX", "ICO", "TGA"])
+def test_only_listed_formats_are_read(encode: Encode, kind: str) -> None:
+    with pytest.raises(BadImageError, match="UnidentifiedImageError"):
+        decode(encode(np.zeros((16, 16, 3), np.uint8), kind=kind))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
 def test_a_truncated_image_is_refused(encode: Encode, kind: str) -> None:
     whole = encode(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8), kind=kind)

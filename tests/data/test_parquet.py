@@ -75,6 +75,16 @@ def test_a_corrupt_image_is_named_with_shard_and_row(bad_folder: Path, cache_dir
     assert list(cache_dir.glob("images-*")) == []
 
 
+def test_the_row_of_a_corrupt_image_counts_from_the_start_of_its_shard(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    good, bad_row = plain_images([1])[0], parquet._BATCH_ROWS + 7
+    write_shard(tmp_path / "train.parquet", [good] * bad_row + [b"no"] + [good] * 9, [0] * (bad_row + 10))
+    write_shard(tmp_path / "test.parquet", [good], [0])
+    with pytest.raises(ValueError, match=rf"train\.parquet, row {bad_row} cannot be decoded"):
+        load(tmp_path, cache_dir)
+
+
 def test_skipping_leaves_out_image_and_label_and_counts(bad_folder: Path, cache_dir: Path) -> None:
     for _ in range(2):  # decoded, then from the cache
         data = load(bad_folder, cache_dir, on_bad_image="skip")
@@ -116,6 +126,7 @@ def test_image_size_makes_them_one_size(sizes_folder: Path, cache_dir: Path) -> 
     data = load(sizes_folder, cache_dir, image_size=4)
     assert data.train.images.shape == (2, 4, 4, 3)
     assert (levels(data.train), levels(data.test)) == ([1, 2], [3])
+    assert load(sizes_folder, cache_dir, image_size=5).train.images.shape == (2, 5, 5, 3)
 
 
 def test_test_images_must_have_the_size_of_the_training_images(

@@ -30,7 +30,7 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
 
 
 def test_unknown_names_and_bad_seeds() -> None:
-    with pytest.raises(ValueError, match="resnet20.*did you mean 'resnet44'"):
+    with pytest.raises(ValueError, match=r"resnet20.*did you mean 'resnet44'"):
         build_model("resnet444", num_classes=3, in_channels=3, seed=0)
     with pytest.raises(ValueError, match="seed must be"):
         build_model("resnet8", num_classes=3, in_channels=3, seed=-1)

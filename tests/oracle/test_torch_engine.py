@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.engine import check_engine
-from conformance.networks import NETWORKS, NUM_CLASSES, VGG, experienced, images, pixels, resnet, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conformance.engine import check_engine
+from conformance.networks import NETWORKS, NUM_CLASSES, VGG, experienced, images, pixels, resnet, tokens
 from infer2train.batches import call_model
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.snapshot import Record, check_architecture, snapshot

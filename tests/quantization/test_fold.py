@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.networks import NETWORKS, Shared, experienced, images, pixels, resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from conformance.networks import NETWORKS, Shared, experienced, images, pixels, resnet
 from infer2train.batches import call_model, tensors_of
 from infer2train.models.imagenet_resnet import resnet18, resnet50
 from infer2train.quantization.fold import FoldedPair, fold_plan, folded_tensors
@@ -67,8 +67,11 @@ def test_the_model_is_left_alone_and_shares_nothing() -> None:
         tensor.zero_()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert float(model.std.min()) > 0, "a buffer outside state_dict is copied too"
-    assert model.training and all(p.requires_grad for p in model.parameters()) and norms(model)
-    assert not skeleton.training and not any(p.requires_grad for p in skeleton.parameters())
+    assert model.training
+    assert norms(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not skeleton.training
+    assert not any(parameter.requires_grad for parameter in skeleton.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
@@ -146,7 +149,9 @@ def test_a_layer_with_a_hook_is_left_alone() -> None:
 
 
 def test_tied_weights_are_folded_apart() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+    )
     model[4].weight = model[2].weight = model[0].weight
     experienced(model, images(4))
     skeleton, pairs = fold_plan(model)

@@ -1,7 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from infer2train.reporting.curves import across_seeds, errors_of, step_curve, thinned
+from infer2train.reporting.curves import across_seeds, errors_of, step_curves, thinned
 from infer2train.reporting.runs import read, read_run
 
 
@@ -15,17 +17,18 @@ def test_mean_and_band_over_the_seeds_that_have_a_value():
 
 def test_thinning_keeps_the_mean_the_extremes_and_the_end():
     values = {step: float(step % 100) for step in range(1, 1001)}
-    curve = thinned(across_seeds([values]), 7)
-    assert len(curve) <= 7
-    assert curve.x[-1] == 1000
+    curve = thinned(across_seeds([values]), 150)
+    assert curve.x.tolist() == [150, 300, 450, 600, 750, 900, 1000]
     assert (curve.low.min(), curve.high.max()) == (0.0, 99.0)
-    sizes = np.diff(np.concatenate([[0], curve.x]))
-    assert np.average(curve.mean, weights=sizes) == pytest.approx(np.mean(list(values.values())))
+    assert np.average(curve.mean, weights=np.diff([0, *curve.x])) == pytest.approx(np.mean(list(values.values())))
 
 
-def test_short_curves_are_shown_as_they_are(run_folder):
+def test_only_curves_too_long_for_a_page_are_thinned_and_then_all_alike(run_folder):
     run = read_run(run_folder)
-    assert len(step_curve([run], "loss", points=10)) == len(run.steps)
+    assert len(step_curves({"a": [run]}, "loss", points=10)["a"]) == len(run.steps)
+    longer = dataclasses.replace(run, steps=tuple({"step": step, "loss": 1.0} for step in range(1000)))
+    curves = step_curves({"a": [run], "b": [longer], "c": []}, "loss", points=100)
+    assert {method: len(curve) for method, curve in curves.items()} == {"a": len(run.steps) // 10, "b": 100}
 
 
 def test_error_curves_come_from_the_epochs(comparison_folder):

@@ -182,9 +182,7 @@ def _read_rows(path: Path, columns: Columns, targets: Int64[np.ndarray, " n"]) -
     first = 0
     with readable(path), pq.ParquetFile(path, page_checksum_verification=True) as shard:
         for batch in shard.iter_batches(_BATCH_ROWS, columns=[columns.image]):
-            images = batch.column(0)
-            # `flatten`, not `field`: it makes the bytes of a null image null.
-            encoded = images.flatten()[images.type.get_field_index("bytes")].to_pylist()
+            encoded = batch.column(0).field("bytes").to_pylist()
             yield Rows(path, first, encoded, targets[first : first + len(encoded)])
             first += len(encoded)
 

@@ -83,27 +83,28 @@ def errors_of(runs: Sequence[Run]) -> ErrorCurves:
     return ErrorCurves(of("test_error"), of("train_error_mined"), of("train_error_random"))
 
 
-def step_curve(runs: Sequence[Run], name: str, *, points: int) -> Curve:
-    """One field of the step rows over steps: every row if a page can show them, else `points` averages."""
-    curve = across_seeds([logged(run.steps, "step", name) for run in runs])
-    return curve if len(curve) <= MOST_POINTS else thinned(curve, points)
+def step_curves(runs: Mapping[str, Sequence[Run]], name: str, *, points: int) -> dict[str, Curve]:
+    """One field of the step rows over steps, for each method that logged it.
+
+    Every row is a point if a page can show the longest curve so; else all are thinned alike, to about `points` points.
+    """
+    curves = {
+        method: across_seeds([logged(run.steps, "step", name) for run in found]) for method, found in runs.items()
+    }
+    longest = max(map(len, curves.values()), default=0)
+    size = -(-longest // points) if longest > MOST_POINTS else 1
+    return {method: thinned(curve, size) for method, curve in curves.items() if len(curve)}
 
 
-def thinned(curve: Curve, points: int) -> Curve:
-    """At most `points` points, each the mean of equally many neighbours and the extremes of their bands.
-
-    A point stands at the last of its positions.
+def thinned(curve: Curve, size: int) -> Curve:
+    """One point for every `size` neighbours: their mean, and the extremes of their bands, at the last position.
 
     Args:
         curve: of any length.
-        points: at least 1.
-
-    Returns:
-        The curve itself if it is short enough.
+        size: at least 1.
     """
-    if len(curve) <= points:
+    if size == 1 or not len(curve):
         return curve
-    size = -(-len(curve) // points)
     starts = np.arange(0, len(curve), size)
     counts = np.diff(np.append(starts, len(curve)))
     return Curve(

@@ -23,6 +23,8 @@ class Style(NamedTuple):
 
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 """The shape on a line, and the letter that looks like it for the page's legend."""
+LONGEST_NAME = 18
+"""Letters of a method's name beside a bar."""
 PARTS = {
     "training": "#5f6b7a",
     "views": "#0b7f81",
@@ -36,10 +38,15 @@ PARTS = {
 
 
 def styles(methods: Sequence[str], baseline: str | None) -> dict[str, Style]:
-    """One style for each method: the baseline's is red, the others follow in order, beginning with blue."""
-    others = [method for method in methods if method != baseline]
-    numbered = {method: 1 + number % (len(SERIES) - 1) for number, method in enumerate(others)}
-    return {method: Style(SERIES[n], *MARKERS[n]) for method in methods for n in [numbered.get(method, 0)]}
+    """One style for each method: the baseline's is red, the others follow in order, beginning with blue.
+
+    Beyond seven methods colours come again, with another marker.
+    """
+    looks = {method: Style(SERIES[0], *MARKERS[0]) for method in methods}
+    for number, method in enumerate(method for method in methods if method != baseline):
+        colour, marker = SERIES[1 + number % (len(SERIES) - 1)], MARKERS[(1 + number) % len(MARKERS)]
+        looks[method] = Style(colour, *marker)
+    return looks
 
 
 def error_curves(
@@ -122,11 +129,11 @@ def time_budget(seconds: Mapping[str, Mapping[str, float]], *, title: str = "Tim
             for name, value in budget(parts).items():
                 width = value / divisor
                 axes.barh(row, width, left=left, height=0.62, color=PARTS[name], edgecolor="none")
-                if total and width / _widest(seconds, divisor) > 0.08:
+                if total and width / _widest(seconds, divisor) > 0.11:
                     axes.text(left + width / 2, row, f"{100 * width / total:.0f} %", ha="center", va="center",
                               fontsize=8, color="#ffffff" if name != "other" else "#10151b")  # fmt: skip
                 left += width
-        axes.set_yticks(range(len(seconds)), list(seconds))
+        axes.set_yticks(range(len(seconds)), [_short(method) for method in seconds])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
@@ -154,7 +161,7 @@ def difference_intervals(differences: Mapping[str, PairedDifference], looks: Map
             if found.low is not None and found.high is not None:
                 axes.plot([100 * found.low, 100 * found.high], [row, row], color=look.colour, linewidth=2.0)
             axes.plot([100 * found.mean], [row], marker=look.marker, markersize=6, color=look.colour)
-        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_yticks(range(len(differences)), [_short(method) for method in differences])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
@@ -178,6 +185,11 @@ def budget(seconds: Mapping[str, float]) -> dict[str, float]:
     parts = {name: seconds[name] for name in PARTS if name in seconds}
     rest = seconds.get("total", 0.0) - sum(parts.values())
     return {**parts, "other": rest} if rest > 0.005 * seconds.get("total", 0.0) else parts
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the plot beside it."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _widest(seconds: Mapping[str, Mapping[str, float]], divisor: float) -> float:

@@ -7,10 +7,10 @@ Last in `reporting`: it reads (`runs`, `gallery`), sums up (`summary`, `curves`)
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from infer2train.reporting import plots, sections, tables
-from infer2train.reporting.curves import Curve, ErrorCurves, errors_of, step_curve
+from infer2train.reporting.curves import ErrorCurves, errors_of, step_curves
 from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, spread
 from infer2train.reporting.runs import Run, RunSet, read
 from infer2train.reporting.summary import MethodSummary, summaries
@@ -21,8 +21,6 @@ FINAL_PART = 9
 """Panel (b) shows the last ninth of the epochs: 10 of the paper's 90."""
 GALLERY_ROWS = 12
 """Samples shown, over all methods."""
-
-Something = TypeVar("Something", Curve, dict[str, float])
 
 
 def write_report(folder: Path) -> Path:
@@ -53,7 +51,7 @@ def context(runs: RunSet) -> dict[str, Any]:
     """Everything that the template shows, by the name it has there."""
     lines = summaries(runs)
     shown = {method: runs.shown(method) for method in runs.methods if runs.of(method)}
-    seconds = _present({method: _mean_seconds(found) for method, found in shown.items()})
+    seconds = {method: parts for method, found in shown.items() if (parts := _mean_seconds(found))}
     looks = plots.styles(runs.methods, runs.baseline or "baseline")
     return {
         "title": runs.folder.resolve().name,
@@ -112,7 +110,7 @@ def _step_figures(shown: dict[str, list[Run]], looks: dict[str, plots.Style]) ->
     """Loss and lag over steps, where any method logged them."""
     figures = {}
     for name, label, points in (("loss", "training loss", 200), ("lag", "lag, steps", 50)):
-        if curves := _present({method: step_curve(found, name, points=points) for method, found in shown.items()}):
+        if curves := step_curves(shown, name, points=points):
             title = f"{label} over steps"
             figures[name] = plots.step_curves(curves, looks, label=label, title=title, zero=name == "lag")
     return figures
@@ -149,11 +147,6 @@ def _galleries(runs: RunSet) -> list[tuple[str, int, list[GalleryRow], int]]:
                 break
     each = max(3, GALLERY_ROWS // max(1, len(found)))
     return [(method, seed, spread(rows, each), len(rows)) for method, seed, rows in found]
-
-
-def _present(found: dict[str, Something]) -> dict[str, Something]:
-    """The methods that have something to show."""
-    return {method: value for method, value in found.items() if len(value)}
 
 
 def _mean_seconds(runs: Sequence[Run]) -> dict[str, float]:

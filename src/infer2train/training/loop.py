@@ -1,7 +1,7 @@
 """The training loop: epochs of mined draws, an evaluation after each, checkpoints on the way.
 
-A user of `mine()` like any other. Whatever stops it (Ctrl-C, SIGKILL, a full disk) leaves the last good checkpoint, from
-which `resume=True` goes on to the same final weights, bit for bit.
+A user of `mine()` like any other. Whatever stops it (Ctrl-C, SIGKILL, a full disk) leaves the last good checkpoint,
+from which `resume=True` goes on to the same final weights, bit for bit.
 """
 
 import math
@@ -17,8 +17,7 @@ from types import FrameType
 from infer2train.audit import audit_draw
 from infer2train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.config import RunConfig, as_plain, differences, from_plain
-from infer2train.metrics import window
-from infer2train.miner import LOGGED, log_rate
+from infer2train.metrics import LOGGED, draws_per_second, window
 from infer2train.reporting.gallery import load_gallery, save_gallery
 from infer2train.reporting.report import write_report
 from infer2train.runlog import CONFIG, RunLog, read_config, read_rows, take_back, write_config
@@ -54,7 +53,13 @@ class Result:
 
 
 def train(
-    config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = False, title: str | None = None, report: bool = True
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    title: str | None = None,
+    report: bool = True,
 ) -> Result:
     """Train a run to its end in its folder; write configuration, metrics, checkpoints and report there.
 
@@ -182,7 +187,7 @@ class _Watch:
                 version=loader.last.version,
                 loss=result.loss,
                 lr=lr,
-                steps_per_second=log_rate(measured),
+                steps_per_second=draws_per_second(measured),
                 penalty=result.penalty,
                 penalty_gradient_ratio=penalty_gradient_ratio(loader, result.logits, result.targets),
                 **{name: measured[name] for name in LOGGED},
@@ -194,7 +199,7 @@ class _Watch:
         if now["seconds"] - self._shown["seconds"] < REFRESH_SECONDS:
             return
         measured, self._shown = window(now, self._shown), now
-        figures = {"loss": loss, "steps_per_second": log_rate(measured), **measured}
+        figures = {"loss": loss, "steps_per_second": draws_per_second(measured), **measured}
         self._progress.step(self._run.loader.steps, figures)
 
     def leave(self) -> None:
@@ -238,9 +243,7 @@ class _Watch:
         run = self._run
         if run.loader.last is None:
             return
-        new = audit_draw(
-            run.loader.last, run.training_images, gamma=run.config.gamma, class_names=run.data.class_names
-        )
+        new = audit_draw(run.loader.last, run.training_images, gamma=run.config.gamma, class_names=run.data.class_names)
         if new:
             old = [row for row in load_gallery(folder) if row.epoch < new[0].epoch]
             epochs = sorted({row.epoch for row in old})
@@ -267,7 +270,7 @@ def _checkpoint(run: Run, folder: Path, sums: EpochSums, log: RunLog) -> None:
 def _stop_diverged(folder: Path, step: int, loss: float, lr: float, log: RunLog) -> None:
     good = load_checkpoint(folder / CHECKPOINTS)
     last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
-    message = f"the training loss must stay finite: got {loss} at step {step} with lr {lr:g}; {last}; lower --lr and start a new run"
+    message = f"the training loss must stay finite: got {loss} at step {step} with lr {lr:g}; {last}; lower --lr"
     log.write("event", event="diverged", step=step, message=message)
     raise DivergedError(message)
 

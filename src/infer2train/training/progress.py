@@ -34,7 +34,9 @@ class RunProgress:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def step(self, steps: int, figures: Mapping[str, float]) -> None:
@@ -49,8 +51,8 @@ class RunProgress:
         """Show an epoch's result, where there is no live line."""
         if not self._quiet and not self._console.is_terminal:
             self._console.print(
-                f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  train error {figures['train_error_mined']:.2%}"
-                f"  test error {figures['test_error']:.2%}  {figures['seconds']:.1f} s",
+                f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  "
+                f"train error {figures['train_error_mined']:.2%}  test error {figures['test_error']:.2%}  {figures['seconds']:.1f} s",
                 highlight=False,
             )
 

@@ -20,4 +20,4 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
     if epoch < config.warmup_epochs and peak > WARMUP_FROM:
         return WARMUP_FROM + (peak - WARMUP_FROM) * epoch / config.warmup_epochs
     drops = sum(epoch >= drop for drop in config.lr_drops)
-    return peak / 10**drops
+    return float(peak / 10**drops)

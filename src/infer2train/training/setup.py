@@ -15,8 +15,9 @@ from infer2train.config import RunConfig
 from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.data.images import ImageData, ImageSplit
 from infer2train.data.subsets import hold_out, limit_split
+from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp
-from infer2train.miner import CHUNK_ON_CPU, MinedLoader, mine
+from infer2train.miner import CHUNK_ON_CPU, mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.training.evaluation import every_sample, random_views
@@ -117,7 +118,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     height, _, channels = train.images.shape[1:]
     size = config.crop_size or height
     training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
-    model = pixel_model(config, len(data.class_names), channels).to(device, memory_format=torch.channels_last)
+    model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
     base: DataLoader[Any] = DataLoader(
         training_images,
@@ -188,7 +189,8 @@ def evaluation_view(size: int, stored: int) -> View:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights of convolutions and linear layers with weight decay; biases, batch-norm and all else without."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and name == "weight"
@@ -207,5 +209,7 @@ def torch_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch can use here: got {name!r} ({reason}); pass --device cpu") from error
+        raise ValueError(
+            f"device must be one that torch can use here: got {name!r} ({reason}); pass --device cpu"
+        ) from error
     return device

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infer2train.batches import logits_of
-from infer2train.miner import MinedLoader
+from infer2train.loader import MinedLoader
 from infer2train.training.setup import Run
 
 
@@ -67,7 +67,7 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
     logits = logits.float()
     penalty = run.loader.penalty(logits)
     loss = F.cross_entropy(logits, targets) + penalty
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     sums.add(float(loss), int((logits.argmax(dim=1) != targets).sum()), len(targets))

@@ -1,0 +1,83 @@
+"""What a loader mines, resolved, and what each of its draws was: the nouns that the loader speaks in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from infer2train.addresses import Addresses
+from infer2train.methods import Method
+from infer2train.selection import Balance
+from infer2train.versions import VersionRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningPlan:
+    """What a loader mines, resolved: nothing in it depends on data, weights or time."""
+
+    method: Method
+    gamma: int
+    rule: VersionRule
+    mine_every: int
+    balance: Balance
+    distill_weight: float
+    accumulation_steps: int
+    epochs: int | None
+    seed: int
+
+    def is_mined(self, step: int) -> bool:
+        """Whether draws of this step are mined."""
+        return self.method.asks_the_pool and step % self.mine_every == 0
+
+
+def plan_fields(plan: MiningPlan) -> dict[str, Any]:
+    """The plan as a flat mapping of plain values, by which two plans are compared."""
+    method, rule = plan.method, plan.rule
+    return {
+        "candidates": method.candidates,
+        "score": method.score,
+        "pick": method.pick,
+        "ramp": [method.schedule.rate, method.schedule.start, method.schedule.stop],
+        "loss": method.loss,
+        "gamma": plan.gamma,
+        "update_every": rule.update_every,
+        "delay_steps": rule.delay_steps,
+        "mine_every": plan.mine_every,
+        "balance": plan.balance,
+        "distill_weight": plan.distill_weight,
+        "accumulation_steps": plan.accumulation_steps,
+        "epochs": plan.epochs,
+        "seed": plan.seed,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One batch handed to the training loop, and how it came about."""
+
+    draw: int
+    """Counted from 0 over the whole run."""
+    epoch: int
+    step: int
+    """The step that trains on it."""
+    version: int | None
+    """Version of the weights that scored it; None where no oracle did."""
+    addresses: Addresses
+    """The trained examples, in the order of the batch."""
+    candidates: Addresses
+    """What the oracle looked at; empty where nothing was scored."""
+    scores: Float[Tensor, " n"] | None
+    """One number for each candidate."""
+    chosen: Int64[np.ndarray, " t"] | None
+    """For each trained example its index among the candidates."""
+    mined: Bool[np.ndarray, " t"] | None
+    """Whether each trained example was picked for its score."""
+    log_probabilities: Float[Tensor, "b k"] | None
+    """The oracle's mean log-probabilities, for distillation."""
+
+    @property
+    def lag(self) -> int | None:
+        """Step of the draw minus the version that scored it (steps)."""
+        return None if self.version is None else self.step - self.version
