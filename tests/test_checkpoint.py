@@ -61,6 +61,7 @@ def test_nothing_to_load_is_none(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "nowhere") is None
     (tmp_path / "notes.txt").touch()
     (tmp_path / "step-5").mkdir()
+    (tmp_path / "step-000000005").mkdir()
     (tmp_path / ".unfinished-step-00000005").mkdir()
     assert load_checkpoint(tmp_path) is None
 

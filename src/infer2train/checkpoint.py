@@ -146,9 +146,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def rng_state() -> dict[str, Any]:
     """The states of the global generators of Python, NumPy and torch, and of every CUDA device if CUDA is in use."""
+    numpy_state = np.random.get_state(legacy=False)
+    # As a tensor, so that torch.load(weights_only=True) takes the state that a user has saved with torch.save.
+    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
+        "numpy": numpy_state,
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -170,7 +173,9 @@ def restore_rng(state: Mapping[str, Any]) -> None:
             "resume on a machine like the first, or remove 'cuda' from the state and accept other random numbers"
         )
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    numpy_state = state["numpy"]
+    key = numpy_state["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
     torch.set_rng_state(state["torch"])
     if cuda:
         torch.cuda.set_rng_state_all(cuda)

@@ -13,7 +13,7 @@ from typing import Any
 import jsonargparse
 
 from infer2train import __version__
-from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
+from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConfig, at_least, from_plain
 from infer2train.training.regimes import regime_defaults
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -94,6 +94,7 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
         "--methods", nargs="+", default=["baseline", "nm-augment"], help="Methods to compare; baseline first."
     )
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs trained side by side (processes); set --threads too.")
     _add_settings(parser, arguments)
     return parser
 
@@ -212,7 +213,11 @@ def _compare(options: dict[str, Any]) -> None:
         for method in options["methods"]
     }
     folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
-    summaries = compare(Comparison(runs=runs), folder, resume=options["resume"], quiet=options["quiet"])
+    at_least("seeds", options["seeds"], 1)
+    at_least("jobs", options["jobs"], 1)
+    summaries = compare(
+        Comparison(runs=runs), folder, resume=options["resume"], jobs=options["jobs"], quiet=options["quiet"]
+    )
     print_comparison(summaries, folder, Console())
 
 

@@ -1,18 +1,23 @@
 """Methods × seeds: the same run under several methods, paired by seed, and what the differences can be trusted for."""
 
 import json
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infer2train.config import RunConfig
 from infer2train.reporting.report import write_report
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.runlog import CONFIG
-from infer2train.training.loop import is_finished, train
+from infer2train.training.loop import Interrupted, Result, enter_folder, is_finished, train
+from infer2train.training.setup import resolved
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -36,14 +41,23 @@ class Comparison:
         return list(dict.fromkeys(seed for _, seed in self.runs))
 
 
-def compare(comparison: Comparison, folder: Path, *, resume: bool = False, quiet: bool = False) -> list[MethodSummary]:
+def compare(
+    comparison: Comparison, folder: Path, *, resume: bool = False, jobs: int = 1, quiet: bool = False
+) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
     Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs.
 
+    Args:
+        comparison: what is compared.
+        folder: must be new, unless `resume`.
+        resume: go on with what is there.
+        jobs: runs trained side by side, each in a process of its own; 1 trains in this one.
+        quiet: show no progress.
+
     Raises:
         ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
-        Interrupted: Ctrl-C.
+        Interrupted: Ctrl-C; what was under way has written a checkpoint.
     """
     if folder.exists() and not resume:
         raise ValueError(
@@ -53,18 +67,72 @@ def compare(comparison: Comparison, folder: Path, *, resume: bool = False, quiet
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": BASELINE}
     (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    for number, ((method, seed), config) in enumerate(comparison.runs.items(), start=1):
-        target = folder / f"{method}-seed{seed}"
-        if (target / CONFIG).is_file() and is_finished(target):
-            continue
-        title = f"[{number}/{len(comparison.runs)}] {method}, seed {seed}"
-        result = train(config, target, resume=target.exists(), quiet=quiet, title=title, report=False)
-        if not quiet:
-            Console(stderr=True).print(
-                f"{title}: test error {result.evaluation.error:.2%} in {result.seconds:.1f} s", highlight=False
-            )
+    waiting = {
+        f"{method}-seed{seed}": config
+        for (method, seed), config in comparison.runs.items()
+        if not _is_done(config, folder / f"{method}-seed{seed}")
+    }
+    if jobs == 1:
+        _train_in_turn(waiting, folder, quiet)
+    elif waiting:
+        _train_side_by_side(waiting, folder, jobs, quiet)
     write_report(folder)
     return summarise(folder)
+
+
+def _is_done(config: RunConfig, target: Path) -> bool:
+    if not (target / CONFIG).is_file():
+        return False
+    enter_folder(resolved(config), target, resume=True)  # refuses a run of another configuration
+    return is_finished(target)
+
+
+def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool) -> None:
+    for number, (name, config) in enumerate(waiting.items(), start=1):
+        title = f"[{number}/{len(waiting)}] {name}"
+        result = train(config, folder / name, resume=(folder / name).exists(), quiet=quiet, title=title, report=False)
+        if not quiet:
+            Console(stderr=True).print(_told(title, result), highlight=False)
+
+
+def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool) -> None:
+    """Each run in one of `jobs` fresh processes. Ctrl-C reaches them too: each finishes its step and saves."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=quiet
+    )
+    with bar, ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
+        task = bar.add_task("runs", total=len(waiting))
+        futures = {
+            executor.submit(
+                train, config, folder / name, resume=(folder / name).exists(), quiet=True, report=False
+            ): name
+            for name, config in waiting.items()
+        }
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                result = future.result()
+                bar.advance(task)
+                if not quiet:
+                    console.print(_told(f"[{number}/{len(waiting)}] {futures[future]}", result), highlight=False)
+        except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as stop:
+            executor.shutdown(wait=True, cancel_futures=True)
+            if isinstance(stop, BrokenProcessPool) and not _was_interrupted(futures):
+                raise
+            raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _was_interrupted(futures: Iterable[Future[Result]]) -> bool:
+    """Whether a run was stopped by Ctrl-C, which also ends the processes that were waiting for one."""
+    ended = (future for future in futures if future.done() and not future.cancelled())
+    return any(isinstance(future.exception(), Interrupted | KeyboardInterrupt) for future in ended)
+
+
+def _told(title: str, result: Result) -> str:
+    return f"{title}: test error {result.evaluation.error:.2%} in {result.seconds:.1f} s"
 
 
 def print_comparison(summaries: Sequence[MethodSummary], folder: Path, console: Console) -> None:

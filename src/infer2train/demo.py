@@ -7,6 +7,7 @@ from rich.console import Console
 from infer2train.compare import Comparison, compare, print_comparison
 from infer2train.config import from_plain
 from infer2train.training.regimes import regime_defaults
+from infer2train.training.setup import available_cores
 
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")
 SEEDS = 5
@@ -26,11 +27,11 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
     )
     folder = runs_dir / "demo"
     runs = {
-        (method, seed): from_plain({**regime_defaults("digits", method), "seed": seed, "gamma": GAMMA})
+        (method, seed): from_plain({**regime_defaults("digits", method), "seed": seed, "gamma": GAMMA, "threads": 1})
         for seed in range(SEEDS)
         for method in METHODS
     }
-    summaries = compare(Comparison(runs=runs), folder, resume=True, quiet=quiet)
+    summaries = compare(Comparison(runs=runs), folder, resume=True, jobs=available_cores(), quiet=quiet)
     print_comparison(summaries, folder, console)
     console.print("now your own data:", highlight=False)
     console.print(NEXT, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import infer2train
+from infer2train import __version__
 from infer2train.metrics import scalars
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -46,7 +46,7 @@ class RunLog:
         import torch
 
         versions = {
-            "infer2train": infer2train.__version__,
+            "infer2train": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }

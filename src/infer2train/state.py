@@ -143,6 +143,7 @@ class _Encoder:
                 f"a state may hold {_ALLOWED}: got {type(value).__qualname__} of dtype {value.dtype} at {where}; "
                 "save numbers, or lists of str"
             )
+        # A copy, because torch takes no array that is read-only.
         array = np.array(value, order="C", subok=False)
         name = self._keep(torch.from_numpy(array.reshape(-1).view(np.uint8)), where)
         tag = "array" if isinstance(value, np.ndarray) else "scalar"

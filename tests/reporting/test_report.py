@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -138,6 +139,24 @@ def test_a_comparison_on_its_way_names_what_is_missing(tmp_path):
     assert "3 of 4 runs finished" in text
     assert "nm-augment seed 1" in text
     assert "needs ≥ 2 seeds" in text
+
+
+def test_a_comparison_that_has_not_begun_has_a_report(tmp_path):
+    (tmp_path / "comparison.json").write_text(
+        '{"methods": ["baseline", "nm-augment"], "seeds": [0], "baseline": "baseline"}'
+    )
+    text = Page(write_report(tmp_path)).text
+    assert "0 of 2 runs finished" in text
+    assert "No seed finished yet by both this method and baseline" in text
+
+
+def test_half_a_run_is_not_shown_as_cheaper(tmp_path):
+    folder = write_comparison(tmp_path / "half", ["baseline", "nm-augment"], [0], epochs=4)
+    shutil.rmtree(folder / "nm-augment-seed0")
+    write_run(folder / "nm-augment-seed0", "nm-augment", 0, epochs=4, done=2)
+    page = Page(write_report(folder))
+    assert "What it costs" in page.text
+    assert "scoring" not in page.text.split("What it costs")[0].split("weights.")[1]  # no such part in the bar's legend
 
 
 def test_settings_that_differ_stand_apart(comparison_page):

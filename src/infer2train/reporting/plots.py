@@ -181,8 +181,8 @@ def parts_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def budget(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The parts in the order of the bar, with what they leave of the total as `other`."""
-    parts = {name: seconds[name] for name in PARTS if name in seconds}
+    """The parts that took any time, in the order of the bar, with what they leave of the total as `other`."""
+    parts = {name: seconds[name] for name in PARTS if seconds.get(name)}
     rest = seconds.get("total", 0.0) - sum(parts.values())
     return {**parts, "other": rest} if rest > 0.005 * seconds.get("total", 0.0) else parts
 

@@ -51,7 +51,8 @@ def context(runs: RunSet) -> dict[str, Any]:
     """Everything that the template shows, by the name it has there."""
     lines = summaries(runs)
     shown = {method: runs.shown(method) for method in runs.methods if runs.of(method)}
-    seconds = {method: parts for method, found in shown.items() if (parts := _mean_seconds(found))}
+    whole = runs.baseline is not None  # a run that is half done is no cheaper than its neighbours
+    seconds = {method: parts for method, found in shown.items() if (parts := _mean_seconds(found, whole))}
     looks = plots.styles(runs.methods, runs.baseline or "baseline")
     return {
         "title": runs.folder.resolve().name,
@@ -149,8 +150,8 @@ def _galleries(runs: RunSet) -> list[tuple[str, int, list[GalleryRow], int]]:
     return [(method, seed, spread(rows, each), len(rows)) for method, seed, rows in found]
 
 
-def _mean_seconds(runs: Sequence[Run]) -> dict[str, float]:
-    """Mean seconds of each part over the runs that were timed."""
-    timed = [run.seconds for run in runs if run.seconds.get("total")]
+def _mean_seconds(runs: Sequence[Run], whole: bool) -> dict[str, float]:
+    """Mean seconds of each part over the runs that were timed, or over the finished ones of them."""
+    timed = [run.seconds for run in runs if run.seconds.get("total") and (run.finished or not whole)]
     names = dict.fromkeys(name for seconds in timed for name in seconds)
     return {name: sum(seconds.get(name, 0.0) for seconds in timed) / len(timed) for name in names}

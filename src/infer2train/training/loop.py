@@ -139,7 +139,7 @@ def _train_epochs(
     """Algorithm 1: the loader refreshes the oracle and picks, we optimise."""
     watch = _Watch(run, sums, log, progress)
     for epoch in range(run.loader.epoch, run.config.epochs):
-        watch.start_epoch()
+        watch.come_back()
         for images, targets in run.loader:
             lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
             for group in run.optimizer.param_groups:
@@ -151,6 +151,7 @@ def _train_epochs(
             if interrupt.is_set or run.loader.steps % run.config.checkpoint_every == 0:
                 watch.leave()
                 _checkpoint(run, folder, sums, log)
+                watch.come_back()
             if interrupt.is_set:
                 _stop_interrupted(folder, run.loader.steps, log)
         watch.epoch(epoch, folder)
@@ -165,12 +166,10 @@ class _Watch:
     def __init__(self, run: Run, sums: EpochSums, log: RunLog, progress: RunProgress) -> None:
         self._run, self._sums, self._log, self._progress = run, sums, log, progress
         self._row = self._shown = self._left = run.loader.totals()
-        self._is_audited = False
 
-    def start_epoch(self) -> None:
-        """Begin to count the epoch's time."""
+    def come_back(self) -> None:
+        """After anything that is no training: count the epoch's time from here."""
         self._left = self._run.loader.totals()
-        self._is_audited = False
 
     def step(self, result: StepResult, lr: float) -> None:
         """After each step: a row now and then, a live line, one audited draw an epoch."""
@@ -203,9 +202,8 @@ class _Watch:
         self._progress.step(self._run.loader.steps, figures)
 
     def leave(self) -> None:
-        """Before a checkpoint: what the epoch took so far belongs to it."""
-        now = self._run.loader.totals()
-        spent, self._left = window(now, self._left), now
+        """Before anything that is no training: add what the epoch took since `come_back`."""
+        spent = window(self._run.loader.totals(), self._left)
         mining = {name: spent[f"{name}_seconds"] for name in ("views", "scoring", "publishing")}
         self._sums.add_seconds(**mining, training=spent["seconds"] - sum(mining.values()))
 

@@ -70,11 +70,10 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
     loss.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    loss = loss.detach()
     sums.add(float(loss), int((logits.argmax(dim=1) != targets).sum()), len(targets))
-    distilled = run.config.method == "self-distill"
-    return StepResult(
-        loss=float(loss), penalty=float(penalty) if distilled else None, logits=logits.detach(), targets=targets
-    )
+    said = float(penalty.detach()) if run.config.method == "self-distill" else None
+    return StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
 
 
 def penalty_gradient_ratio(
