@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu leaves out waiting for a core, on a machine shared with others",
+        help="cpu leaves out waiting for a core, where others work too",
     )
     return parser.parse_args()
 
@@ -99,9 +99,8 @@ def main() -> None:
     rounds = [{name: seconds(run, clock) for name, run in runs.items()} for _ in range(options.repetitions)]
 
     print(f"{options.model}, {options.size}x{options.size}, {options.images} images, {options.threads} thread(s)")
-    print(
-        f"{processor()}; torch {torch.__version__}; medians of {options.repetitions} interleaved repetitions, {options.clock} clock"
-    )
+    print(f"{processor()}; torch {torch.__version__}")
+    print(f"medians of {options.repetitions} interleaved repetitions, {options.clock} clock")
     baseline = next(iter(runs))
     for name in runs:
         rate = statistics.median(options.images / each[name] for each in rounds)

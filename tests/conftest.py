@@ -7,7 +7,8 @@ if os.environ.get("INFER2TRAIN_NO_TYPECHECK") != "1":
     # Before anything imports infer2train. Off for torch.compile, beside which the hook has open bugs.
     from jaxtyping import install_import_hook
 
-    install_import_hook("infer2train", "beartype.beartype")
+    # The numeric tower of PEP 484: an int may stand where a float is asked for, as mypy has it.
+    install_import_hook("infer2train", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import pytest
 import torch

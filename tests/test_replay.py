@@ -107,8 +107,21 @@ def test_every_generator_follows_the_seed_and_draws_its_own_numbers() -> None:
     numbers = Replay(Draws(), default_collate).batch(Addresses(np.zeros(2000, dtype=np.int64), own))["numbers"].numpy()
     for column in numbers.T:
         assert stats.kstest(column, "uniform").pvalue > 0.001
-    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.1, "random and NumPy draw the same from one seed"
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.1, "the generators are not independent"
     assert len(np.unique(numbers)) == numbers.size
+
+
+def test_numpy_and_torch_do_not_share_a_stream() -> None:
+    """They are one algorithm: from one seed, torch's bits are NumPy's, every other one of them here."""
+
+    class Bits(Draws):
+        def __getitem__(self, index: int) -> Any:
+            return np.random.randint(0, 1 << 32, 64, dtype=np.uint32).tolist(), torch.randint(
+                0, 1 << 32, (32,)
+            ).tolist()
+
+    for in_numpy, in_torch in Replay(Bits(), list).batch(HERE):
+        assert not set(in_numpy) & set(in_torch)
 
 
 def test_the_data_set_is_asked_for_plain_ints_one_for_each_address() -> None:

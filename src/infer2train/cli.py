@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -26,28 +27,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         return _run([argument for argument in given if argument != "--debug"])
+    except argparse.ArgumentError as error:
+        return _explain_usage(error, given)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        return _explain(error)
+        return _explain(error, given)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """One or two lines for an expected error; an unexpected one says how to see more."""
+    from infer2train.checkpoint import CheckpointError
     from infer2train.data.images import DataError
     from infer2train.training.loop import DivergedError, Interrupted
 
     if isinstance(error, Interrupted):
-        print(f"\n{error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+        command = (
+            "the same command" if "--resume" in arguments or "demo" in arguments else "the same command with --resume"
+        )
+        print(f"\n{error}; {command} goes on", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    expected = isinstance(error, ValueError | OSError | DivergedError | ImportError)
+    expected = isinstance(error, ValueError | OSError | DivergedError | CheckpointError | ImportError)
     name = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else "\n(--debug shows where)"
     print(f"infer2train: {name}{error}{hint}", file=sys.stderr)  # noqa: T201
     return USAGE if isinstance(error, ValueError) and not isinstance(error, DataError) else FAILED
+
+
+def _explain_usage(error: argparse.ArgumentError, arguments: Sequence[str]) -> int:
+    """Two lines for what the parser refused: what, and where all settings are explained."""
+    verb = next((argument for argument in arguments if argument in VERBS), None)
+    message = " ".join(error.message.split())
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    known = ["--" + field.name.replace("_", "-") for field in fields(RunConfig)]
+    unknown = [flag for flag in flags if flag in message and flag not in known]
+    near = [match for flag in unknown for match in difflib.get_close_matches(flag, known, n=1)]
+    suggestion = f"; did you mean {' '.join(near)}?" if near else ""
+    help_command = " ".join(["infer2train", *([verb] if verb else []), "--help"])
+    print(f"infer2train: {message}{suggestion}\n{help_command} explains every setting", file=sys.stderr)  # noqa: T201
+    return USAGE
 
 
 def _run(arguments: list[str]) -> int:
@@ -70,6 +91,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
         description="Put cheap inference silicon to work on training accuracy.",
         epilog="Every verb takes --debug, which shows the traceback of an error.",
         version=__version__,
+        exit_on_error=False,
     )
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("train", _train_parser(arguments), help="train a model with one method")
@@ -81,14 +103,18 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
 
 
 def _train_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(description="Train a model with one of the paper's methods.")
+    parser = jsonargparse.ArgumentParser(
+        description="Train a model with one of the paper's methods.", exit_on_error=False
+    )
     _add_folder(parser, "Name of the run's folder. Default: REGIME-METHOD-seedN.")
     _add_settings(parser, arguments)
     return parser
 
 
 def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(description="Train methods × seeds, paired by seed, and compare them.")
+    parser = jsonargparse.ArgumentParser(
+        description="Train methods × seeds, paired by seed, and compare them.", exit_on_error=False
+    )
     _add_folder(parser, "Name of the comparison's folder. Default: compare-REGIME.")
     parser.add_argument(
         "--methods", nargs="+", default=["baseline", "nm-augment"], help="Methods to compare; baseline first."
@@ -100,13 +126,17 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
 
 
 def _report_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(description="Write report.html of a run or comparison folder again.")
+    parser = jsonargparse.ArgumentParser(
+        description="Write report.html of a run or comparison folder again.", exit_on_error=False
+    )
     parser.add_argument("folder", type=str, help="A folder such as runs/NAME.")
     return parser
 
 
 def _eval_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(description="Evaluate the newest good checkpoint of a run on its test images.")
+    parser = jsonargparse.ArgumentParser(
+        description="Evaluate the newest good checkpoint of a run on its test images.", exit_on_error=False
+    )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
@@ -114,7 +144,9 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
 
 
 def _demo_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(description="Compare the paper's methods on scikit-learn's digits.")
+    parser = jsonargparse.ArgumentParser(
+        description="Compare the paper's methods on scikit-learn's digits.", exit_on_error=False
+    )
     parser.add_argument("--runs-dir", type=str, default="runs", help="Folder of run folders.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     return parser

@@ -17,7 +17,6 @@ from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.runlog import CONFIG
 from infer2train.training.loop import Interrupted, Result, enter_folder, is_finished, train
-from infer2train.training.setup import resolved
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -83,7 +82,7 @@ def compare(
 def _is_done(config: RunConfig, target: Path) -> bool:
     if not (target / CONFIG).is_file():
         return False
-    enter_folder(resolved(config), target, resume=True)  # refuses a run of another configuration
+    enter_folder(config, target, resume=True)  # refuses a run of another configuration
     return is_finished(target)
 
 

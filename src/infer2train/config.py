@@ -119,7 +119,10 @@ class RunConfig(DataConfig, MiningConfig, TrainingConfig):
 
 
 POSITIVE = ("gamma", "update_every", "mine_every", "epochs", "batch_size", "checkpoint_every", "log_every")
-NON_NEGATIVE = ("delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs")
+NON_NEGATIVE = (
+    *("delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs"),
+    *("momentum", "weight_decay", "distill_weight"),
+)
 
 
 def check_run(config: RunConfig) -> None:

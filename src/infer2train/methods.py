@@ -303,7 +303,13 @@ def class_targets(targets: Any) -> Int64[Tensor, " n"]:
 
 
 def get_score(method: Method, score: Callable[[Any, Any], Tensor] | None = None) -> Callable[[Any, Any], Tensor] | None:
-    """The score function of a method: the user's own, ours by name, or None where the oracle gives no score."""
+    """The score function of a method: the user's own, ours by name, or None where the oracle gives no score.
+
+    Raises:
+        ValueError: a score of the user's own where the oracle gives none.
+    """
     if method.score is None or method.score == "uniform":
+        if score is not None:
+            raise ValueError(f"score must be left out where nothing is scored: got {score!r:.80}; drop it")
         return None
     return score or SCORES[method.score]

@@ -108,9 +108,13 @@ def mine(
         "update_every": update_every,
         "mine_every": mine_every,
         "accumulation_steps": accumulation_steps,
+        "log_every": log_every,
+        "oracle_chunk": oracle_chunk,
+        "epochs": epochs,
     }
-    for name, value in {**bounds, "oracle_chunk": oracle_chunk or 1, "log_every": log_every}.items():
-        at_least(name, value, 1)
+    for name, value in bounds.items():
+        if value is not None:
+            at_least(name, value, 1)
     at_least("delay_steps", delay_steps, 0)
     own_score = None if isinstance(score, str) else score
     choices = get_method(method, score=score if isinstance(score, str) else None, pick=pick, schedule=ramp)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from infer2train.addresses import Purpose, seeds
 from infer2train.replay import seeded
 
-Batches = list[Int64[np.ndarray, " b"]]
+Batches = list[Int64[np.ndarray, " _"]]
 
 
 def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batches:

@@ -27,7 +27,7 @@ from infer2train.source import Source
 FourWords = tuple[int, int, int, int]
 """Seeds of 32 bits for `random`, NumPy, torch and Albumentations."""
 
-_VIEW, _LOADING, _COLLATING = 0, 1, 2
+_VIEW, _LOADING = 0, 1
 """What the generators are seeded for: the slots of Purpose.PARAMETER."""
 
 _MOST_TRANSFORMS = 1000
@@ -42,7 +42,7 @@ class Replay(Source):
 
     Args:
         dataset: anything with `__getitem__` and `__len__`; its items may be anything that `collate_fn` takes.
-        collate_fn: makes a batch of a list of items, such as `DataLoader.collate_fn`. What it draws follows the first
+        collate_fn: makes a batch of a list of items, such as `DataLoader.collate_fn`. What it draws follows the last
             address of the batch.
         transform: the random transform, where `dataset` is un-augmented. Consecutive addresses of one id then read the
             sample once. It gets the item, or the first element of an item that is a tuple or a list, and must not
@@ -85,9 +85,7 @@ class Replay(Source):
 
     def batch(self, addresses: Addresses) -> Any:
         with _state_kept(self._albumentations):
-            items = self._items(addresses)
-            self._seed(_words(addresses.seeds[:1], _COLLATING)[0])
-            return self._collate_fn(items)
+            return self._collate_fn(self._items(addresses))
 
     def _items(self, addresses: Addresses) -> list[Any]:
         """The samples under their seeds, in order. Leaves the generators moved."""
@@ -161,7 +159,7 @@ def _words(keys: Int64[np.ndarray, " n"], slot: int) -> list[FourWords]:
 
 
 def _seed_global(four_words: FourWords) -> None:
-    """Seed each generator with a word of its own: `random` and NumPy are one algorithm, and would draw the same."""
+    """Seed each generator with a word of its own: NumPy's and torch's are one algorithm, and would draw the same."""
     python, legacy, tensor, _ = four_words
     random.seed(python)
     np.random.seed(legacy)

@@ -17,6 +17,8 @@ from infer2train import __version__
 from infer2train.metrics import scalars
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+SAID_AGAIN = ("finished", "images-skipped")
+"""Events that a run which goes on writes again."""
 
 
 class RunLog:
@@ -108,7 +110,7 @@ def take_back(folder: Path, step: int, epoch: int) -> None:
 
     def is_kept(row: dict[str, Any]) -> bool:
         if row["kind"] == "event":
-            return bool(row["event"] != "finished")
+            return row["event"] not in SAID_AGAIN
         return bool(row["epoch"] < epoch) if row["kind"] == "epoch" else row.get("step", 0) <= step
 
     partial = folder / f".{METRICS}.partial"

@@ -59,7 +59,7 @@ def test_the_same_numbers_give_the_same_bytes_whatever_the_users_settings():
     import matplotlib
 
     first = errors()
-    with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.fonttype": "path", "axes.facecolor": "red"}):
+    with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.fonttype": "path", "xtick.major.size": 9.0}):
         assert errors() == first
         assert matplotlib.rcParams["lines.linewidth"] == 9.0
     assert "<dc:date>" not in first

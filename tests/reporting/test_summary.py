@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ def test_methods_are_compared_seed_by_seed_with_the_baseline(comparison_folder):
     for line in others:
         expected = np.subtract(list(line.test_errors.values()), list(baseline.test_errors.values()))
         assert line.difference.mean == pytest.approx(expected.mean())
+        assert line.difference.std == pytest.approx(expected.std(ddof=1))  # so it is paired, not two means
         assert line.mean == pytest.approx(np.mean(list(line.test_errors.values())))
     verdicts = {line.method: line.difference.verdict for line in others}
     assert (verdicts["nm-augment"], verdicts["nm-sample"]) == (Verdict.HELPS, Verdict.HURTS)
@@ -31,12 +33,14 @@ def test_cost_is_that_of_one_run(comparison_folder):
     assert mined.scoring_share == pytest.approx((31.0 + 4.0 + 0.3) / 93.0)
 
 
-def test_unfinished_runs_count_for_nothing(tmp_path):
+@pytest.mark.parametrize("method", ["baseline", "nm-augment"])
+def test_unfinished_runs_count_for_nothing(tmp_path, method):
     folder = write_comparison(tmp_path / "half", ["baseline", "nm-augment"], [0, 1], epochs=5)
-    (folder / "nm-augment-seed1").rename(folder / "gone")
-    write_run(folder / "nm-augment-seed1", "nm-augment", 1, epochs=5, done=3)
+    shutil.rmtree(folder / f"{method}-seed1")
+    write_run(folder / f"{method}-seed1", method, 1, epochs=5, done=3)
     baseline, mined = summarise(folder)
-    assert (list(baseline.test_errors), list(mined.test_errors), mined.unfinished) == ([0, 1], [0], (1,))
+    half, whole = (baseline, mined) if method == "baseline" else (mined, baseline)
+    assert (list(whole.test_errors), list(half.test_errors), half.unfinished) == ([0, 1], [0], (1,))
     assert (mined.difference.n, mined.difference.verdict) == (1, Verdict.INCONCLUSIVE)
     assert mined.difference.mean == pytest.approx(mined.test_errors[0] - baseline.test_errors[0])
 

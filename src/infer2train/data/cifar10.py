@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 
 from infer2train.data.cache import cached
 from infer2train.data.entry import FORMAT, Contents, SplitWriter
-from infer2train.data.images import ImageData
+from infer2train.data.images import DataError, ImageData
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -37,7 +37,7 @@ def load(*, cache_dir: Path, progress: bool = True, url: str = URL, md5: str = M
         md5: hexadecimal digest of the archive.
 
     Raises:
-        ValueError: the archive cannot be downloaded, or is not the expected one.
+        DataError: the archive cannot be downloaded, or is not the expected one.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
@@ -59,12 +59,12 @@ def _archive(folder: Path, url: str, md5: str, progress: bool) -> Path:
     try:
         path = pooch.retrieve(url, f"md5:{md5}", fname=f"{md5}.tar.gz", path=folder, downloader=downloader)
     except RequestException as error:
-        raise ValueError(
+        raise DataError(
             f"CIFAR-10 must be downloaded once, and {url} cannot be had ({type(error).__name__}); connect this "
             f"machine for the first start, {_OTHER_WAY}"
         ) from error
     except ValueError as error:
-        raise ValueError(
+        raise DataError(
             f"the CIFAR-10 archive must have MD5 {md5}, and what {url} sent has not, so it was deleted; try again, "
             f"{_OTHER_WAY}"
         ) from error
@@ -81,11 +81,11 @@ def _unpack(archive: Path, folder: Path) -> Contents:
                         writer.append(*_records(_read(tar, members, name), name))
             class_names = tuple(_read(tar, members, CLASS_NAMES).decode().split())
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
+        raise DataError(
             f"the CIFAR-10 archive must be a whole .tar.gz: {archive} is not ({error}); delete it"
         ) from error
     if len(class_names) != NUM_CLASSES:
-        raise ValueError(
+        raise DataError(
             f"{CLASS_NAMES} must name {NUM_CLASSES} classes: got {len(class_names)} in {archive}; delete it"
         )
     return Contents(class_names, skipped=0)
@@ -95,7 +95,7 @@ def _read(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) 
     """A member's bytes, read in place: no path of the archive is ever written to."""
     stream = tar.extractfile(members[name]) if name in members else None
     if stream is None:
-        raise ValueError(
+        raise DataError(
             f"the CIFAR-10 archive must hold {name}: got {', '.join(sorted(members))}; use the binary version"
         )
     return stream.read()
@@ -103,11 +103,11 @@ def _read(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) 
 
 def _records(content: bytes, name: str) -> tuple[UInt8[np.ndarray, "b 32 32 3"], Int64[np.ndarray, " b"]]:
     if not content or len(content) % RECORD_BYTES:
-        raise ValueError(
+        raise DataError(
             f"{name} must be made of records of {RECORD_BYTES} bytes: got {len(content)}; download it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
     targets = records[:, 0].astype(np.int64)
     if targets.max() >= NUM_CLASSES:
-        raise ValueError(f"{name} must have labels below {NUM_CLASSES}: got {targets.max()}; download it again")
+        raise DataError(f"{name} must have labels below {NUM_CLASSES}: got {targets.max()}; download it again")
     return records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), targets

@@ -1,9 +1,9 @@
 """Any folder of Parquet shards in the Hugging Face hub's image layout, decoded once into the cache.
 
 `shards` finds files, columns and labels, `decoding` decodes one image, `cache` keeps the result; this module is the
-loop between them. Batches of rows are decoded by threads: Pillow lets go of the interpreter while it decodes, which
-halves the time on two cores from 64x64 pixels up (32x32 gains nothing, and takes 0.15 ms an image). Other processes
-would gain there, but cost their start and fail in scripts without a `__main__` guard.
+loop between them. Batches of rows are decoded by threads, since Pillow lets go of the interpreter while it decodes. At
+32x32 pixels most of the time is spent opening the image instead, where threads gain nothing; other processes would, but
+cost seconds to start and fail in scripts without a `__main__` guard.
 """
 
 import os
@@ -25,7 +25,7 @@ from infer2train.data.cache import cached
 from infer2train.data.decoding import BadImageError, decode
 from infer2train.data.entry import FORMAT, Contents, SplitWriter
 from infer2train.data.fingerprints import fingerprint
-from infer2train.data.images import ImageData
+from infer2train.data.images import DataError, ImageData
 from infer2train.data.shards import Columns, find_shards, read_columns, read_labels, readable
 
 MAX_IMAGE_SIZE = 4096
@@ -123,12 +123,12 @@ class _Decoder:
         except BadImageError as error:
             if self._skip:
                 return None
-            raise ValueError(
+            raise DataError(
                 f"images must be whole: {rows.place(row)} cannot be decoded ({error}); "
                 f"pass --on-bad-image skip to leave such images out"
             ) from error
         if self._shape is not None and pixels.shape != self._shape:
-            raise ValueError(
+            raise DataError(
                 f"images must have one size: {rows.place(row)} has {_size(pixels.shape)}, the first has "
                 f"{_size(self._shape)}; pass --image-size {min(self._shape[:2])} to resize and crop all of them"
             )
@@ -171,7 +171,7 @@ def _decode_split(
                 advance(len(rows))
     if writer is None:
         total = sum(len(targets) for targets in labels.values())
-        raise ValueError(
+        raise DataError(
             f"a split must hold images: got none that is good in {total} rows of {split}; replace its shards"
         )
 

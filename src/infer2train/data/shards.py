@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from infer2train.data.images import DataError
+
 TEST_PREFIXES = ("test", "valid", "val")
 """In the order of preference; validation* and valid* are both `valid`."""
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label")
@@ -72,12 +74,12 @@ def read_columns(shards: Sequence[Path]) -> Columns:
     """The columns that all shards agree on.
 
     Raises:
-        ValueError: a shard is not a whole Parquet file, has other columns, or differs from the first.
+        DataError: a shard is not a whole Parquet file, has other columns, or differs from the first.
     """
     first = _columns(shards[0])
     for path in shards[1:]:
         if (other := _columns(path)) != first:
-            raise ValueError(
+            raise DataError(
                 f"all shards must have the same columns and class names: {path.name} has {_shown(other)}, "
                 f"{shards[0].name} has {_shown(first)}; remove the one that does not belong to {path.parent}"
             )
@@ -88,7 +90,7 @@ def read_labels(path: Path, columns: Columns) -> Int64[np.ndarray, " n"]:
     """All labels of one shard.
 
     Raises:
-        ValueError: a label is null, negative or not one of the classes; shard and row.
+        DataError: a label is null, negative or not one of the classes; shard and row.
     """
     import pyarrow.parquet as pq
 
@@ -99,7 +101,7 @@ def read_labels(path: Path, columns: Columns) -> Int64[np.ndarray, " n"]:
     wrong = np.flatnonzero((values < 0) | (values >= limit))
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(
+        raise DataError(
             f"labels must be in 0..{limit - 1}: got {column[row].as_py()} in {path.name}, row {row} "
             f"({len(wrong)} such rows); correct or remove those rows"
         )
@@ -111,7 +113,7 @@ def readable(path: Path) -> Iterator[None]:
     """Say which shard it is when pyarrow cannot read one.
 
     Raises:
-        ValueError: it cannot.
+        DataError: it cannot.
     """
     import pyarrow as pa
 
@@ -119,7 +121,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"shards must be whole Parquet files: {path} is not ({reason}); download it again") from error
+        raise DataError(f"shards must be whole Parquet files: {path} is not ({reason}); download it again") from error
 
 
 def _starting_with(prefix: str, shards: Sequence[Path]) -> list[Path]:
@@ -135,7 +137,7 @@ def _check_complete(shards: Sequence[Path]) -> None:
             parts.setdefault((stem, total), set()).add(part)
     for (stem, total), present in parts.items():
         if missing := sorted(set(range(total)) - present):
-            raise ValueError(
+            raise DataError(
                 f"all shards of a split must be there: {shards[0].parent} lacks {len(missing)} of {total}, the first "
                 f"{stem}-{missing[0]:05d}-of-{total:05d}.parquet; download the rest"
             )
@@ -152,7 +154,7 @@ def _columns(path: Path) -> Columns:
     labels = integers if len(integers) == 1 else [name for name in LABEL_NAMES if name in integers][:1]
     if len(images) != 1 or not labels:
         found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise ValueError(
+        raise DataError(
             f"shards must have one image column, struct<bytes: binary, path: string>, and one integer label column "
             f"(of several, the one named {', '.join(LABEL_NAMES)}): got {found} in {path}; rename or drop columns"
         )
@@ -176,7 +178,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str, path: Path) -> tuple[
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label].get("names")
         return None if names is None else tuple(str(name) for name in names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise DataError(
             f"the schema's huggingface metadata must describe the label column {label!r}: that of {path} does not "
             f"({error!r}); write the shard with `datasets`, or without that metadata"
         ) from error

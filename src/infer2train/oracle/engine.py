@@ -6,6 +6,10 @@ from typing import Any
 from infer2train.oracle.snapshot import Record
 
 
+class NotFiniteError(ValueError):
+    """A record's weights are NaN or infinite: training has diverged."""
+
+
 class Engine(ABC):
     """Runs a model forward, in evaluation mode, in some precision, on weights that are replaced again and again.
 
@@ -26,6 +30,7 @@ class Engine(ABC):
 
         Raises:
             ValueError: the record is of another architecture; the engine keeps what it had.
+            NotFiniteError: its weights are NaN or infinite; likewise.
         """
 
     @abstractmethod

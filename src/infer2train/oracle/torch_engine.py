@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import call_model, map_tensors, to_device
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, NotFiniteError
 from infer2train.oracle.snapshot import Record, check_architecture
 from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors, frozen_copy
 
@@ -127,7 +127,7 @@ class TorchEngine(Engine):
     def _check_finite(self, tensors: Mapping[str, Tensor], how: str) -> None:
         for name, tensor in tensors.items():
             if not _finite(tensor) and (name not in self._may_be_infinite or bool(tensor.isnan().any())):
-                raise ValueError(
+                raise NotFiniteError(
                     f"a record's weights must be finite: got NaN or infinity in {name}{how}; the engine keeps version "
                     f"{self.version}; lower the learning rate, or clip gradients, if training has diverged"
                 )

@@ -8,16 +8,22 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
+from typing import NoReturn
+
+import torch
+from rich.console import Console
+from torch import nn
 
 from infer2train.audit import audit_draw
-from infer2train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.config import RunConfig, as_plain, differences, from_plain
 from infer2train.metrics import LOGGED, draws_per_second, window
+from infer2train.oracle.engine import NotFiniteError
 from infer2train.reporting.gallery import load_gallery, save_gallery
 from infer2train.reporting.report import write_report
 from infer2train.runlog import CONFIG, RunLog, read_config, read_rows, take_back, write_config
@@ -39,7 +45,7 @@ class Interrupted(Exception):  # noqa: N818 -- not an error: it did what was ask
 
 
 class DivergedError(RuntimeError):
-    """The training loss is no longer a number."""
+    """The training loss, or a weight, is no longer a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +80,12 @@ def train(
     Raises:
         ValueError: the folder exists, or holds another configuration, or the configuration cannot be met.
         Interrupted: Ctrl-C; everything is saved.
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss or a weight became NaN or infinite.
         CheckpointError: the disk refused a checkpoint; the earlier ones are good.
     """
-    config = enter_folder(resolved(config), folder, resume)
+    config = enter_folder(config, folder, resume)
     run = prepare(config, progress=not quiet)
+    write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
     checkpoint = load_checkpoint(folder / CHECKPOINTS) if resume else None
     if checkpoint is not None:
@@ -93,14 +100,11 @@ def train(
         RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress,
     ):
         log.start(str(run.device), config.threads or 1)
-        for rejected in checkpoint.rejected if checkpoint else ():
-            log.write("event", event="checkpoint-rejected", step=run.loader.steps, message=rejected)
-            progress.say(f"damaged checkpoint passed over: {rejected}")
-        if checkpoint is not None:
-            log.write("event", event="resumed", step=run.loader.steps, message=f"resumed at step {run.loader.steps}")
-            progress.say(f"resumed at step {run.loader.steps}")
+        _announce(run, checkpoint, log, progress)
         try:
             _train_epochs(run, folder, sums, log, progress, interrupt)
+        except NotFiniteError as error:
+            _stop_diverged(run, folder, "the oracle's weights must stay finite: got NaN or infinity", log, error)
         finally:
             log.close()
             run.loader.close()
@@ -110,27 +114,45 @@ def train(
 
 
 def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
-    """Claim a run folder: write the configuration into a new one, compare it with the one that is there.
+    """The resolved configuration of the run that may be trained in a folder; nothing is written.
 
     Raises:
         ValueError: the folder exists and `resume` is not set, or its configuration differs.
     """
     if (folder / CONFIG).is_file():
-        stored, wanted = read_config(folder), as_plain(config)
         if not resume:
             raise ValueError(
                 f"a new run needs a new folder: got {folder}, which exists; pass --resume to go on with it, or --name "
                 "for another one"
             )
-        if differ := differences(stored, wanted):
+        stored = read_config(folder)
+        config = resolved(config, stored)
+        if differ := differences(stored, as_plain(config)):
             raise ValueError(
                 f"a resumed run needs the configuration it was started with: {'; '.join(differ)}; pass the same "
                 "settings, or --name for a new run"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+        return config
+    # A run that was killed while it wrote its configuration leaves a hidden file.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"a new run needs a new folder: got {folder}, which holds other files; pass another --name")
-    write_config(folder, as_plain(config))
-    return config
+    return resolved(config)
+
+
+def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
+    """Log and show what the reader must know before the first step."""
+    step = run.loader.steps
+    if run.data.skipped:
+        message = f"{run.data.skipped} images could not be decoded and were left out"
+        log.write("event", event="images-skipped", step=step, message=message)
+        progress.say(message)
+    if checkpoint is None:
+        return
+    for rejected in checkpoint.rejected:
+        log.write("event", event="checkpoint-rejected", step=step, message=rejected)
+        progress.warn(f"damaged checkpoint passed over: {rejected}")
+    log.write("event", event="resumed", step=step, message=f"resumed at step {step}")
+    progress.say(f"resumed at step {step}")
 
 
 def _train_epochs(
@@ -146,14 +168,18 @@ def _train_epochs(
                 group["lr"] = lr
             result = train_step(run, images, targets, sums)
             watch.step(result, lr)
+            is_due = run.loader.steps % run.config.checkpoint_every == 0
             if not math.isfinite(result.loss):
-                _stop_diverged(folder, run.loader.steps, result.loss, lr, log)
-            if interrupt.is_set or run.loader.steps % run.config.checkpoint_every == 0:
+                _stop_diverged(run, folder, f"the training loss must stay finite: got {result.loss}", log)
+            is_kept = is_due or interrupt.is_set or run.loader.steps % run.steps_per_epoch == 0
+            if is_kept and not _is_finite(run.model):
+                _stop_diverged(run, folder, "the weights must stay finite: got NaN or infinity", log)
+            if is_due or interrupt.is_set:
                 watch.leave()
                 _checkpoint(run, folder, sums, log)
                 watch.come_back()
             if interrupt.is_set:
-                _stop_interrupted(folder, run.loader.steps, log)
+                _stop_interrupted(run.loader.steps, log)
         watch.epoch(epoch, folder)
         sums.reset()
         _checkpoint(run, folder, sums, log)
@@ -260,20 +286,27 @@ def _checkpoint(run: Run, folder: Path, sums: EpochSums, log: RunLog) -> None:
     try:
         save_checkpoint(folder / CHECKPOINTS, run.loader.steps, state)
     except CheckpointError as error:
-        log.write("event", event="checkpoint-failed", step=run.loader.steps, message=str(error))
+        with suppress(OSError):  # the disk may be too full for this as well
+            log.write("event", event="checkpoint-failed", step=run.loader.steps, message=str(error))
         raise
     sums.add_seconds(checkpoint=perf_counter() - started)
 
 
-def _stop_diverged(folder: Path, step: int, loss: float, lr: float, log: RunLog) -> None:
+def _is_finite(model: nn.Module) -> bool:
+    """Whether a checkpoint of the weights is of any use."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def _stop_diverged(run: Run, folder: Path, what: str, log: RunLog, cause: Exception | None = None) -> NoReturn:
     good = load_checkpoint(folder / CHECKPOINTS)
     last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
-    message = f"the training loss must stay finite: got {loss} at step {step} with lr {lr:g}; {last}; lower --lr"
-    log.write("event", event="diverged", step=step, message=message)
-    raise DivergedError(message)
+    lr = run.optimizer.param_groups[0]["lr"]
+    message = f"{what} at step {run.loader.steps} with lr {lr:g}; {last}; lower --lr"
+    log.write("event", event="diverged", step=run.loader.steps, message=message)
+    raise DivergedError(message) from cause
 
 
-def _stop_interrupted(folder: Path, step: int, log: RunLog) -> None:
+def _stop_interrupted(step: int, log: RunLog) -> NoReturn:
     message = f"interrupted after step {step}; everything is saved"
     log.write("event", event="interrupted", step=step, message=message)
     raise Interrupted(message)
@@ -330,6 +363,10 @@ def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise ValueError(f"eval needs a checkpoint: got none in {folder}; train the run first")
+    for rejected in checkpoint.rejected:
+        Console(stderr=True).print(
+            f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
+        )
     run = prepare(replace(config, device=device or config.device), progress=False)
     run.model.load_state_dict(checkpoint.state["model"])
     return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)

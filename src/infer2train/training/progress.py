@@ -60,4 +60,8 @@ class RunProgress:
     def say(self, message: str) -> None:
         """Print a line above the live one."""
         if not self._quiet:
-            self._console.print(message, highlight=False)
+            self.warn(message)
+
+    def warn(self, message: str) -> None:
+        """Print a line that must be seen: in a quiet run too."""
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from infer2train.miner import CHUNK_ON_CPU, mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.training.evaluation import every_sample, random_views
-from infer2train.views.catalogue import make_view
+from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
 from infer2train.views.image_views import ImageViews
 from infer2train.views.view import View
@@ -59,9 +60,23 @@ class Run:
         return random_views(len(self.training_images), count, self.config.seed, epoch)
 
 
-def resolved(config: RunConfig) -> RunConfig:
-    """The run with everything decided that was left to the machine, so that a resumed run does not decide again."""
-    device = torch.device(config.device)
+AUTOMATIC = ("threads", "oracle_chunk", "data_cache")
+"""Settings that the machine decides where they are left out; once, and never again for the same run."""
+
+
+def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> RunConfig:
+    """The run with everything decided that was left to the machine.
+
+    Args:
+        config: as it was asked for.
+        earlier: settings of the run that is to go on; what was decided for it is kept.
+
+    Raises:
+        ValueError: the device is not to be had.
+    """
+    device = torch_device(config.device)
+    kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
+    config = replace(config, **kept)
     chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
     return replace(
         config,
@@ -116,6 +131,11 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         )
     data, train, evaluation = load_splits(config, progress=progress)
     height, _, channels = train.images.shape[1:]
+    if config.crop_size is not None and config.view not in SIZED:
+        raise ValueError(
+            f"crop_size is the size of the views {', '.join(sorted(SIZED))}: got {config.crop_size} for {config.view}; "
+            "leave it out"
+        )
     size = config.crop_size or height
     training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -178,8 +198,7 @@ def ramp_of(config: RunConfig) -> Ramp | None:
         return Ramp(rate=config.ramp_rate)
     if config.ramp_start is None and config.ramp_stop is None:
         return None
-    start = config.ramp_start or 0.0
-    return Ramp(start=start, stop=max(start, 1.0 if config.ramp_stop is None else config.ramp_stop))
+    return Ramp(start=config.ramp_start or 0.0, stop=1.0 if config.ramp_stop is None else config.ramp_stop)
 
 
 def evaluation_view(size: int, stored: int) -> View:
@@ -189,13 +208,11 @@ def evaluation_view(size: int, stored: int) -> View:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights of convolutions and linear layers with weight decay; biases, batch-norm and all else without."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            matrix = isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and name == "weight"
-            (decayed if matrix else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    layers = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear))
+    # Dictionaries, since two layers may share a weight.
+    decayed = dict.fromkeys(layer.weight for layer in layers)
+    others = [parameter for parameter in model.parameters() if parameter not in decayed]
+    return [{"params": list(decayed), "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def torch_device(name: str) -> torch.device:

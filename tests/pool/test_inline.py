@@ -1,0 +1,285 @@
+"""The inline pool against the suite, and the suite against pools that are broken on purpose."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from conformance.pool import CHUNK, TASKS, Task, case, check_pool
+from infer2train.addresses import Addresses
+from infer2train.batches import call_model
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.scorer import Scorer, Scores
+from infer2train.oracle.snapshot import Record
+from infer2train.oracle.torch_engine import TorchEngine
+from infer2train.pipeline import AddressPipeline
+from infer2train.pool.inline import InlinePool
+from infer2train.pool.pool import check_scores
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a network is slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Inline(InlinePool):
+    """The pool of a task, for subclasses to break."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        loader: DataLoader[Any] = DataLoader([0], num_workers=task.num_workers)
+        device = torch.device("cpu")
+        scorer = Scorer(score=task.score, distill_views=task.distill_views, device=device, chunk=CHUNK)
+        super().__init__(self.make_engine(), scorer, AddressPipeline(task.source, like=loader))
+
+    def make_engine(self) -> Engine | None:
+        return None if self.task.model is None else TorchEngine(self.task.model)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_conformance(name: str) -> None:
+    check_pool(Inline, case(name))
+    assert multiprocessing.active_children() == []
+
+
+class Stale(Inline):
+    """Scores with the weights that it had first, and says the version asked for."""
+
+    def _use(self, version: int) -> None:
+        first = min(self._records.values(), key=lambda record: record.version)
+        self._engine.refresh(Record(version, first.tensors))
+
+
+class Mislabels(Inline):
+    def _use(self, version: int) -> None:
+        super()._use(version)
+        self._engine.version = max(self._records)
+
+
+class Permutes(Inline):
+    def collect(self, draw: int) -> Scores:
+        scores = super().collect(draw)
+        return replace(scores, values=scores.values.roll(1))
+
+
+class AnswersAnotherDraw(Inline):
+    """Scores the candidates of the draw before, under the right number."""
+
+    def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
+        before, self.before = getattr(self, "before", addresses), addresses
+        super().submit(draw, before, version)
+
+
+class NumbersDrawsAnew(Inline):
+    def close(self) -> None:
+        super().close()
+        self.first = None
+
+    def collect(self, draw: int) -> Scores:
+        self.answered = getattr(self, "answered", -1) + 1
+        return replace(super().collect(draw), draw=self.answered)
+
+
+class OthersTargets(Inline):
+    def collect(self, draw: int) -> Scores:
+        scores = super().collect(draw)
+        return replace(scores, targets=scores.targets.sort().values)
+
+
+class RunsInTrainingMode(Inline):
+    def make_engine(self) -> Engine:
+        engine = TorchEngine(self.task.model, fold=False)
+        for module in engine._network.modules():
+            module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return engine
+
+
+class MovesTheTrainersStatistics(Inline):
+    def collect(self, draw: int) -> Scores:
+        with torch.no_grad():
+            call_model(self.task.model, self.task.source.batch(Addresses(np.arange(4), np.arange(4)))[0])
+        return super().collect(draw)
+
+
+class Reseeds(Inline):
+    def collect(self, draw: int) -> Scores:
+        torch.manual_seed(draw)
+        return super().collect(draw)
+
+
+class TakesAnyVersion(Inline):
+    def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
+        nearest = min(self._records, key=lambda published: abs(published - version), default=version)
+        self._records.setdefault(version, self._records.get(nearest))
+        super().submit(draw, addresses, version)
+
+
+class AnswersInItsOwnOrder(Inline):
+    def collect(self, draw: int) -> Scores:
+        return super().collect(self._submitted[0][0])
+
+
+class RemembersWhatWasSubmitted(Inline):
+    def close(self) -> None: ...
+
+
+class KeepsViewsAfterClose(Inline):
+    """Forgets draws, but not the views that were asked for."""
+
+    def close(self) -> None:
+        self._submitted.clear()
+
+
+class ForgetsRecordsAtClose(Inline):
+    def close(self) -> None:
+        super().close()
+        self._records.clear()
+
+
+class ClosesOnce(Inline):
+    def close(self) -> None:
+        super().close()
+        self._pipeline = None
+
+
+class KeepsRecords(Inline):
+    def retire(self, version: int) -> None: ...
+
+
+class HidesRecords(Inline):
+    """Refuses a retired version, and keeps its weights nevertheless."""
+
+    def retire(self, version: int) -> None:
+        self.kept = dict(self._records)
+        super().retire(version)
+
+
+class DependsOnTheQueue(Inline):
+    def collect(self, draw: int) -> Scores:
+        queued = len(self._submitted)
+        scores = super().collect(draw)
+        return replace(scores, values=scores.values * (1 + 1e-6 * queued))
+
+
+class DependsOnWorkers(Inline):
+    def collect(self, draw: int) -> Scores:
+        scores = super().collect(draw)
+        return replace(scores, values=scores.values * (1 + 1e-6 * self.task.num_workers))
+
+
+class CountsNoTime(Inline):
+    def seconds(self) -> dict[str, float]:
+        return {**super().seconds(), "scoring": 1.0}
+
+
+class WritesToRecords(Inline):
+    def publish(self, record: Record) -> None:
+        for tensor in record.tensors.values():
+            tensor.mul_(1)[...].view(-1)[:1].add_(1)
+        super().publish(record)
+
+
+BROKEN = {
+    Stale: "differ from the reference",
+    Mislabels: "scores say version 100, asked for was 0",
+    Permutes: "values of draw 0 by version 0 differ",
+    AnswersAnotherDraw: "targets are not those|differ from the reference",
+    NumbersDrawsAnew: "scores are of draw",
+    OthersTargets: "targets are not those",
+    RunsInTrainingMode: "differ from the reference",
+    MovesTheTrainersStatistics: "must not move the trainer's weights or statistics",
+    Reseeds: "nor move torch's random state",
+    TakesAnyVersion: "must be refused|unpublished version",
+    AnswersInItsOwnOrder: "collected out of order",
+    RemembersWhatWasSubmitted: "must be forgotten|scores are of draw",
+    KeepsViewsAfterClose: "targets are not those|differ from the reference",
+    ForgetsRecordsAtClose: "must be published",
+    ClosesOnce: "None",
+    KeepsRecords: "retired records must be let go",
+    HidesRecords: "retired records must be let go",
+    DependsOnTheQueue: "submitted ahead, with 0 workers",
+    DependsOnWorkers: "submitted ahead, with 2 workers",
+    CountsNoTime: "seconds stand still",
+    WritesToRecords: "differ from the reference|never writes to a record",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_suite_sees_what_is_broken(broken: type[Inline]) -> None:
+    with pytest.raises((AssertionError, ValueError, AttributeError), match=BROKEN[broken]):
+        check_pool(broken, case("images"))
+
+
+class AveragesProbabilities(Inline):
+    """Takes the logarithm of the mean instead of the mean of logarithms."""
+
+    def collect(self, draw: int) -> Scores:
+        scores = super().collect(draw)
+        return replace(scores, log_probabilities=scores.log_probabilities.log_softmax(1))
+
+
+class AveragesOtherSlots(Inline):
+    def collect(self, draw: int) -> Scores:
+        scores = super().collect(draw)
+        return replace(scores, log_probabilities=scores.log_probabilities.flip(0))
+
+
+@pytest.mark.parametrize("broken", [AveragesProbabilities, AveragesOtherSlots])
+def test_the_suite_sees_wrong_log_probabilities(broken: type[Inline]) -> None:
+    with pytest.raises(AssertionError, match="log_probabilities of draw 0 by version 0 differ"):
+        check_pool(broken, case("distillation"))
+
+
+class RunsTheModelForLabels(Inline):
+    def collect(self, draw: int) -> Scores:
+        return replace(super().collect(draw), values=torch.zeros(21))
+
+
+def test_the_suite_sees_scores_that_nobody_asked_for() -> None:
+    with pytest.raises(AssertionError, match="values must be given exactly where"):
+        check_pool(RunsTheModelForLabels, case("labels only"))
+
+
+def test_scoring_in_the_trainers_process_takes_the_trainers_time() -> None:
+    images = case("images")
+    pool, started = Inline(images.task), perf_counter()
+    pool.publish(images.record(0))
+    for draw in range(3):
+        pool.submit(draw, images.addresses(draw), 0)
+    assert pool.seconds()["scoring"] == pool.seconds()["views"] == 0, "a draw is scored when it is collected"
+    for draw in range(3):
+        pool.collect(draw)
+    assert sum(pool.seconds().values()) <= perf_counter() - started, "no second may be counted twice"
+
+
+@pytest.mark.parametrize(("draw", "version"), [(4, 100), (3, 0), (3, None)])
+def test_scores_of_another_draw_or_version_are_an_error(draw: int, version: int | None) -> None:
+    scores = Scores(draw=3, version=100, targets=torch.zeros(1))
+    assert check_scores(scores, 3, 100) is scores
+    with pytest.raises(RuntimeError, match=f"got draw 3 by version 100 for draw {draw} by version {version}"):
+        check_scores(scores, draw, version)
+
+
+def test_a_view_that_fails_leaves_the_pool_usable() -> None:
+    images = case("images")
+    pool = Inline(images.task)
+    pool.publish(images.record(0))
+    outside = Addresses(np.array([10**6]), np.array([0]))
+    wait: Callable[[], Scores] = lambda: pool.collect(0)  # noqa: E731
+    pool.submit(0, outside, 0)
+    with pytest.raises(IndexError, match="1000000"):
+        wait()
+    pool.close()
+    pool.submit(0, images.addresses(0), 0)
+    assert torch.equal(pool.collect(0).targets, images.expected(0, 0).targets)

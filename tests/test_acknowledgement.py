@@ -1,0 +1,306 @@
+"""Steps are counted as hosts really step: accumulation, prefetching, skipped attempts, epochs broken off."""
+
+import multiprocessing
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from infer2train import MinedLoader, mine
+from mined_runs import draws, equal, jittered, network, one_ahead, sgd, state_of
+
+
+def accumulated(
+    loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, *, last_too: bool = True
+) -> Iterator[Any]:
+    """One epoch of a host that steps after `every` draws, and after the epoch's last one."""
+    for number, (x, y) in enumerate(loader, 1):
+        (F.cross_entropy(model(x), y) / every).backward()
+        if number % every == 0 or (last_too and number == len(loader)):
+            optimizer.step()
+            optimizer.zero_grad()
+        yield loader.last
+
+
+def made(**settings: Any) -> tuple[MinedLoader, nn.Module, torch.optim.Optimizer]:
+    """A loader of 10 draws an epoch, T = 1, and what it trains."""
+    model = network()
+    optimizer = sgd(model)
+    return mine(jittered(40), model, optimizer, **{"gamma": 2, "update_every": 1, **settings}), model, optimizer
+
+
+# Gradient accumulation
+
+
+def test_accumulation_counts_steps_not_draws_and_anew_in_each_epoch() -> None:
+    loader, model, optimizer = made(accumulation_steps=4)
+    seen = [draw for _ in range(2) for draw in accumulated(loader, model, optimizer, 4)]
+    assert [draw.step for draw in seen] == [0] * 4 + [1] * 4 + [2] * 2 + [3] * 4 + [4] * 4 + [5] * 2
+    assert [draw.version for draw in seen] == [draw.step for draw in seen]
+    assert (loader.steps, seen[-1].draw) == (6, 19)
+
+
+def test_a_host_that_carries_gradients_into_the_next_epoch_goes_on() -> None:
+    loader, model, optimizer = made(accumulation_steps=4)
+    number = 0
+    for _ in range(4):
+        for x, y in loader:
+            F.cross_entropy(model(x), y).backward()
+            number += 1
+            if number % 4 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            assert loader.last is not None
+            assert loader.last.lag == 0
+    assert loader.steps == 10
+
+
+def test_accumulation_that_is_not_declared_is_refused_with_the_remedy() -> None:
+    loader, model, optimizer = made()
+    with pytest.raises(RuntimeError, match="got 0 steps done.*accumulation_steps= if it accumulates gradients"):
+        list(accumulated(loader, model, optimizer, 4))
+    assert loader.last is not None
+    assert loader.last.draw == 0, "the draw before was handed out"
+
+
+def test_accumulation_that_is_declared_but_not_done_is_refused() -> None:
+    loader, model, optimizer = made(accumulation_steps=4)
+    with pytest.raises(RuntimeError, match="got step 2 after 1 draws of accumulation_steps=4"):
+        list(draws(loader, model, optimizer))
+
+
+def test_all_micro_batches_of_a_step_may_be_fetched_before_it() -> None:
+    """As the Hugging Face Trainer does."""
+    loader, model, optimizer = made(accumulation_steps=4)
+    batches, steps = iter(loader), []
+    while group := list(islice(batches, 4)):
+        assert loader.last is not None
+        steps.append((len(group), loader.last.step))
+        sum(F.cross_entropy(model(x), y) for x, y in group).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    assert steps == [(4, 0), (4, 1), (2, 2)]
+
+
+# Hosts that fetch ahead
+
+
+def fetched_ahead(loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer, times: int = 1) -> None:
+    batches: Any = loader
+    for _ in range(times):
+        batches = one_ahead(batches)
+    for x, y in batches:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("update_every", [1, 4])
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_a_host_that_fetches_ahead_is_told_the_delay_that_will_do_and_it_does(update_every: int, ahead: int) -> None:
+    settings = {"update_every": update_every}
+    with pytest.raises(RuntimeError) as error:
+        fetched_ahead(*made(**settings), times=ahead)
+    assert f"the loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches" in str(
+        error.value
+    ) or (update_every == 1 and ahead > 1)
+    delay = int(str(error.value).split("delay_steps=")[1].split()[0])
+    loader, model, optimizer = made(**settings, delay_steps=delay if update_every > 1 else ahead)
+    for _ in range(3):
+        fetched_ahead(loader, model, optimizer, times=ahead)
+    assert loader.steps == 30
+    with pytest.raises(RuntimeError, match=f"delay_steps={ahead}"):
+        fetched_ahead(*made(**settings, delay_steps=ahead - 1), times=ahead)
+
+
+def test_accelerate_fetches_one_ahead_and_is_told_delay_steps_1() -> None:
+    with pytest.raises(RuntimeError, match=r"a draw of step 1 is scored by the weights after step 1: got 0 steps done"):
+        fetched_ahead(*made())
+    with pytest.raises(RuntimeError, match=r"Pass delay_steps=1 to mine\(\) if it prefetches"):
+        fetched_ahead(*made())
+    loader, model, optimizer = made(delay_steps=1)
+    fetched_ahead(loader, model, optimizer)
+    assert loader.last is not None
+    assert (loader.last.draw, loader.last.step, loader.last.version) == (9, 9, 8)
+
+
+# Attempts that a gradient scaler skips
+
+
+def scaled(
+    loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> list[bool]:
+    """One epoch under a real scaler, infinite gradients in its third draw; which attempts moved the weights."""
+    moved = []
+    for number, (x, y) in enumerate(loader):
+        before = state_of(model)
+        loss = F.cross_entropy(model(x), y) * (float("inf") if number == 2 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        moved.append(not equal(state_of(model), before))
+    return moved
+
+
+def test_a_step_that_a_scaler_skips_is_counted_where_mine_knows_the_scaler() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    loader, model, optimizer = made(scaler=scaler)
+    assert scaled(loader, model, optimizer, scaler) == [True] * 2 + [False] + [True] * 7
+    assert loader.steps == 10
+    assert scaler.get_scale() == 128.0, "the scaler itself works as ever"
+
+
+def test_a_step_that_a_scaler_skips_unseen_is_an_error_that_names_the_scaler() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    loader, model, optimizer = made()
+    with pytest.raises(RuntimeError, match="got 2 steps done.*scaler= if a GradScaler skips steps"):
+        scaled(loader, model, optimizer, scaler)
+
+
+def test_a_scaler_that_steps_two_optimizers_counts_one() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    loader, model, optimizer = made(scaler=scaler)
+    other = network(1)
+    others = sgd(other)
+    for x, y in loader:
+        scaler.scale(F.cross_entropy(model(x), y) + F.cross_entropy(other(x), y)).backward()
+        scaler.step(others)
+        scaler.step(optimizer)
+        scaler.update()
+    assert loader.steps == 10
+
+
+# Hosts that say it themselves
+
+
+def test_step_done_by_hand() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(), model, gamma=2, update_every=1)
+    for x, y in loader:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.step()  # two optimiser steps a draw are one step where the host says so
+        loader.step_done()
+        assert loader.last is not None
+        assert loader.last.lag == 0
+    assert loader.steps == 6
+
+
+def test_a_host_that_says_nothing_is_told_how() -> None:
+    loader = mine(jittered(), network(), gamma=2, update_every=3)
+    with pytest.raises(RuntimeError, match=r"a draw of step 3 .*got 0 steps done.*call loader.step_done\(\)"):
+        list(loader)
+
+
+def test_two_optimizer_steps_a_draw_are_refused() -> None:
+    loader, model, optimizer = made()
+    with pytest.raises(RuntimeError, match=r"got step 2 after 1 draws.*call loader.step_done\(\) once"):
+        for x, y in loader:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.step()
+
+
+def test_a_step_before_the_first_draw_is_refused() -> None:
+    _, _, optimizer = made()
+    with pytest.raises(RuntimeError, match="got step 1 after 0 draws"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("delay_steps", [0, 1, 5])
+def test_every_step_is_counted_whatever_the_delay(delay_steps: int) -> None:
+    loader, model, optimizer = made(delay_steps=delay_steps)
+    for epoch in range(3):
+        for number, draw in enumerate(draws(loader, model, optimizer)):
+            assert draw.step == 10 * epoch + number
+            assert loader.steps == draw.step + 1
+    assert loader.metrics()["steps"] == 30.0
+
+
+def test_only_every_so_many_steps_are_mined() -> None:
+    loader, model, optimizer = made(mine_every=3)
+    seen = [draw for _ in range(2) for draw in draws(loader, model, optimizer)]
+    assert [draw.version for draw in seen] == [n if n % 3 == 0 else None for n in range(20)]
+    assert [len(draw.candidates) for draw in seen] == [8 if n % 3 == 0 else 0 for n in range(20)]
+
+
+def test_accumulation_mines_whole_steps() -> None:
+    loader, model, optimizer = made(mine_every=2, accumulation_steps=4)
+    seen = list(accumulated(loader, model, optimizer, 4))
+    assert [draw.version for draw in seen] == [0] * 4 + [None] * 4 + [2] * 2
+
+
+# Epochs broken off
+
+
+@pytest.mark.parametrize("update_every", [1, 4])
+@pytest.mark.parametrize("trained", [1, 3, 4, 7])
+@pytest.mark.parametrize("fetched_in_vain", [0, 1])
+def test_after_a_break_draws_and_steps_go_on(update_every: int, trained: int, fetched_in_vain: int) -> None:
+    """`if i == trained: break` stands before the step or after it."""
+    loader, model, optimizer = made(update_every=update_every)
+    for epoch in range(3):
+        for number, (x, y) in enumerate(loader):
+            if number == trained:
+                break
+            assert loader.last is not None
+            step = epoch * trained + number
+            assert (loader.last.epoch, loader.last.step) == (epoch, step)
+            assert loader.last.draw == epoch * (trained + fetched_in_vain) + number
+            assert loader.last.version == step // update_every * update_every
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if number == trained - 1 and not fetched_in_vain:
+                break
+    assert loader.steps == 3 * trained
+
+
+def test_a_break_stops_the_workers_and_the_next_epoch_starts_others() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(40, num_workers=1), model, optimizer, gamma=2, update_every=2)
+    for _ in range(2):
+        for draw in draws(loader, model, optimizer):
+            assert len(multiprocessing.active_children()) == 2, "one makes candidates, one what is trained on"
+            if draw.step % 3 == 2:
+                break
+        assert multiprocessing.active_children() == []
+    assert [draw.draw for draw in draws(loader, model, optimizer)] == list(range(6, 16))
+    assert multiprocessing.active_children() == []
+
+
+def test_an_exception_in_the_loop_leaves_a_loader_that_goes_on() -> None:
+    loader, model, optimizer = made(update_every=2)
+
+    def fails_once() -> None:
+        for draw in draws(loader, model, optimizer):
+            if draw.draw == 2:
+                raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="own"):
+        fails_once()
+    assert [draw.draw for draw in draws(loader, model, optimizer)] == list(range(3, 13))
+
+
+def test_a_closed_loader_counts_no_more_steps() -> None:
+    loader, model, optimizer = made()
+    list(draws(loader, model, optimizer))
+    loader.close()
+    again = mine(jittered(), model, optimizer, gamma=2, update_every=1)
+    assert len(list(draws(again, model, optimizer))) == again.steps == 6
+    assert loader.steps == 10
+
+
+def test_a_closed_loader_gives_the_scaler_back() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    loader, model, optimizer = made(scaler=scaler)
+    loader.close()
+    other, _, _ = made(scaler=scaler)
+    scaled(again := mine(jittered(), model, optimizer, scaler=scaler, gamma=2), model, optimizer, scaler)
+    assert (loader.steps, other.steps, again.steps) == (0, 0, 6)
