@@ -1,9 +1,17 @@
 """What every test runs under: checked types, few threads, reproducible Hypothesis, real data only where it is found."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 if os.environ.get("INFER2TRAIN_NO_TYPECHECK") != "1":
+    import random
+
+    from beartype._check.code import codemain
+
+    # beartype looks at one item of each list, at random: by a generator of its own, since tests watch the global one.
+    codemain.getrandbits = random.Random(0).getrandbits
+
     # Before anything imports infer2train. Off for torch.compile, beside which the hook has open bugs.
     from jaxtyping import install_import_hook
 
@@ -35,6 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run it with --run-slow, or only those with -m slow"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch's arithmetic: small networks are slower with two, above all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

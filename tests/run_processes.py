@@ -17,8 +17,10 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["infer2train.cli", "infer2train.training.loop", "infer2train.data.digits", "infer2train.models.cifar_resnet"]
-    + ["infer2train.miner", "sklearn.datasets", "torch.utils.tensorboard", "matplotlib.figure", "jinja2", "yaml"]
+    [
+        *("infer2train.cli", "infer2train.training.loop", "infer2train.data.digits", "infer2train.models.cifar_resnet"),
+        *("infer2train.miner", "sklearn.datasets", "torch.utils.tensorboard", "matplotlib.figure", "jinja2", "yaml"),
+    ]
 )
 
 
@@ -30,6 +32,12 @@ def kill() -> None:
 def interrupt() -> None:
     """Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice() -> None:
+    """Ctrl-C, and again before the step is done."""
+    interrupt()
+    interrupt()
 
 
 def terminate() -> None:

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from infer2train.checkpoint import CheckpointError, load_checkpoint, restore_rng, rng_state, save_checkpoint
+from infer2train.manifest import write_folder
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json", "manifest.sha256")
 
@@ -112,6 +114,19 @@ def test_a_mixed_up_checkpoint_is_found(folder: Path) -> None:
     save_checkpoint(folder, 150, state_of(150))
     shutil.copy(folder / "step-00000100" / "state.json", folder / "step-00000150" / "state.json")
     expect_fallback(folder, "state.json")
+
+
+def test_whole_files_that_are_not_a_state_are_passed_over(folder: Path) -> None:
+    good = {name: (folder / "step-00000150" / name).read_bytes() for name in FILES[:2]}
+    for step, name in enumerate(good, 200):
+        foreign = folder / f"step-{step:08d}"
+        foreign.mkdir()
+        contents = {**good, name: b"[]"}
+        write_folder(foreign, step, {file: partial(Path.write_bytes, data=data) for file, data in contents.items()})
+    loaded = load_checkpoint(folder)
+    assert loaded is not None
+    assert loaded.step == 150
+    assert [sentence[:13] for sentence in loaded.rejected] == ["step-00000201", "step-00000200"]
 
 
 def test_a_folder_without_files_or_a_file_in_its_place_is_passed_over(folder: Path) -> None:
@@ -233,20 +248,21 @@ def names(folder):
 
 KILLED_AT_RANDOM = """
 folder, dice = Path(sys.argv[1]), random.Random(5)
+started = time.monotonic()
 save_checkpoint(folder, 0, state_of(0))
-last = before = 0
+pace, last = time.monotonic() - started, 0
 for attempt in range(12):
     child = os.fork()
     if child == 0:
         for step in range(last + 1, last + 10_000):
             save_checkpoint(folder, step, state_of(step))
         os._exit(1)
-    time.sleep(dice.uniform(0.01, 0.2))
+    time.sleep(dice.uniform(0.5, 5) * pace)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL, status
     last = check(folder, last).step
-assert last > 12, last
+assert last > 3, last
 save_checkpoint(folder, last + 1, state_of(last + 1))
 assert names(folder) == [f"step-{step:08d}" for step in range(last - 1, last + 2)], names(folder)
 """

@@ -35,19 +35,12 @@ from mined_runs import (
     state_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Batch = namedtuple("Batch", "x y")
 
 
 def collate_named_tuple(items: list[Any]) -> Batch:
     return Batch(*default_collate(items))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # The loop of the front page

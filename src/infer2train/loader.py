@@ -6,7 +6,7 @@ whose version needs a step that is not done raises, and never blocks.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -73,6 +73,7 @@ class MinedLoader:
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._log: tuple[RunLog, int] | None = None
+        self._closing: list[Callable[[], None]] = []
 
     # The epoch
 
@@ -163,10 +164,10 @@ class MinedLoader:
         if version is None or version in self._records:
             return
         step = self._step_of(draw)
-        delay = self.plan.rule.delay_for(step, self._steps)
+        ahead = step - self._steps
         raise RuntimeError(
             f"a draw of step {step} is scored by the weights after step {version}: got {self._steps} steps done, the "
-            f"loop fetches {step - self._steps} steps ahead. Pass delay_steps={delay} to mine() if it prefetches, "
+            f"loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches, "
             "accumulation_steps= if it accumulates gradients, scaler= if a GradScaler skips steps, or call "
             "loader.step_done() after each step if mine() was given no optimizer"
         )
@@ -254,8 +255,9 @@ class MinedLoader:
         if self.plan.method.has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
             raise RuntimeError(
                 f"a step trains on at least one draw: got step {self._steps + 1} after {self._draws} draws of "
-                f"accumulation_steps={self.plan.accumulation_steps}; if the optimizer steps more than once a draw, "
-                "leave it out of mine() and call loader.step_done() once"
+                f"accumulation_steps={self.plan.accumulation_steps}; pass the accumulation_steps= of the loop or, if "
+                "the optimizer steps more than once a draw or elsewhere too, leave it out of mine() and call "
+                "loader.step_done() once"
             )
         self._steps += 1
         if self.plan.method.has_oracle and self.plan.rule.is_published(self._steps):
@@ -271,7 +273,8 @@ class MinedLoader:
         self._meter.add(publishing_seconds=perf_counter() - started)
 
     def _retire_records(self) -> None:
-        oldest = self.plan.rule.version_of_step(self._step_of(self._draws))
+        # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
+        oldest = self.plan.rule.version_of_step(min(self._step_of(self._draws), self._steps))
         for version in [v for v in self._records if v < oldest]:
             del self._records[version]
             self._pool.retire(oldest)
@@ -327,9 +330,15 @@ class MinedLoader:
             **{name: measured[name] for name in LOGGED},
         )
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the loader is closed."""
+        self._closing.append(callback)
+
     def close(self) -> None:
-        """Stop workers; write the report where `log_dir` was given. May be called twice."""
+        """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
         self._stop_pipelines()
+        while self._closing:
+            self._closing.pop()()
         if self._log is not None:
             from infer2train.reporting.report import write_report
 
@@ -386,6 +395,7 @@ class MinedLoader:
             accumulation_steps=self.plan.accumulation_steps,
         )
         device = next(self._model.parameters()).device
+        self._records.clear()
         for version, tensors in sorted(state["records"].items(), key=lambda item: int(item[0])):
             record = Record(int(version), {name: tensor.to(device) for name, tensor in tensors.items()})
             self._records[record.version] = record

@@ -34,8 +34,10 @@ class Ramp:
     stop: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rate is not None and self.rate <= 0:
+        if self.rate is not None and not self.rate > 0:
             raise ValueError(f"ramp_rate must be positive: got {self.rate}; the paper uses 0.01 and 0.1")
+        if self.rate is not None and (self.start, self.stop) != (0, 0):
+            raise ValueError("a ramp is given by its rate or by start and stop: got both; drop one")
         if not 0 <= self.start <= self.stop:
             raise ValueError(f"a ramp must have 0 <= start <= stop: got start {self.start}, stop {self.stop}")
 
@@ -273,13 +275,12 @@ def _select_samples(
     """The hardest candidates under class quotas, then others at random: B in all."""
     batch = len(slots.ids)
     mined_count = num_mined(share, batch)
-    if balance != "none":
-        targets = class_targets(targets)
+    classes = None if balance == "none" else class_targets(targets)
 
-    def class_keys(classes: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
-        return torch.from_numpy(slots.numbers(seeds, Purpose.CLASSES, classes.cpu().numpy())).to(classes.device)
+    def class_keys(labels: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
+        return torch.from_numpy(slots.numbers(seeds, Purpose.CLASSES, labels.cpu().numpy())).to(labels.device)
 
-    hardest = pick_hardest(scores, targets, mined_count, balance=balance, class_keys=class_keys)
+    hardest = pick_hardest(scores, classes, mined_count, balance=balance, class_keys=class_keys)
     keys = torch.from_numpy(slots.numbers(seeds, Purpose.FILL, np.arange(len(scores)))).to(scores.device)
     chosen = fill(hardest, len(scores), batch, keys).cpu().numpy()
     mined = np.arange(batch) < mined_count

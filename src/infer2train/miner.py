@@ -122,8 +122,12 @@ def mine(
         raise ValueError(
             f"{method} needs epochs=, the length of the training, for its ramp: got none; or pass ramp=Ramp(rate=0.01)"
         )
+    scores_with = get_score(choices, own_score)
     plan = MiningPlan(
         method=choices,
+        score=choices.score if own_score is None else getattr(own_score, "__qualname__", type(own_score).__qualname__),
+        oracle=oracle,
+        oracle_chunk=oracle_chunk or _default_chunk(dataloader, model, gamma),
         gamma=gamma,
         rule=VersionRule(update_every=update_every, delay_steps=delay_steps),
         mine_every=mine_every,
@@ -134,11 +138,11 @@ def mine(
         seed=check_seed(seed),
     )
     source = _source(dataloader, transform)
-    pool = _inline_pool(dataloader, model, source, plan, get_score(choices, own_score), oracle, oracle_chunk, split)
+    pool = _inline_pool(dataloader, model, source, plan, scores_with, split)
     loader = MinedLoader(dataloader, model, plan, pool, AddressPipeline(source, like=dataloader))
-    acknowledge_steps(loader.step_done, optimizer, scaler)
+    loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
     if log_dir is not None:
-        write_config(Path(log_dir), {"method": method, "oracle": oracle, **plan_fields(plan)})
+        write_config(Path(log_dir), {"method": method, **plan_fields(plan)})
         log = RunLog(Path(log_dir))
         log.start(str(next(model.parameters()).device), torch.get_num_threads())
         loader.log_to(log, log_every)
@@ -153,26 +157,26 @@ def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | Non
     return dataloader.dataset
 
 
+def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) -> int:
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+    return CHUNK_ON_CPU if is_on_cpu else gamma * (dataloader.batch_size or CHUNK_ON_CPU)
+
+
 def _inline_pool(
     dataloader: "DataLoader[Any]",
     model: nn.Module,
     source: Source,
     plan: MiningPlan,
     score: Score | None,
-    oracle: str,
-    chunk: int | None,
     split: Split,
 ) -> InlinePool:
     device = next(model.parameters()).device
-    if chunk is None:
-        whole = plan.gamma * (dataloader.batch_size or CHUNK_ON_CPU)
-        chunk = CHUNK_ON_CPU if device.type == "cpu" else whole
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
         device=device,
-        chunk=chunk,
+        chunk=plan.oracle_chunk,
     )
-    engine = build_engine(oracle, model, device) if plan.method.has_oracle else None
+    engine = build_engine(plan.oracle, model, device) if plan.method.has_oracle else None
     return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader))

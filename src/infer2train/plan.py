@@ -18,6 +18,10 @@ class MiningPlan:
     """What a loader mines, resolved: nothing in it depends on data, weights or time."""
 
     method: Method
+    score: str | None
+    """Name of the score: one of ours, or of the user's own function."""
+    oracle: str
+    oracle_chunk: int
     gamma: int
     rule: VersionRule
     mine_every: int
@@ -37,10 +41,12 @@ def plan_fields(plan: MiningPlan) -> dict[str, Any]:
     method, rule = plan.method, plan.rule
     return {
         "candidates": method.candidates,
-        "score": method.score,
+        "score": plan.score,
         "pick": method.pick,
         "ramp": [method.schedule.rate, method.schedule.start, method.schedule.stop],
         "loss": method.loss,
+        "oracle": plan.oracle,
+        "oracle_chunk": plan.oracle_chunk,
         "gamma": plan.gamma,
         "update_every": rule.update_every,
         "delay_steps": rule.delay_steps,

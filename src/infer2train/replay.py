@@ -87,6 +87,11 @@ class Replay(Source):
         with _state_kept(self._albumentations):
             return self._collate_fn(self._items(addresses))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A function travels by its name, and the transform that it names is another object in another process.
+        self._albumentations = _find_albumentations([self._dataset, self._transform, self._collate_fn])
+
     def _items(self, addresses: Addresses) -> list[Any]:
         """The samples under their seeds, in order. Leaves the generators moved."""
         views = _words(addresses.seeds, _VIEW)
@@ -222,7 +227,7 @@ def _bits(leaf: Any) -> Any:
 
 
 def _find_albumentations(roots: list[Any]) -> list[Any]:
-    """The outermost Albumentations transforms that attributes, containers and closures lead to from here."""
+    """The outermost Albumentations transforms that attributes, containers and functions lead to from here."""
     if "albumentations" not in sys.modules:
         return []
     from albumentations.core.composition import BaseCompose
@@ -255,7 +260,10 @@ def _inside(thing: Any) -> list[Any]:
     if isinstance(thing, MethodType):
         return [thing.__self__]
     if isinstance(thing, FunctionType):
-        return [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
+        held = [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
+        named = [thing.__globals__.get(name) for name in thing.__code__.co_names]
+        # A lambda in a script names its transform; whatever else a function names would lead through whole libraries.
+        return held + [value for value in named if type(value).__module__.partition(".")[0] == "albumentations"]
     return list(getattr(thing, "__dict__", {}).values())
 
 

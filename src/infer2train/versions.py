@@ -36,11 +36,6 @@ class VersionRule:
         """Whether the weights after `step` steps become a version."""
         return step % self.update_every == 0
 
-    def delay_for(self, step: int, acknowledged: int) -> int:
-        """The smallest D with which a draw of `step` needs no step beyond those acknowledged."""
-        published = self.update_every * (acknowledged // self.update_every)
-        return max(0, step - published - self.update_every + 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSteps:

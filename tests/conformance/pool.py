@@ -41,7 +41,7 @@ CHUNK = 8
 TOLERANCE = 1e-4
 """Between one candidate at a time and chunks of them, in fp32, relative to the spread of the scores."""
 
-RANDOM_CALLS = 40
+RANDOM_CALLS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,8 +349,8 @@ def _random_script(case: Case, chance: random.Random) -> list[tuple[Any, ...]]:
     for call in range(RANDOM_CALLS):
         kind = chance.choices(("submit", "collect", "publish", "close"), (12, 12, 2, 1))[0]
         if kind == "submit":
-            waiting.append(call % 10)
-            script.append(("submit", call % 10, chance.choice(published)))
+            waiting.append(call % 6)
+            script.append(("submit", call % 6, chance.choice(published)))
         elif kind == "collect" and waiting:
             script.append(("collect", waiting.popleft()))
         elif kind == "publish" and unpublished:

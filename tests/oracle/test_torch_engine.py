@@ -250,8 +250,7 @@ def test_outputs_may_enter_the_trainers_loss() -> None:
     model = experienced(resnet(), pixels())
     engine = TorchEngine(model)
     engine.refresh(snapshot(model, 0))
-    said = engine.outputs(pixels()).softmax(1)
-    (model(pixels()).log_softmax(1) * said).sum().backward()
+    (model(pixels()).softmax(1) * engine.outputs(pixels())).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

@@ -75,8 +75,9 @@ def test_the_model_is_left_alone_and_shares_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_arithmetic_is_float32_whatever_the_records_precision() -> None:
-    model = experienced(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), images()).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_arithmetic_is_float32_whatever_the_records_precision(dtype: torch.dtype) -> None:
+    model = experienced(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), images()).to(dtype)
     _, (pair,) = fold_plan(model)
     weight, bias = pair.fold(model.state_dict())
     conv, norm = model.double()
@@ -181,19 +182,21 @@ def test_a_batch_norm_under_two_names() -> None:
 
 
 class Optional(nn.Module):
-    """With a mask, the convolution's output is used twice."""
+    """With a mask, or without one, the convolution's output is used twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, twice_with_mask: bool) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.twice_with_mask = twice_with_mask
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y = self.conv(x)
-        return self.norm(y) if mask is None else self.norm(y) + mask * y
+        return self.norm(y) + y if self.twice_with_mask == (mask is not None) else self.norm(y)
 
 
-def test_an_optional_argument_is_traced_both_ways() -> None:
-    model = experienced(Optional(), images(4))
+@pytest.mark.parametrize("twice_with_mask", [False, True])
+def test_an_optional_argument_is_traced_both_ways(twice_with_mask: bool) -> None:
+    model = experienced(Optional(twice_with_mask), images(4))
     skeleton, pairs = fold_plan(model)
     assert pairs == []
     skeleton = refreshed(skeleton, pairs, model)

@@ -25,6 +25,7 @@ class InlinePool(Pool):
         self._scorer = scorer
         self._pipeline = pipeline
         self._records: dict[int, Record] = {}
+        self._in_use: Record | None = None
         self._submitted: deque[tuple[int, int, int | None]] = deque()
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
 
@@ -63,10 +64,12 @@ class InlinePool(Pool):
 
     def _use(self, version: int) -> None:
         assert self._engine is not None
-        if self._engine.version == version:
+        record = self._records[version]
+        if self._in_use is record:
             return
         started = perf_counter()
-        self._engine.refresh(self._records[version])
+        self._engine.refresh(record)
+        self._in_use = record
         self._seconds["publishing"] += perf_counter() - started
 
     def seconds(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ class Pool(ABC):
 
     @abstractmethod
     def publish(self, record: Record) -> None:
-        """Make a version available."""
+        """Make a version available; one published again replaces what was published under its number."""
 
     @abstractmethod
     def retire(self, version: int) -> None:

@@ -197,9 +197,9 @@ def _pairs(skeleton: nn.Module, graph: fx.Graph) -> list[FoldedPair]:
 def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
     if type(layer) not in LAYERS or norm.training or norm.running_mean is None:
         return False
-    own_weight = {"weight", "bias"} >= {name for name, _ in layer.named_parameters()} and not list(layer.buffers())
+    # Pruning, and the older weight and spectral normalisation, make the weight at each call in a hook.
     hooks = [hook for module in (layer, norm) for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
-    return own_weight and not hooks and len(layer.weight) == norm.num_features  # type: ignore[arg-type]
+    return not hooks and len(layer.weight) == norm.num_features  # type: ignore[arg-type]
 
 
 def _replace(skeleton: nn.Module, pair: FoldedPair) -> None:

@@ -143,7 +143,7 @@ def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: Ru
     """Log and show what the reader must know before the first step."""
     step = run.loader.steps
     if run.data.skipped:
-        message = f"{run.data.skipped} images could not be decoded and were left out"
+        message = f"images left out because they could not be decoded: {run.data.skipped}"
         log.write("event", event="images-skipped", step=step, message=message)
         progress.say(message)
     if checkpoint is None:

@@ -1,0 +1,319 @@
+"""The loader between the draws: which version scores, what scoring leaves untouched, going on after a stop."""
+
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from infer2train import MinedLoader, Replay, mine
+from infer2train.checkpoint import load_checkpoint, rng_state, save_checkpoint
+from infer2train.methods import Ramp
+from mined_runs import Jittered, draws, equal, jittered, network, one_ahead, sgd, state_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# The rule of versions
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("delay_steps", [0, 1, 3])
+def test_each_draw_is_scored_by_the_weights_of_its_version(delay_steps: int, num_workers: int) -> None:
+    base = jittered(n=40, num_workers=num_workers)
+    model = network(norm=True)
+    optimizer = sgd(model)
+    loader = mine(base, model, optimizer, gamma=3, update_every=4, delay_steps=delay_steps)
+    by_hand = Replay(base.dataset, default_collate)
+    snapshots, oracle = [state_of(model)], network(norm=True).eval()
+    for _ in range(2 if num_workers == 0 else 1):
+        for draw in draws(loader, model, optimizer):
+            snapshots.append(state_of(model))
+            assert draw.version == 4 * (max(0, draw.step - delay_steps) // 4)
+            assert draw.lag is not None
+            assert 0 <= draw.lag <= 4 - 1 + delay_steps
+            x, y = by_hand.batch(draw.candidates)
+            by_version = {}
+            for version in range(0, draw.step + 1, 4):
+                oracle.load_state_dict(snapshots[version])
+                with torch.no_grad():
+                    by_version[version] = F.cross_entropy(oracle(x), y, reduction="none")
+            torch.testing.assert_close(draw.scores, by_version.pop(draw.version))
+            assert draw.scores is not None
+            assert not any(torch.allclose(draw.scores, other) for other in by_version.values())
+
+
+def test_a_host_that_fetches_ahead_gets_what_one_that_does_not_gets() -> None:
+    runs = []
+    for wrap in (iter, one_ahead):
+        model = network(norm=True)
+        optimizer = sgd(model)
+        loader = mine(jittered(n=40), model, optimizer, gamma=3, update_every=3, delay_steps=2)
+        for _ in range(2):
+            for x, y in wrap(loader):  # type: ignore[operator]
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        runs.append(state_of(model))
+    assert equal(runs[0], runs[1])
+
+
+# What scoring leaves untouched
+
+
+def test_scoring_changes_nothing_of_the_model_and_no_random_state() -> None:
+    model = network(norm=True, dropout=0.5)
+    optimizer = sgd(model)
+    loader = mine(jittered(), model, optimizer, gamma=4, update_every=2)
+    batches = iter(loader)
+    next(batches)
+    for _ in range(5):
+        assert loader.last is not None
+        x, y = default_collate([Jittered()[0], Jittered()[1]])
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        grads = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        weights, states, is_training = state_of(model), rng_state(), model.training
+        next(batches)
+        assert equal([parameter.grad for parameter in model.parameters()], grads)
+        assert len(grads) == len(list(model.parameters()))
+        assert equal(state_of(model), weights)
+        assert same_states(rng_state(), states)
+        assert model.training is is_training
+
+
+def same_states(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return (
+        first["python"] == second["python"]
+        and np.array_equal(np.asarray(first["numpy"]["state"]["key"]), np.asarray(second["numpy"]["state"]["key"]))
+        and first["numpy"]["state"]["pos"] == second["numpy"]["state"]["pos"]
+        and torch.equal(first["torch"], second["torch"])
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nm_augment_with_one_candidate_is_the_baseline_bit_for_bit(num_workers: int) -> None:
+    """Dropout and batch-norm see the same numbers, and a host that draws its own sees the same too."""
+    runs = []
+    for method in ("baseline", "nm-augment"):
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(3)
+        model = network(norm=True, dropout=0.5)
+        optimizer = sgd(model)
+        loader = mine(jittered(num_workers=num_workers), model, optimizer, method=method, gamma=1, update_every=2)
+        own = [(random.random(), np.random.rand(), torch.rand(1).item()) for _ in draws(loader, model, optimizer)]
+        runs.append((state_of(model), own))
+    assert equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
+# Going on after a stop
+
+EPOCHS, DRAWS = 3, 6
+
+
+class Run:
+    """A user's own run: model with dropout, momentum, a ramp under way, T = 4."""
+
+    def __init__(self, weights: int = 0, num_workers: int = 0, **settings: Any) -> None:
+        self.model = network(weights, norm=True, dropout=0.3)
+        self.optimizer = sgd(self.model)
+        options: dict[str, Any] = {
+            "gamma": 3,
+            "update_every": 4,
+            "method": "nm-augment",
+            "ramp": Ramp(stop=1.0),
+            "epochs": EPOCHS,
+        }
+        base = jittered(num_workers=num_workers)
+        self.loader = mine(base, self.model, self.optimizer, **options | settings)
+
+    def train(self, until: int = EPOCHS * DRAWS) -> None:
+        for _ in range(self.loader.epoch, EPOCHS):
+            for draw in draws(self.loader, self.model, self.optimizer):
+                if draw.draw == until - 1:
+                    return
+
+    def saved(self) -> io.BytesIO:
+        file = io.BytesIO()
+        parts = {"model": self.model, "optimizer": self.optimizer, "loader": self.loader}
+        torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+        file.seek(0)
+        return file
+
+    def restore(self, file: io.BytesIO) -> None:
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+
+
+def seed_all(seed: int) -> None:
+    for set_seed in (torch.manual_seed, random.seed, np.random.seed):
+        set_seed(seed)
+
+
+def undisturbed(**settings: Any) -> Run:
+    seed_all(5)
+    run = Run(**settings)
+    run.train()
+    assert run.loader.steps == EPOCHS * DRAWS
+    return run
+
+
+STOPS = {
+    "at the start of an epoch": 1,
+    "mid-epoch, version as old as the step": 4,
+    "mid-epoch, version older than the step": 9,
+    "at the last draw of an epoch": 6,
+    "at the last draw of the second epoch": 12,
+    "one before the end": 17,
+}
+
+
+def interrupted(stop: int, **settings: Any) -> Run:
+    seed_all(5)
+    first = Run(**settings)
+    first.train(until=stop)
+    file = first.saved()
+    seed_all(77)
+    again = Run(weights=1, **settings)
+    again.restore(file)
+    assert again.loader.steps == stop
+    again.train()
+    return again
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
+def test_a_resumed_run_ends_in_the_same_bits(stop: int) -> None:
+    whole, resumed = undisturbed(), interrupted(stop)
+    assert equal(state_of(resumed.model), state_of(whole.model))
+    assert resumed.loader.last is not None
+    assert resumed.loader.last.draw == EPOCHS * DRAWS - 1
+    assert same_states(rng_state(), (undisturbed(), rng_state())[1]), "random states go on too"
+
+
+@pytest.mark.parametrize("stop", [9, 12])
+def test_a_resumed_run_with_workers_ends_in_the_same_bits(stop: int) -> None:
+    assert equal(state_of(interrupted(stop, num_workers=2).model), state_of(undisturbed().model))
+
+
+@pytest.mark.parametrize("method", ["nm-sample", "self-distill", "nm-augment-soft", "random-sample", "baseline"])
+def test_every_method_resumes(method: str) -> None:
+    own = {} if method in ("nm-sample", "random-sample", "nm-augment-soft") else {"ramp": None}
+    settings: dict[str, Any] = {"method": method, "distill_weight": 0.5, "delay_steps": 1, **own}
+    assert equal(state_of(interrupted(9, **settings).model), state_of(undisturbed(**settings).model))
+
+
+def test_a_resumed_run_that_was_stopped_twice_and_before_any_draw() -> None:
+    seed_all(5)
+    run = Run()
+    for stop in (0, 3, 3, 11, EPOCHS * DRAWS):
+        if stop > run.loader.steps:
+            run.train(until=stop)
+        file = run.saved()
+        seed_all(stop)
+        run = Run(weights=1)
+        run.restore(file)
+    assert equal(state_of(run.model), state_of(undisturbed().model))
+
+
+def test_going_back_to_an_earlier_state_in_the_same_loader() -> None:
+    """As a host does whose training diverged."""
+    seed_all(5)
+    run = Run(num_workers=1)
+    run.train(until=3)
+    file = run.saved()
+    run.train(until=3 + DRAWS + 2)
+    with torch.no_grad():
+        run.model[-1].weight.fill_(5.0)  # type: ignore[index, union-attr]
+    run.restore(file)
+    run.train()
+    assert equal(state_of(run.model), state_of(undisturbed().model))
+
+
+def test_the_state_outlives_our_own_checkpoints_too(tmp_path: Any) -> None:
+    seed_all(5)
+    first = Run()
+    first.train(until=9)
+    save_checkpoint(tmp_path, 9, {"loader": first.loader.state_dict(), "model": first.model.state_dict()})
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint is not None
+    again = Run(weights=1)
+    again.model.load_state_dict(checkpoint.state["model"])
+    again.optimizer.load_state_dict(first.optimizer.state_dict())
+    again.loader.load_state_dict(checkpoint.state["loader"])
+    again.train()
+    assert equal(state_of(again.model), state_of(undisturbed().model))
+
+
+OTHER_SETTINGS: dict[str, Any] = {
+    "gamma": 4,
+    "update_every": 5,
+    "delay_steps": 1,
+    "mine_every": 2,
+    "seed": 9,
+    "epochs": 4,
+    "pick": "uniform",
+    "score": "entropy",
+    "accumulation_steps": 2,
+    "oracle": "torch:bf16",
+    "oracle_chunk": 5,
+    "ramp": Ramp(rate=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_a_resumed_loader_with_other_settings_is_refused_by_name(name: str) -> None:
+    state = Run().loader.state_dict()
+    with pytest.raises(ValueError, match=rf"got {name}: .* -> .*; restore them"):
+        Run(**{name: OTHER_SETTINGS[name]}).loader.load_state_dict(state)
+
+
+def test_a_resumed_loader_of_another_method_is_refused() -> None:
+    state = Run().loader.state_dict()
+    with pytest.raises(ValueError, match=r"candidates: 'views' -> 'samples'; pick: 'max' -> 'hardest'"):
+        Run(method="nm-sample").loader.load_state_dict(state)
+
+
+class Backwards(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(23, -1, -1))
+
+    def __len__(self) -> int:
+        return 24
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        lambda: DataLoader(Jittered(), batch_size=4, sampler=Backwards()),
+        lambda: jittered(batch_size=6),
+        lambda: jittered(n=28),
+        lambda: jittered(shuffle=False),
+    ],
+)
+def test_a_resumed_epoch_of_another_order_is_refused(base: Any) -> None:
+    run = Run()
+    run.train(until=2)
+    model = network()
+    loader = mine(
+        base(), model, gamma=3, update_every=4, method="nm-augment", ramp=Ramp(stop=1.0), epochs=EPOCHS
+    )
+    loader.load_state_dict(run.loader.state_dict())
+    with pytest.raises(ValueError, match="a sampler that gives the same order again: got another one"):
+        next(iter(loader))
+
+
+def test_len_and_epoch_follow_the_dataloader() -> None:
+    run = Run()
+    loader: MinedLoader = run.loader
+    assert (len(loader), loader.epoch) == (DRAWS, 0)
+    list(draws(loader, run.model, run.optimizer))
+    assert (len(loader), loader.epoch) == (DRAWS, 1)
