@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from conformance.views import check_source, same
 from infer2train.addresses import Addresses, Purpose, seeds
@@ -299,3 +299,11 @@ def test_seeded_is_the_same_again_and_leaves_no_trace() -> None:
     assert random.random() == expected
     with seeded(8):
         assert numbers() != first
+
+
+def test_it_is_a_batch_like_the_loader_s() -> None:
+    data = Images()
+    loader = DataLoader(data, batch_size=4)
+    expected = next(iter(loader))
+    got = Replay(data, loader.collate_fn).batch(Addresses(np.arange(4), np.arange(4)))
+    assert same(expected, got)

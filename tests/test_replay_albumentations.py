@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from scipy import stats
+from torch.utils.data import Dataset, Subset, default_collate
 
-from conformance.views import check_source, same
+from conformance.views import check_source
 from infer2train.addresses import Addresses
 from infer2train.replay import Replay
 
@@ -103,11 +104,3 @@ class OutOfSight(Augmented):
 
     def __getitem__(self, index: int) -> Any:
         return MODULE_LEVEL(image=np.arange(27, dtype=np.uint8).reshape(3, 3, 3))["image"], index
-
-
-def test_it_is_a_batch_like_the_loader_s() -> None:
-    data = Images()
-    loader = DataLoader(data, batch_size=4)
-    expected = next(iter(loader))
-    got = Replay(data, loader.collate_fn).batch(Addresses(np.arange(4), np.arange(4)))
-    assert same(expected, got)

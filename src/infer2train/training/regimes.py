@@ -34,6 +34,7 @@ REGIMES: dict[str, Regime] = {
             "lr": 0.05,
             "lr_drops": (32,),
             "update_every": 10,
+            "oracle_chunk": 200,
             "train_error_samples": 200,
             "checkpoint_every": 1000,
         },
