@@ -146,9 +146,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def rng_state() -> dict[str, Any]:
     """The states of the global generators of Python, NumPy and torch, and of every CUDA device if CUDA is in use."""
-    numpy_state = np.random.get_state(legacy=False)
-    # As a tensor, so that torch.load(weights_only=True) takes the state that a user has saved with torch.save.
-    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    numpy_state: Any = np.random.get_state(legacy=False)
+    # Arrays as tensors, so that torch.load(weights_only=True) takes the state that a user has saved with torch.save.
+    numpy_state["state"] = {
+        name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        for name, value in numpy_state["state"].items()
+    }
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": numpy_state,
@@ -173,9 +176,11 @@ def restore_rng(state: Mapping[str, Any]) -> None:
             "resume on a machine like the first, or remove 'cuda' from the state and accept other random numbers"
         )
     random.setstate(state["python"])
-    numpy_state = state["numpy"]
-    key = numpy_state["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
+    inner = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in state["numpy"]["state"].items()
+    }
+    np.random.set_state({**state["numpy"], "state": inner})
     torch.set_rng_state(state["torch"])
     if cuda:
         torch.cuda.set_rng_state_all(cuda)

@@ -306,14 +306,14 @@ def check_seconds(make_pool: MakePool, case: Case) -> None:
 CHECKS = (
     check_versions_differ,
     check_versions_interleaved,
-    check_any_order_of_calls,
     check_refusals,
     check_order,
     check_close,
     check_retire,
-    check_ahead_and_workers,
     check_trainer_is_left_alone,
     check_seconds,
+    check_any_order_of_calls,
+    check_ahead_and_workers,
 )
 
 

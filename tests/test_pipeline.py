@@ -1,0 +1,292 @@
+"""Batches at addresses, ahead of time: their order, their workers, and what workers leave behind."""
+
+import gc
+import multiprocessing
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from infer2train.addresses import Addresses
+from infer2train.pipeline import AddressPipeline
+from infer2train.replay import Replay
+from infer2train.source import Source
+
+
+class Echo(Source):
+    """Gives the addresses back; a sample takes as many milliseconds as its seed says."""
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def batch(self, addresses: Addresses) -> tuple[Tensor, Tensor]:
+        time.sleep(int(addresses.seeds[0]) / 1000)
+        return torch.from_numpy(addresses.ids), torch.from_numpy(addresses.seeds)
+
+
+class Noise(Dataset[Any]):
+    """Draws from the global random state, as users' transforms do."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 99:
+            raise LookupError("the file of sample 99 is missing")
+        return index + torch.rand(()) + random.random() + float(np.random.random())
+
+
+class Named(NamedTuple):
+    images: Tensor
+    names: list[str]
+
+
+def like(num_workers: int, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(Noise(), num_workers=num_workers, **settings)
+
+
+def at(*ids: int, seed: int = 0) -> Addresses:
+    return Addresses(np.array(ids), np.full(len(ids), seed))
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., AddressPipeline]]:
+    """Pipelines that are closed at the end, whatever happens."""
+    made: list[AddressPipeline] = []
+
+    def make(source: Source, num_workers: int, **settings: Any) -> AddressPipeline:
+        made.append(AddressPipeline(source, like=like(num_workers, **settings)))
+        return made[-1]
+
+    yield make
+    for pipeline in made:
+        pipeline.close()
+
+
+def follow(pipeline: AddressPipeline, calls: list[int | None]) -> None:
+    """Put a batch that takes so many milliseconds, get one (None) or close (negative); every answer is the oldest."""
+    waiting: deque[Addresses] = deque()
+    for number, call in enumerate(calls):
+        if call is None:
+            if waiting:
+                _assert_is(pipeline.get(), waiting.popleft())
+        elif call < 0:
+            pipeline.close()
+            waiting.clear()
+        else:
+            waiting.append(Addresses(np.array([number, number + 1]), np.array([call, 7])))
+            pipeline.put(waiting[-1])
+    while waiting:
+        _assert_is(pipeline.get(), waiting.popleft())
+
+
+def _assert_is(batch: Any, addresses: Addresses) -> None:
+    ids, seeds = batch
+    assert (ids.tolist(), seeds.tolist()) == (addresses.ids.tolist(), addresses.seeds.tolist())
+
+
+CALLS = st.lists(st.one_of(st.integers(0, 3), st.none(), st.none(), st.just(-1)), max_size=40)
+
+
+@given(calls=CALLS)
+def test_order_is_kept_without_workers(calls: list[int | None]) -> None:
+    follow(AddressPipeline(Echo(), like=like(0)), [call and min(call, 0) for call in calls])
+
+
+@settings(max_examples=6)
+@given(calls=st.lists(st.one_of(st.integers(0, 3), st.none(), st.none()), min_size=10, max_size=40))
+def test_order_is_kept_with_workers_that_finish_in_another_order(calls: list[int | None]) -> None:
+    pipeline = AddressPipeline(Echo(), like=like(2))
+    follow(pipeline, calls)
+    pipeline.close()
+
+
+def test_closing_in_the_middle_forgets_and_begins_anew(make: Callable[..., AddressPipeline]) -> None:
+    follow(make(Echo(), 2), [2, 0, 1, None, 0, -1, 0, 3, None, -1, -1, None, 0, None])
+
+
+def test_idle_workers_give_nothing(make: Callable[..., AddressPipeline]) -> None:
+    """Between batches the workers have been asked many times; only what was put comes out."""
+    pipeline = make(Echo(), 2, prefetch_factor=4)
+    for number in range(5):
+        pipeline.put(at(number))
+        _assert_is(pipeline.get(), at(number))
+        time.sleep(0.01)
+
+
+def test_one_iterator_lives_through_an_epoch(make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Echo(), 2)
+    pipeline.put(at(0))
+    pipeline.get()
+    workers = {process.pid for process in multiprocessing.active_children()}
+    for number in range(12):
+        pipeline.put(at(number))
+        pipeline.get()
+        assert {process.pid for process in multiprocessing.active_children()} == workers
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_depth_is_what_is_made_ahead(num_workers: int, make: Callable[..., AddressPipeline]) -> None:
+    assert make(Echo(), num_workers).depth == num_workers * 2
+    if num_workers:
+        assert make(Echo(), num_workers, prefetch_factor=5).depth == 10
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_collate_fn_returns_comes_out(num_workers: int, make: Callable[..., AddressPipeline]) -> None:
+    """Also None, which is what an idle worker gives."""
+    for answer in (None, [], (), {"x": None}, Named(torch.ones(2), ["a", "b"]), "text"):
+        source = Replay([1.0, 2.0], lambda items, answer=answer: answer)
+        pipeline = make(source, num_workers)
+        for _ in range(3):
+            pipeline.put(at(0, 1))
+            got = pipeline.get()
+            assert type(got) is type(answer)
+            assert str(got) == str(answer)
+        pipeline.close()
+
+
+def test_get_without_put_is_our_own_fault(make: Callable[..., AddressPipeline]) -> None:
+    with pytest.raises(AssertionError, match="without put"):
+        make(Echo(), 0).get()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_the_data_set_comes_through(num_workers: int, make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Replay(Noise(), default_collate), num_workers)
+    for ids in ((1,), (2, 99), (3,)):
+        pipeline.put(at(*ids, seed=5))
+    first = pipeline.get()
+    with pytest.raises(LookupError, match="the file of sample 99 is missing") as caught:
+        pipeline.get()
+    told = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
+    assert "while reading sample 99 under seed 5" in told, "which sample it was must be said"
+    third = pipeline.get()
+    assert (int(first), int(third)) != (int(third), int(first)), "what was put behind it comes all the same"
+    pipeline.close()
+    pipeline.put(at(1, seed=5))
+    assert torch.equal(pipeline.get(), first)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_views_are_those_of_the_addresses_whoever_makes_them(
+    num_workers: int, make: Callable[..., AddressPipeline]
+) -> None:
+    source = Replay(Noise(), default_collate)
+    pipeline = make(source, num_workers)
+    asked = [Addresses(np.array([n, n]), np.array([n, n + 1])) for n in range(8)]
+    for addresses in asked:
+        pipeline.put(addresses)
+    for addresses in asked:
+        assert torch.equal(pipeline.get(), source.batch(addresses))
+
+
+def test_workers_that_are_spawned_give_the_same(make: Callable[..., AddressPipeline]) -> None:
+    source = Replay(Noise(), default_collate)
+    pipeline = make(source, 1, multiprocessing_context="spawn")
+    pipeline.put(at(4, 5, seed=6))
+    assert torch.equal(pipeline.get(), source.batch(at(4, 5, seed=6)))
+
+
+# What is left behind
+
+
+def _children() -> set[int]:
+    """Processes whose parent is this one, as the kernel sees them."""
+    own = f"/proc/{os.getpid()}/task"
+    return {int(pid) for task in Path(own).iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_close_stops_the_workers(make: Callable[..., AddressPipeline]) -> None:
+    before = _children()
+    pipeline = make(Echo(), 2)
+    assert _children() == before, "no worker before the first batch is wanted"
+    for number in range(6):
+        pipeline.put(at(number))
+    pipeline.get()
+    assert len(_children() - before) == 2
+    pipeline.close()
+    assert _children() == before
+    pipeline.close()
+
+
+def test_close_stops_the_workers_while_an_error_is_looked_at(make: Callable[..., AddressPipeline]) -> None:
+    """A notebook keeps the last traceback, and with it every frame that it went through."""
+    before = _children()
+    pipeline = make(Replay(Noise(), default_collate), 2)
+    pipeline.put(at(99))
+    try:
+        pipeline.get()
+    except LookupError as error:
+        kept = error
+        pipeline.close()
+        assert _children() == before
+    assert kept.__traceback__ is not None
+
+
+def test_a_pipeline_that_is_forgotten_stops_its_workers() -> None:
+    before = _children()
+    pipeline = AddressPipeline(Echo(), like=like(2))
+    pipeline.put(at(0))
+    pipeline.get()
+    del pipeline
+    gc.collect()
+    assert _children() == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_users_random_state_does_not_move(num_workers: int) -> None:
+    loader = like(num_workers)
+    source = Replay(Noise(), default_collate)
+    torch.rand(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    pipeline = AddressPipeline(source, like=loader)
+    for _ in range(2):
+        pipeline.put(at(0, 1))
+        pipeline.put(at(2))
+        pipeline.get()
+        pipeline.close()
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]
+    if os.environ.get("INFER2TRAIN_NO_TYPECHECK") == "1":  # the tests' type checker draws from it
+        assert random.getstate() == states[2]
+
+
+def test_the_users_loader_is_only_read() -> None:
+    generator = torch.Generator().manual_seed(3)
+    loader: DataLoader[Any] = DataLoader(Noise(), shuffle=True, generator=generator)
+    state = generator.get_state()
+    pipeline = AddressPipeline(Echo(), like=loader)
+    pipeline.put(at(0))
+    pipeline.get()
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_settings_of_the_users_loader_are_taken_over(tmp_path: Path, make: Callable[..., AddressPipeline]) -> None:
+    def init(worker: int) -> None:
+        (tmp_path / str(worker)).touch()
+
+    pipeline = make(Echo(), 2, worker_init_fn=init, timeout=20)
+    pipeline.put(at(0))
+    pipeline.put(at(1))
+    pipeline.get()
+    pipeline.get()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_a_worker_that_hangs_is_an_error_after_the_users_timeout(make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Echo(), 1, timeout=1)
+    pipeline.put(at(0, seed=60_000))
+    with pytest.raises(RuntimeError, match="timed out"):
+        pipeline.get()
