@@ -46,6 +46,24 @@ class Named(Jittered):
         return {"image": image, "gain": torch.tensor(random.uniform(0.5, 1.5)), "labels": label}
 
 
+class Annotated(Jittered):
+    """The same with annotations of any number a sample, as detection data sets give them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        image, label = super().__getitem__(index)
+        return image, {"label": torch.tensor(label), "boxes": torch.rand(1 + index % 3, 4)}
+
+
+class Plain(Jittered):
+    """The same without augmentation, for `mine(..., transform=)`."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads += 1
+        return torch.from_numpy(self.images[index])[None], int(self.labels[index])
+
+
 class Measured(Jittered):
     """The same with a float target."""
 

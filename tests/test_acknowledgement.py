@@ -126,6 +126,14 @@ def test_accelerate_fetches_one_ahead_and_is_told_delay_steps_1() -> None:
     assert (loader.last.draw, loader.last.step, loader.last.version) == (9, 9, 8)
 
 
+def test_the_penalty_of_a_draw_that_is_not_trained_on_yet_is_refused() -> None:
+    """A host that fetches ahead would add the next draw's penalty to this one's loss."""
+    loader, model, _ = made(method="self-distill", delay_steps=1)
+    with pytest.raises(RuntimeError, match="must be the one trained on: got draw 1 of step 1 and 0 steps done"):
+        for x, _ in one_ahead(loader):
+            loader.penalty(model(x))
+
+
 # Attempts that a gradient scaler skips
 
 

@@ -96,7 +96,10 @@ BROKEN = [
     *[(one_slot_twice, name, "trained on twice") for name in METHODS],
     *[(other_ids, name, "trained ids must be of this epoch") for name in METHODS],
     *[(too_few, name, "instead of") for name in METHODS],
-    *[(another_view_for_the_unmined, name, "the baseline's views") for name in ("baseline", "nm-augment", "self-distill")],
+    *[
+        (another_view_for_the_unmined, name, "the baseline's views")
+        for name in ("baseline", "nm-augment", "self-distill")
+    ],
     *[(mask_of_another_order, name, "not the reference's") for name in SUITED],
     *[(mines_more, name, "a share of 0.0 mines 0|the baseline's views") for name in SUITED],
     *[(at_random, name, "moved torch's|it is random|not the reference's") for name in SUITED],
@@ -169,7 +172,9 @@ def test_picking_views_uniformly_is_the_baseline_in_distribution() -> None:
     assert stats.chisquare(list(seen.values())).pvalue > 1e-3
 
 
-@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 500), draw=st.integers(0, 2**32 - 1), gamma=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 500), draw=st.integers(0, 2**32 - 1), gamma=st.integers(1, 6)
+)
 def test_any_two_methods_share_the_baselines_views(seed: int, epoch: int, draw: int, gamma: int) -> None:
     slots = replace(next(some_slots()), seed=seed, epoch=epoch, draw=draw)
     baseline = list(unmined(slots).addresses)

@@ -21,11 +21,13 @@ from infer2train.plan import Draw
 from infer2train.runlog import read_config, read_rows
 from mined_runs import (
     CLASSES,
+    Annotated,
     Gained,
     Jittered,
     Measured,
     Monotone,
     Named,
+    Plain,
     Uniform,
     draws,
     equal,
@@ -118,6 +120,57 @@ def test_a_users_own_score_for_regression() -> None:
         worst = squared_error(before(everything[0]), everything[1]).view(6, 5).amax(1)
         torch.testing.assert_close(errors, worst)
     assert y.dtype == torch.float32
+
+
+def stack_images(items: list[Any]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    return torch.stack([image for image, _ in items]), [annotation for _, annotation in items]
+
+
+def annotated_error(outputs: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+    return F.cross_entropy(outputs, torch.stack([target["label"] for target in targets]), reduction="none")
+
+
+@pytest.mark.parametrize("oracle_chunk", [5, 32])
+def test_targets_of_any_number_a_sample(oracle_chunk: int) -> None:
+    base = DataLoader(Annotated(), batch_size=4, shuffle=True, collate_fn=stack_images)
+    model = network().eval()
+    loader = mine(base, model, gamma=4, score=annotated_error, oracle_chunk=oracle_chunk)
+    by_hand = Replay(base.dataset, stack_images)
+    for batch in loader:
+        assert loader.last is not None
+        assert equal(batch, by_hand.batch(loader.last.addresses))
+        with torch.no_grad():
+            x, targets = by_hand.batch(loader.last.candidates)
+            torch.testing.assert_close(loader.last.scores, annotated_error(model(x), targets))
+
+
+def add_noise(image: Tensor) -> Tensor:
+    return image + torch.randn(image.shape) * random.random()
+
+
+def test_a_transform_given_apart_makes_the_views_of_samples_read_once() -> None:
+    data = Plain()
+    base = DataLoader(data, batch_size=4, shuffle=True)
+    loader = mine(base, network(), gamma=6, transform=add_noise)
+    by_hand = Replay(Plain(), default_collate, transform=add_noise)
+    data.reads = 0
+    for number, batch in enumerate(loader, 1):
+        assert loader.last is not None
+        assert equal(batch, by_hand.batch(loader.last.addresses))
+        assert data.reads == number * (4 + 4), "once for all candidates of a sample, once for the picked one"
+    assert len(set(loader.last.scores.tolist())) == 24  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_spawned_workers_make_the_same_views() -> None:
+    runs = []
+    for options in ({}, {"num_workers": 1, "multiprocessing_context": "spawn", "prefetch_factor": 3}):
+        model = network(norm=True)
+        optimizer = sgd(model)
+        loader = mine(jittered(**options), model, optimizer, gamma=3, update_every=2)
+        assert len(list(draws(loader, model, optimizer))) == 6
+        runs.append(state_of(model))
+    assert equal(runs[0], runs[1])
 
 
 def test_the_users_dataloader_stays_as_it_was() -> None:
@@ -438,6 +491,35 @@ def test_log_dir_holds_configuration_rows_and_after_close_a_report(tmp_path: Pat
     loader.close()
     loader.close()
     assert "nm-augment" in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
+    def resumable() -> tuple[MinedLoader, nn.Module, torch.optim.Optimizer]:
+        model = network()
+        optimizer = sgd(model)
+        return mine(jittered(), model, optimizer, gamma=2, log_dir=tmp_path, log_every=1), model, optimizer
+
+    loader, model, optimizer = resumable()
+    seen = draws(loader, model, optimizer)
+    for _ in range(3):
+        next(seen)
+    state = loader.state_dict()
+    next(seen)
+    loader, model, optimizer = resumable()
+    loader.load_state_dict(state)
+    assert [draw.draw for draw in draws(loader, model, optimizer)] == [3, 4, 5]
+    loader.close()
+    rows = [row for row in read_rows(tmp_path) if row["kind"] == "step"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_of_the_baseline_outside_the_loop_is_not_logged(tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(), model, optimizer, method="baseline", log_dir=tmp_path, log_every=1)
+    optimizer.step()
+    assert [row["kind"] for row in read_rows(tmp_path)] == ["start"]
+    assert len(list(draws(loader, model, optimizer))) == 6
 
 
 def test_metrics_are_plain_floats_of_what_came_since_the_last_call() -> None:

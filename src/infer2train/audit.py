@@ -82,12 +82,13 @@ def _label(targets: Any, place: int, class_names: Sequence[str]) -> str:
     if not isinstance(targets, Tensor) or targets.ndim != 1:
         return ""
     target = targets[place].item()
-    return class_names[int(target)] if isinstance(target, int) and target < len(class_names) else str(target)
+    return class_names[int(target)] if isinstance(target, int) and 0 <= target < len(class_names) else str(target)
 
 
 def as_pixels(images: Tensor) -> UInt8[np.ndarray, "n h w c"]:
     """Images as a person can look at them: uint8 as they are, others stretched from their lowest to their highest."""
     if images.dtype != torch.uint8:
+        images = images.float()
         low, high = images.amin(), images.amax()
         images = ((images - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
     return images.permute(0, 2, 3, 1).cpu().contiguous().numpy()

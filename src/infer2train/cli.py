@@ -72,16 +72,37 @@ def _explain_usage(error: argparse.ArgumentError, arguments: Sequence[str]) -> i
 
 
 def _run(arguments: list[str]) -> int:
-    parser = build_parser(arguments)
     if not arguments:
-        parser.print_help()
+        build_parser(arguments).print_help()
         return USAGE
-    namespace = parser.parse_args(arguments)
-    verb = namespace.verb
-    options = dict(vars(namespace[verb]))
-    options.pop("config", None)
+    verb, options = parse(arguments)
     VERBS[verb](options)
     return DONE
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The verb and its options: the regime's defaults, then the file that --config names, then flags.
+
+    Raises:
+        argparse.ArgumentError: wrong usage.
+        ValueError: no such regime.
+    """
+    arguments = _file_first(arguments)
+    namespace = build_parser(arguments).parse_args(arguments)
+    options = dict(vars(namespace[namespace.verb]))
+    options.pop("config", None)
+    return namespace.verb, options
+
+
+def _file_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--config FILE` right after the verb: what stands after it wins, and every flag shall."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--config", action="append", default=[])
+    try:
+        named, others = peek.parse_known_args(arguments)
+    except argparse.ArgumentError:  # no file after it: the real parser says so
+        return list(arguments)
+    return [*others[:1], *(f"--config={file}" for file in named.config), *others[1:]]
 
 
 def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
@@ -117,7 +138,10 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     )
     _add_folder(parser, "Name of the comparison's folder. Default: compare-REGIME.")
     parser.add_argument(
-        "--methods", nargs="+", default=["baseline", "nm-augment"], help="Methods to compare; baseline first."
+        "--methods",
+        nargs="+",
+        default=["baseline", "nm-augment"],
+        help="Methods to compare, the baseline among them. Default: baseline nm-augment.",
     )
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
     parser.add_argument("--jobs", type=int, default=1, help="Runs trained side by side (processes); set --threads too.")

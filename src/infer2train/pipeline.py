@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from infer2train.addresses import Addresses
 from infer2train.source import Source
@@ -72,6 +73,9 @@ class AddressPipeline:
 
     def close(self) -> None:
         """Stop the workers and forget what was asked for. May be called twice."""
+        if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
+            # Letting go of it is not enough: a traceback that somebody keeps holds it, and with it the processes.
+            self._iterator._shutdown_workers()
         self._iterator = None
         self._queue.clear()
         self._waiting = 0

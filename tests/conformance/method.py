@@ -138,13 +138,20 @@ def check_pure(method: Method, functions: Functions) -> None:
     assert answers[0] == answers[1], "the same draw must be selected in the same way: it is random"
     assert all(torch.equal(a, b) for a, b in zip(written, before, strict=True)), "selection must not write to arguments"
     there = elsewhere().submit(functions.select, method, slots, GAMMA, **arguments).result()
-    assert _plain(there) == _plain(functions.select(method, slots, GAMMA, **arguments)), "another process selects others"
+    assert _plain(there) == _plain(functions.select(method, slots, GAMMA, **arguments)), (
+        "another process selects others"
+    )
 
 
 def check_place_in_the_run(method: Method, functions: Functions) -> None:
     """Every coordinate of a draw decides its views; a method without candidates shows it in what it trains on."""
     slots = next(some_slots())
-    for other in (replace(slots, seed=1), replace(slots, epoch=8), replace(slots, draw=9), replace(slots, seed=1 << 40)):
+    for other in (
+        replace(slots, seed=1),
+        replace(slots, epoch=8),
+        replace(slots, draw=9),
+        replace(slots, seed=1 << 40),
+    ):
         for what, look in (
             ("candidates", lambda s: functions.candidates(method, s, GAMMA)),
             ("trained views", lambda s: _ask(method, functions, s, share=0.5).addresses),

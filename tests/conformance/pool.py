@@ -141,7 +141,9 @@ class Small(nn.Module):
 
 
 def _images() -> Source:
-    return ImageViews(pixels(20, size=8).permute(0, 2, 3, 1).contiguous(), torch.arange(20) % NUM_CLASSES, PadCropFlip(2))
+    return ImageViews(
+        pixels(20, size=8).permute(0, 2, 3, 1).contiguous(), torch.arange(20) % NUM_CLASSES, PadCropFlip(2)
+    )
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -334,7 +336,9 @@ def _run(pool: Pool, case: Case, script: list[tuple[Any, ...]], drain: bool = Tr
         elif name == "collect":
             scores = pool.collect(arguments[0])
             _assert_expected(scores, case.expected(*waiting.popleft()))
-            answers.append(b"|".join(tensor.numpy().tobytes() for tensor in tensors_of([scores.targets, *_said(scores)])))
+            answers.append(
+                b"|".join(tensor.numpy().tobytes() for tensor in tensors_of([scores.targets, *_said(scores)]))
+            )
         elif name == "close":
             pool.close()
             waiting.clear()

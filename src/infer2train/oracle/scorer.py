@@ -4,7 +4,7 @@ What a pool runs wherever its engine is. Chunks are cut from the draw's candidat
 so that a candidate's score never depends on what else a pool happens to have at hand.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,24 +74,25 @@ class Scorer:
             ValueError: the score function does not give one number for each candidate.
         """
         targets: list[Any] = []
+        rows: list[int] = []
         values: list[Tensor] = []
         logits: list[Tensor] = []
         for batch in batches:
             inputs, target = self._split(batch)
-            rows = batch_size(inputs)
             targets.append(target)
+            rows.append(batch_size(inputs))
             if engine is None:
                 continue
             outputs = engine.outputs(to_device(pad_batch(inputs, self.chunk), self._device))
-            outputs = take_rows(outputs, rows)
+            outputs = take_rows(outputs, rows[-1])
             if self._distill_views:
                 logits.append(logits_of(outputs).float().clone())
             if self._score is not None:
-                values.append(_one_each(self._score(outputs, to_device(target, self._device)), rows))
+                values.append(_one_each(self._score(outputs, to_device(target, self._device)), rows[-1]))
         return Scores(
             draw=draw,
             version=None if engine is None else engine.version,
-            targets=concatenated(targets),
+            targets=joined(targets, rows),
             values=torch.cat(values) if values else None,
             log_probabilities=mean_log_probabilities(torch.cat(logits), self._distill_views) if logits else None,
         )
@@ -106,15 +107,40 @@ def _one_each(values: Tensor, rows: int) -> Tensor:
     return values.detach().float().clone()
 
 
-def concatenated(parts: list[Any]) -> Any:
-    """Pytrees of one structure joined along their first dimension."""
+def joined(parts: list[Any], rows: list[int]) -> Any:
+    """What each chunk has for its candidates, as if the draw were one batch.
+
+    Tensors are joined along their first dimension, containers of columns column by column, and a sequence with one
+    entry for each candidate (captions, boxes of different number) entry after entry. What is not by candidate stays
+    apart, one entry a chunk; nothing stays nothing.
+
+    Args:
+        parts: one pytree a chunk, of one structure.
+        rows: how many candidates each chunk has.
+
+    Example:
+        >>> joined([["a", "b"], ["c"]], [2, 1])
+        ['a', 'b', 'c']
+    """
     first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if isinstance(first, dict):
-        return {key: concatenated([part[key] for part in parts]) for key in first}
-    assert isinstance(first, list | tuple), type(first)
-    columns = [concatenated([part[index] for part in parts]) for index in range(len(first))]
-    if first and not isinstance(first[0], Tensor | dict | list | tuple):
-        return [item for part in parts for item in part]
-    return type(first)(columns)
+    by_candidate = list(zip(parts, rows, strict=True))
+    if all(_are_columns(part, n) for part, n in by_candidate):
+        if isinstance(first, Mapping):
+            return {key: joined([part[key] for part in parts], rows) for key in first}
+        make = getattr(type(first), "_make", type(first))  # a named tuple's constructor takes its fields one by one
+        return make([joined([part[column] for part in parts], rows) for column in range(len(first))])
+    if all(_has_rows(part, n) for part, n in by_candidate):
+        return torch.cat(parts) if isinstance(first, Tensor) else [entry for part in parts for entry in part]
+    return None if first is None else parts
+
+
+def _are_columns(tree: Any, rows: int) -> bool:
+    """Whether it is a container each of whose entries has something for each candidate."""
+    entries = list(tree.values()) if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else []
+    return len(entries) > 0 and all(_has_rows(entry, rows) for entry in entries)
+
+
+def _has_rows(tree: Any, rows: int) -> bool:
+    if isinstance(tree, Tensor):
+        return tree.ndim > 0 and len(tree) == rows
+    return _are_columns(tree, rows) or (isinstance(tree, list | tuple) and len(tree) == rows)

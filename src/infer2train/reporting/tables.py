@@ -84,7 +84,7 @@ def share(value: float | None) -> str:
 
 
 def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
-    """The comparison in at most 100 columns; long names of methods are folded.
+    """The comparison over n paired seeds; it fits a terminal of 80 columns, in which long verdicts wrap and long names are folded.
 
     Args:
         summaries: as `summarise` gives them.
@@ -93,13 +93,13 @@ def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
         A table to print with rich.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("Method", overflow="fold")  # the only one that gives way
-    table.add_column("Seeds", justify="right", no_wrap=True)
+    table.add_column("Method", overflow="fold", min_width=15)
+    table.add_column("n", justify="right")
     table.add_column("Test error %", justify="right", no_wrap=True)
     table.add_column("Difference [95 %]", justify="right", no_wrap=True)
-    table.add_column("Verdict", no_wrap=True)
-    table.add_column("Wall-clock", justify="right", no_wrap=True)
-    table.add_column("Scoring", justify="right", no_wrap=True)
+    table.add_column("Verdict", min_width=12)
+    table.add_column("Wall", justify="right")
+    table.add_column("Scored", justify="right")
     for summary in summaries:
         table.add_row(
             Text(summary.method),

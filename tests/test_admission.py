@@ -1,0 +1,206 @@
+"""What `mine()` refuses, with the real thing each time, and what it takes although it looks unusual."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from infer2train import mine
+from mined_runs import Jittered, draws, equal, jittered, network, sgd, state_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# Data sets and loaders
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return iter(Jittered()[i] for i in range(24))
+
+
+class OwnGenerator(Jittered):
+    """As the documentation of NumPy recommends, and as no seed of ours reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = super().__getitem__(index)
+        return image + self.generator.normal(), label
+
+
+class OwnTorchGenerator(Jittered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = super().__getitem__(index)
+        return image + torch.rand(1, generator=self.generator), label
+
+
+class Counts(Jittered):
+    reads = 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads += 1
+        return torch.zeros(1), self.reads
+
+
+class Unnumbered(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, name: str) -> float:
+        return {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}[name]
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (lambda: DataLoader(Stream(), batch_size=4), "map-style .*got an IterableDataset; give it __getitem__"),
+        (lambda: DataLoader(Jittered(), batch_size=None), "got batch_size=None; pass batch_size or batch_sampler"),
+        (lambda: DataLoader(OwnGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random or"),
+        (lambda: DataLoader(OwnTorchGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random"),
+        (lambda: DataLoader(Counts(), batch_size=4), "got another item.* a counter or a cache"),
+    ],
+)
+def test_data_whose_samples_cannot_be_read_again_is_refused(base: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        mine(base(), network())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 25, "drop_last": True}, "at least one batch: got none from 24 samples at batch_size=25; lower"),
+        ({"batch_sampler": [["a", "b"]]}, r"integer sample ids: got \['a', 'b'\]; number the samples"),
+        ({"batch_sampler": [[(0, 1), (2, 3)]]}, "integer sample ids"),
+        ({"batch_sampler": [[0.5, 1.5]]}, "integer sample ids"),
+    ],
+)
+def test_an_order_without_sample_ids_is_refused_when_the_epoch_begins(options: dict[str, Any], said: str) -> None:
+    loader = mine(DataLoader(Jittered(), **options), network(), gamma=2)
+    with pytest.raises(ValueError, match=said):
+        next(iter(loader))
+
+
+def test_what_makes_views_itself_needs_no_transform() -> None:
+    from infer2train import Replay
+
+    source = Replay(Jittered(), torch.utils.data.default_collate)
+    with pytest.raises(ValueError, match="transform must be left out where the data set makes views itself"):
+        mine(DataLoader(source, batch_size=4), network(), transform=torch.neg)  # type: ignore[arg-type]
+
+
+# Models
+
+
+def in_processes(count: int, task: Callable[[], Any], folder: Path) -> list[Any]:
+    """What a task returns, or the text of what it raises, in each of some real processes joined by gloo."""
+    context = multiprocessing.get_context("fork")
+    ends = [context.Pipe() for _ in range(count)]
+    processes = [
+        context.Process(target=_member, args=(rank, count, task, folder / "rendezvous", end[1]))
+        for rank, end in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    said = [end[0].recv() if end[0].poll(90) else "no answer within 90 seconds" for end in ends]
+    for process in processes:
+        process.join(10)
+        process.kill()
+    return said
+
+
+def _member(rank: int, count: int, task: Callable[[], Any], rendezvous: Path, end: Any) -> None:
+    torch.set_num_threads(1)  # the threads of the process that was forked are not there
+    try:
+        torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=count)
+        end.send(task())
+    except ValueError as error:
+        end.send(f"ValueError: {error}")
+    except BaseException:
+        end.send(traceback.format_exc())
+    torch.distributed.destroy_process_group()
+
+
+def mine_fsdp2() -> None:
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    mine(jittered(), model)
+
+
+def mine_fsdp2_inside() -> None:
+    model = nn.Sequential(network(), nn.Linear(3, 3))
+    fully_shard(model[1], mesh=init_device_mesh("cpu", (1,)))
+    mine(jittered(), model)
+
+
+def mine_fsdp1() -> None:
+    mine(jittered(), FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
+
+
+@pytest.mark.parametrize("task", [mine_fsdp2, mine_fsdp2_inside, mine_fsdp1])
+def test_a_sharded_model_is_refused(task: Callable[[], Any], tmp_path: Path) -> None:
+    (said,) = in_processes(1, task, tmp_path)
+    assert said == (
+        "ValueError: mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; "
+        "use one device"
+    )
+
+
+def mine_plainly() -> None:
+    mine(jittered(), network())
+
+
+def mine_ddp() -> None:
+    mine(jittered(), nn.parallel.DistributedDataParallel(network()))
+
+
+@pytest.mark.parametrize("task", [mine_plainly, mine_ddp])
+def test_several_training_processes_are_refused(task: Callable[[], Any], tmp_path: Path) -> None:
+    said = in_processes(2, task, tmp_path)
+    assert said == [
+        "ValueError: mine() works with one training process for now: got a world size of 2; train on one device"
+    ] * 2
+
+
+def trained(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:
+    """The weights after an epoch of the model behind a wrapper."""
+    model = network(norm=True)
+    wrapped, optimizer = wrap(model), sgd(model)
+    loader = mine(jittered(), wrapped, optimizer, gamma=3, update_every=2)
+    assert [draw.version for draw in draws(loader, wrapped, optimizer)] == [0, 0, 2, 2, 4, 4]
+    return state_of(model)
+
+
+def train_ddp() -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in trained(nn.parallel.DistributedDataParallel).items()}
+
+
+def test_ddp_in_one_process_is_mined_as_the_model_inside(tmp_path: Path) -> None:
+    (said,) = in_processes(1, train_ddp, tmp_path)
+    assert isinstance(said, dict), said
+    plain = trained(lambda model: model)
+    assert said.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(torch.from_numpy(said[name]), tensor)
+
+
+def test_a_compiled_model_is_mined_as_the_model_inside() -> None:
+    compiled = trained(lambda model: torch.compile(model, backend="eager"))  # type: ignore[arg-type, return-value]
+    assert equal(compiled, trained(lambda model: model))
