@@ -71,21 +71,27 @@ def block(batches: Iterator[Any], steps: int, model: nn.Module, optimizer: torch
 
 
 def main() -> None:
-    """Measure one case and print its ratio."""
+    """Measure the cases asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=["memory", "replay"], default="memory")
+    parser.add_argument("--case", choices=["memory", "replay"], nargs="+", default=["memory", "replay"])
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=10, help="steps in a block")
     parser.add_argument("--blocks", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for case in options.case:
+        measure(case, options)
+
+
+def measure(case: str, options: argparse.Namespace) -> None:
+    """Measure one case and print its ratio."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (options.samples, 32, 32, 3), dtype=np.uint8)
     targets = generator.integers(0, 10, options.samples)
     network = build_model("resnet20", num_classes=10, in_channels=3, seed=0)
     model = Pixels(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    in_memory = options.case == "memory"
+    in_memory = case == "memory"
     data: Dataset[Any] = (
         infer2train.ImageViews(images, targets, PadCropFlip()) if in_memory else Decoding(images, targets)
     )
@@ -101,7 +107,7 @@ def main() -> None:
     ]
     alone, beside = (statistics.median(column) / options.steps for column in zip(*pairs, strict=True))
     ratio = statistics.median(mined_time / bare_time for bare_time, mined_time in pairs)
-    print(f"{cpu_name()}; torch {torch.__version__}; ResNet-20, B = 64, {options.case}")
+    print(f"{cpu_name()}; torch {torch.__version__}; ResNet-20, B = 64, {case}")
     print(f"bare DataLoader {1000 * alone:.1f} ms/step, mine(method='baseline') {1000 * beside:.1f} ms/step")
     print(f"ratio {ratio:.3f} (median of {options.blocks} pairs; bound 1.03)")
 

@@ -23,8 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from infer2train import mine
 from infer2train.methods import METHODS, Ramp
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, UPDATE_EVERY, EXACT_DRAWS = 25, 10, 9
 CLASSES, SIZE, SAMPLES = 10, 8, 48

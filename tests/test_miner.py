@@ -37,7 +37,6 @@ from mined_runs import (
     state_of,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Batch = namedtuple("Batch", "x y")
 
 
@@ -231,9 +230,7 @@ def test_nm_augment_picks_the_hardest_view_of_each_sample() -> None:
 
 def test_a_uniform_pick_is_the_baseline_in_distribution() -> None:
     base = uniform_loader(labels=(0, 1) * 100, batch_size=50)
-    by_pick = {
-        pick: untrained(base, "nm-augment", gamma=5, pick=pick, epochs=2) for pick in ("uniform", "max")
-    }
+    by_pick = {pick: untrained(base, "nm-augment", gamma=5, pick=pick, epochs=2) for pick in ("uniform", "max")}
     baseline = np.concatenate([numbers(base, d.addresses) for d in untrained(base, "baseline", epochs=2)])
     picked = {pick: np.concatenate([numbers(base, d.addresses) for d in own]) for pick, own in by_pick.items()}
     assert stats.ks_2samp(picked["uniform"], baseline).pvalue > 0.01
@@ -357,8 +354,9 @@ def test_self_distill_penalises_the_divergence_from_the_oracles_views() -> None:
         assert not set(loader.last.candidates.seeds) & set(loader.last.addresses.seeds), "an anchor is no view"
         with torch.no_grad():
             views = versions[loader.last.version](by_hand.batch(loader.last.candidates)[0])
+        p_BK, q_BGK = outputs.softmax(1), views.softmax(1).view(4, 3, -1)
         divergences = [
-            sum(p * (p.log() - q.log()) for p, q in zip(outputs[b].softmax(0), views[3 * b + i].softmax(0), strict=True))
+            sum(p * (p.log() - q.log()) for p, q in zip(p_BK[b], q_BGK[b, i], strict=True))
             for b in range(4)
             for i in range(3)
         ]

@@ -42,7 +42,7 @@ class _Count:
     """Calls a method as long as its object lives and nobody stops it."""
 
     def __init__(self, step_done: Callable[[], None]) -> None:
-        self._step_done = WeakMethod(step_done)  # type: ignore[arg-type]  # methods only
+        self._step_done = WeakMethod(step_done)
         self._is_stopped = False
 
     def __call__(self, *_: Any) -> None:
@@ -64,4 +64,4 @@ def _count_attempts(count: _Count, optimizer: Optimizer, scaler: "torch.amp.Grad
             count()
         return result
 
-    scaler.step = step  # type: ignore[method-assign, assignment]
+    scaler.__dict__["step"] = step

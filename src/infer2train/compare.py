@@ -58,19 +58,19 @@ def compare(
         ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
     """
-    if folder.exists() and not resume:
+    if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
         raise ValueError(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
             "--name for another one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": BASELINE}
-    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     waiting = {
         f"{method}-seed{seed}": config
         for (method, seed), config in comparison.runs.items()
         if not _is_done(config, folder / f"{method}-seed{seed}")
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": BASELINE}
+    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     if jobs == 1:
         _train_in_turn(waiting, folder, quiet)
     elif waiting:

@@ -262,8 +262,8 @@ class MinedLoader:
         self._steps += 1
         if self.plan.method.has_oracle and self.plan.rule.is_published(self._steps):
             self._publish()
-        if self._log is not None and self._steps % self._log[1] == 0:
-            self._write_step(self._log[0])
+        if self._log is not None and self.last is not None and self._steps % self._log[1] == 0:
+            self._write_step(self._log[0], self.last)
 
     def _publish(self) -> None:
         started = perf_counter()
@@ -287,12 +287,20 @@ class MinedLoader:
         Args:
             outputs: the model's outputs for that draw, logits [b, k].
 
+        Raises:
+            RuntimeError: another draw was fetched before this one was trained on.
+
         Example:
             >>> loss = criterion(outputs, y) + loader.penalty(outputs)      # doctest: +SKIP
         """
         logits = logits_of(outputs)
         if self.last is None or self.last.log_probabilities is None:
             return logits.new_zeros(())
+        if self.last.step > self._steps:
+            raise RuntimeError(
+                f"the draw handed out last must be the one trained on: got draw {self.last.draw} of step "
+                f"{self.last.step} and {self._steps} steps done; turn off what fetches ahead to train with a penalty"
+            )
         return self.plan.distill_weight * distillation(logits, self.last.log_probabilities.to(logits.device))
 
     # What was measured
@@ -315,17 +323,16 @@ class MinedLoader:
         self._log = (log, every_steps)
         self._log_mark = self.totals()
 
-    def _write_step(self, log: RunLog) -> None:
+    def _write_step(self, log: RunLog, last: Draw) -> None:
         now = self.totals()
         measured = window(now, self._log_mark)
         self._log_mark = now
-        assert self.last is not None
         log.write(
             "step",
             step=self._steps,
-            draw=self.last.draw,
-            epoch=self.last.epoch,
-            version=self.last.version,
+            draw=last.draw,
+            epoch=last.epoch,
+            version=last.version,
             steps_per_second=draws_per_second(measured),
             **{name: measured[name] for name in LOGGED},
         )
@@ -386,6 +393,8 @@ class MinedLoader:
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
         self._stop_pipelines()
+        if self._log is not None:
+            self._log[0].take_back(state["steps"], state["epoch"])
         self._epoch, self._position = state["epoch"], state["position"]
         self._draws, self._steps = state["draws"], state["steps"]
         self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]

@@ -55,6 +55,12 @@ class RunLog:
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "device": device}
         self.write("start", time=time.time(), versions=versions, machine=machine)
 
+    def take_back(self, step: int, epoch: int) -> None:
+        """Drop the rows that going on after `step`, in `epoch`, will write again."""
+        self._file.close()
+        take_back(self.folder, step, epoch)
+        self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Close the files. May be called twice."""
         self._file.close()

@@ -1,7 +1,7 @@
 """What every method must do: an AssertionError says what one did wrong.
 
-Candidates and selection are compared with a reference that follows the methods' table in loops, one candidate at a time,
-and takes every random number from its address one by one.
+Candidates and selection are compared with a reference that follows the methods' table in loops, one candidate at a
+time, and takes every random number from its address one by one.
 """
 
 import functools

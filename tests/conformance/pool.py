@@ -1,12 +1,13 @@
 """What every pool must do: run it for a way to build one and a case; an AssertionError says what the pool did wrong.
 
-Every score is compared with a slow reference: the candidate's view read alone through the source, the model with exactly
-the version's weights in evaluation mode, the score function.
+Every score is compared with a slow reference: the candidate's view read alone through the source, the model with
+exactly the version's weights in evaluation mode, the score function.
 """
 
 import copy
 import functools
 import gc
+import itertools
 import math
 import random
 import weakref
@@ -256,6 +257,18 @@ def check_retire(make_pool: MakePool, case: Case) -> None:
     pool.close()
 
 
+def check_published_again(make_pool: MakePool, case: Case) -> None:
+    """A checkpoint that is loaded brings other weights under a number that was there before."""
+    if case.task.model is None:
+        return
+    pool = make_pool(case.task)
+    for version in (100, 0, 200, 0):
+        pool.publish(Record(0, case.record(version).tensors))
+        pool.submit(1, case.addresses(1), 0)
+        _assert_expected(pool.collect(1), replace(case.expected(1, version), version=0))
+    pool.close()
+
+
 def check_ahead_and_workers(make_pool: MakePool, case: Case) -> None:
     version = case.versions[-1]
     ahead = [("submit", draw, version) for draw in range(4)] + [("collect", draw) for draw in range(4)]
@@ -297,7 +310,7 @@ def check_seconds(make_pool: MakePool, case: Case) -> None:
     for version in case.versions:
         _run(pool, case, [("publish", version), *_one_by_one(case, 2, version)])
         seen.append(pool.seconds())
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert after.keys() == {"views", "scoring", "publishing"}, f"seconds are of other things: {sorted(after)}"
         assert all(math.isfinite(value) and value >= before[name] for name, value in after.items()), "seconds shrink"
         growing = ["views"] if case.task.model is None else ["views", "scoring", "publishing"]
@@ -312,6 +325,7 @@ CHECKS = (
     check_order,
     check_close,
     check_retire,
+    check_published_again,
     check_trainer_is_left_alone,
     check_seconds,
     check_any_order_of_calls,

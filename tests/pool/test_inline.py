@@ -23,7 +23,6 @@ from infer2train.pipeline import AddressPipeline
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import check_scores
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -148,6 +147,17 @@ class ClosesOnce(Inline):
         self._pipeline = None
 
 
+class KeepsWhatWasPublishedFirst(Inline):
+    def publish(self, record: Record) -> None:
+        self._records.setdefault(record.version, record)
+
+
+class KnowsWeightsByTheirNumber(Inline):
+    def _use(self, version: int) -> None:
+        if self._engine.version != version:
+            super()._use(version)
+
+
 class KeepsRecords(Inline):
     def retire(self, version: int) -> None: ...
 
@@ -201,6 +211,8 @@ BROKEN = {
     KeepsViewsAfterClose: "targets are not those|differ from the reference",
     ForgetsRecordsAtClose: "by a published version: got 0",
     ClosesOnce: "None",
+    KeepsWhatWasPublishedFirst: "differ from the reference",
+    KnowsWeightsByTheirNumber: "differ from the reference",
     KeepsRecords: "retired records must be let go",
     HidesRecords: "retired records must be let go",
     DependsOnTheQueue: "submitted ahead, with 0 workers",

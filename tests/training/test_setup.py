@@ -1,5 +1,7 @@
 """What a run is made of: its data and what is held back, its ramp, its groups of parameters, its device."""
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.config import RunConfig, as_plain, from_plain
 from infer2train.data.digits import load
 from infer2train.data.images import ImageSplit
 from infer2train.methods import Ramp
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import load_splits, parameter_groups, prepare, ramp_of, resolved, torch_device
+
+
+@pytest.fixture(autouse=True)
+def _generators() -> Iterator[None]:
+    before = rng_state()
+    yield
+    restore_rng(before)
 
 
 def digits(**changes: object) -> RunConfig:
@@ -114,6 +124,19 @@ def test_weight_decay_of_shared_and_of_unusual_parameters() -> None:
     torch.optim.SGD([decayed, others], lr=0.1)
 
 
+def test_global_generators_follow_the_seed() -> None:
+    """A model of the user's own may draw from them; a run is a function of its configuration."""
+
+    def drawn(seed: int) -> tuple[float, float, float]:
+        prepare(digits(seed=seed))
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    first, other, same, far = (drawn(seed) for seed in (1, 2, 1, 1 + (1 << 62)))
+    assert first == same
+    assert not set(first) & set(other)
+    assert first[1] != far[1], "all bits of the seed count"
+
+
 def test_a_device_that_is_not_there() -> None:
     assert torch_device("cpu").type == "cpu"
     for name in ("gpu", "cuda:99", "cpu:x"):
@@ -125,7 +148,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_what_is_left_to_the_machine_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFER2TRAIN_CACHE", str(tmp_path / "one"))
-    asked = from_plain(regime_defaults("digits", "baseline"))
+    asked = from_plain(regime_defaults("cifar10-resnet44", "baseline"))
     first = resolved(asked)
     assert first.threads is not None
     assert (first.oracle_chunk, first.data_cache) == (32, str(tmp_path / "one"))

@@ -34,6 +34,8 @@ class InlinePool(Pool):
 
     def retire(self, version: int) -> None:
         self._records = {v: record for v, record in self._records.items() if v >= version}
+        if self._in_use is not None and self._in_use.version < version:
+            self._in_use = None  # the engine has copied what it needs
 
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
         if version is not None and version not in self._records:

@@ -92,7 +92,7 @@ def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
     Returns:
         A table to print with rich.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), show_edge=False)
     table.add_column("Method", overflow="fold", min_width=15)
     table.add_column("n", justify="right")
     table.add_column("Test error %", justify="right", no_wrap=True)

@@ -1,11 +1,13 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD
@@ -123,7 +125,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     """
     device = torch_device(config.device)
     torch.set_num_threads(config.threads or available_cores())
-    torch.manual_seed(config.seed)
+    seed_everything(config.seed)
     if config.precision != "fp32" and config.method == "self-distill":
         raise ValueError(
             f"self-distill runs in fp32, since its penalty vanishes in lower precision: got {config.precision}; "
@@ -158,6 +160,13 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
         device=device,
     )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, from which a model of the user's own may draw; ours draw from addresses."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
 
 
 def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:

@@ -1,0 +1,160 @@
+"""Methods x seeds: every run is trained once, in pairs, and the table says what can be said."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infer2train.cli import main
+from infer2train.runlog import read_config, read_rows
+from run_processes import Moment, command_line, interrupt
+
+TINY = "--epochs 2 --batch-size 50 --gamma 2 --threads 1 --train-error-samples 0 --limit 100 --checkpoint-every 3"
+COMPARE = ["compare", "--methods", "baseline", "nm-augment", "--seeds", "2", *TINY.split(), "--name", "pair"]
+NAMES = ["baseline-seed0", "nm-augment-seed0", "baseline-seed1", "nm-augment-seed1"]
+LOOP = "infer2train.training.loop"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished comparison, and what it printed. Nobody writes into it."""
+    folder = tmp_path_factory.mktemp("finished")
+    status, output = command_line(folder, *COMPARE)
+    assert status == 0, output
+    return folder / "runs" / "pair", output
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(max((run / "checkpoints").glob("step-*")) / "tensors.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("state['model']")}
+
+
+def last_error(run: Path) -> float:
+    return float([row for row in read_rows(run) if row["kind"] == "epoch"][-1]["test_error"])
+
+
+def starts(folder: Path) -> dict[str, int]:
+    """How often each run was started."""
+    return {name: sum(row["kind"] == "start" for row in read_rows(folder / name)) for name in NAMES}
+
+
+def test_table_verdicts_and_report(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    assert {path.name for path in folder.iterdir()} == {*NAMES, "comparison.json", "report.html"}
+    lines = {words[0]: line for line in output.splitlines() if (words := line.split())}
+    errors = {name: last_error(folder / name) for name in NAMES}
+    for method in ("baseline", "nm-augment"):
+        mean = (errors[f"{method}-seed0"] + errors[f"{method}-seed1"]) / 2
+        assert f"{100 * mean:.2f} ±" in lines[method]
+    differences = [100 * (errors[f"nm-augment-seed{seed}"] - errors[f"baseline-seed{seed}"]) for seed in (0, 1)]
+    assert f"{sum(differences) / 2:+.2f} [" in lines["nm-augment"], "the mean of the paired differences"
+    assert "INCONCLUSIVE" in lines["nm-augment"], "two seeds of an untrained model prove nothing"
+    assert "[" not in lines["baseline"]
+    assert output.splitlines()[-1] == "report: runs/pair/report.html"
+    page = (folder / "report.html").read_text()
+    assert "nm-augment" in page
+    assert not (folder / "baseline-seed0" / "report.html").exists()
+
+
+def test_pairs_share_seed_first_weights_and_settings(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    for seed in (0, 1):
+        one, other = (read_config(folder / f"{method}-seed{seed}") for method in ("baseline", "nm-augment"))
+        assert one["seed"] == other["seed"] == seed
+        assert {name for name in one if one[name] != other[name]} == {"method"}
+    order = [read_rows(folder / name)[0]["time"] for name in NAMES]
+    assert order == sorted(order), "whole pairs first"
+    assert json.loads((folder / "comparison.json").read_text())["seeds"] == [0, 1]
+
+
+def test_an_interrupted_comparison_goes_on_and_repeats_nothing(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "pair"
+    status, output = command_line(tmp_path, *COMPARE, moment=Moment("before", f"{LOOP}:train_step", 6, interrupt))
+    assert status == 130
+    assert "interrupted after step 2; everything is saved; the same command with --resume goes on" in output
+    assert starts(folder) == dict(zip(NAMES, [1, 1, 0, 0], strict=True))
+    status, output = command_line(tmp_path, *COMPARE)
+    assert status == 2
+    assert "--resume" in output
+    killed = Moment("after", f"{LOOP}:train_step", 2 + 4 + 1)
+    status, output = command_line(tmp_path, *COMPARE, "--resume", moment=killed)
+    assert status == -9
+    status, output = command_line(tmp_path, *COMPARE, "--resume")
+    assert status == 0, output
+    assert starts(folder) == dict(zip(NAMES, [1, 2, 1, 2], strict=True))
+    for name in NAMES:
+        expected = weights(finished[0] / name)
+        assert expected
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(folder / name).items()), name
+    without_times = [re.sub(r"[\d.]+ m?s.*", "", line) for line in finished[1].splitlines()]
+    assert [re.sub(r"[\d.]+ m?s.*", "", line) for line in output.splitlines()][-6:] == without_times[-6:]
+
+
+def test_finished_runs_stay_and_more_seeds_are_added(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "pair"
+    shutil.copytree(finished[0], folder)
+    before = {name: (folder / name / "metrics.jsonl").read_bytes() for name in NAMES}
+    assert main([*COMPARE, "--seeds", "3", "--resume", "--quiet"]) == 0
+    assert {name: (folder / name / "metrics.jsonl").read_bytes() for name in NAMES} == before
+    assert (folder / "baseline-seed2" / "metrics.jsonl").exists()
+    row = next(line for line in capsys.readouterr().out.splitlines() if "nm-augment" in line)
+    assert row.split()[1] == "3"
+
+
+def test_other_settings_are_refused_before_anything_is_written(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "pair"
+    shutil.copytree(finished[0], folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main([*COMPARE, "--resume", "--lr", "0.2", "--seeds", "3"]) == 2
+    assert "lr: 0.05 -> 0.2" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_comparison_that_was_refused_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--seeds", "1", *TINY.split(), "--epochs", "1", "--name", "one", "--quiet"]
+    assert main([*arguments, "--data", "nothing"]) == 2
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_common_settings_reach_only_the_methods_that_have_them(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["baseline", "nm-augment", "nm-sample", "random-sample", "self-distill"]
+    more = ["--score", "entropy", "--pick", "quantile", "--ramp-start", "0.0", "--ramp-stop", "0.5", "--name", "mixed"]
+    arguments = ["compare", "--methods", *methods, "--seeds", "1", *TINY.split(), "--epochs", "1", *more, "--quiet"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    configs = {method: read_config(Path(f"runs/mixed/{method}-seed0")) for method in methods}
+    chosen = {method: (c["score"], c["pick"], c["ramp_stop"]) for method, c in configs.items()}
+    assert chosen == {
+        "baseline": (None, None, None),
+        "nm-augment": ("entropy", "quantile", 0.5),
+        "nm-sample": ("entropy", None, 0.5),
+        "random-sample": (None, None, 0.5),
+        "self-distill": (None, None, None),
+    }
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_the_runs_one_after_another(finished: tuple[Path, str]) -> None:
+    assert main([*COMPARE, "--jobs", "2", "--quiet"]) == 0
+    for name in NAMES:
+        expected = weights(finished[0] / name)
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(Path("runs/pair") / name).items())

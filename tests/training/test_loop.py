@@ -1,0 +1,181 @@
+"""A whole training in this process: what it computes, what it writes down, what it leaves on the disk."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from infer2train.checkpoint import load_checkpoint
+from infer2train.config import RunConfig, as_plain, from_plain
+from infer2train.reporting.gallery import load_gallery
+from infer2train.runlog import read_config, read_rows
+from infer2train.training.loop import Result, evaluate_folder, is_finished, result_of, train
+from infer2train.training.regimes import regime_defaults
+from infer2train.training.setup import prepare, resolved
+from infer2train.training.step import EpochSums, train_step
+
+TINY = {"epochs": 2, "batch_size": 40, "gamma": 2, "threads": 1, "train_error_samples": 20, "update_every": 4}
+
+
+def config(method: str = "nm-augment", **changes: Any) -> RunConfig:
+    return from_plain({**regime_defaults("digits", method), **TINY, **changes})
+
+
+def trained(folder: Path, method: str = "nm-augment", **changes: Any) -> Result:
+    return train(config(method, **changes), folder, quiet=True, report=False)
+
+
+def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder) if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of nm-augment that logs every step. Nobody writes into it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    trained(folder, log_every=1, lr_drops=(1,), checkpoint_every=3)
+    return folder
+
+
+def test_it_is_the_plain_loop_over_mined_draws(run: Path) -> None:
+    """The same weights as by the loop that anybody would write with the parts."""
+    plain = prepare(resolved(config(lr_drops=(1,))))
+    sums = EpochSums()
+    for epoch in range(2):
+        for images, targets in plain.loader:
+            for group in plain.optimizer.param_groups:
+                group["lr"] = 0.05 if epoch == 0 else 0.005
+            train_step(plain, images, targets, sums)
+    checkpoint = load_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    stored = checkpoint.state["model"]
+    assert stored.keys() == plain.model.state_dict().keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in plain.model.state_dict().items())
+
+
+def test_step_rows(run: Path) -> None:
+    steps = rows(run, "step")
+    assert [row["step"] for row in steps] == list(range(1, 11))
+    assert [row["draw"] for row in steps] == list(range(10))
+    assert [row["epoch"] for row in steps] == [0] * 5 + [1] * 5
+    assert [row["version"] for row in steps] == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]
+    assert [row["lag"] for row in steps] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert [row["lr"] for row in steps] == [0.05] * 5 + [0.005] * 5
+    assert all(row["score_chosen"] > row["score_mean"] for row in steps)
+    assert all(row["penalty"] is None and row["penalty_gradient_ratio"] is None for row in steps)
+
+
+def test_epoch_rows_add_up(run: Path) -> None:
+    steps, epochs = rows(run, "step"), rows(run, "epoch")
+    assert [(row["epoch"], row["step"]) for row in epochs] == [(0, 5), (1, 10)]
+    for row in epochs:
+        losses = [step["loss"] for step in steps if step["epoch"] == row["epoch"]]
+        assert row["loss"] == pytest.approx(sum(losses) / 5)
+        parts = {name: value for name, value in row["seconds"].items() if name != "total"}
+        assert {"views", "scoring", "publishing", "training", "evaluation"} <= parts.keys()
+        assert row["seconds"]["total"] == pytest.approx(sum(parts.values()))
+        assert row["train_error_mined"] * 200 == pytest.approx(round(row["train_error_mined"] * 200))
+        assert row["train_error_random"] * 20 == pytest.approx(round(row["train_error_random"] * 20))
+        assert row["test_error"] * 1597 == pytest.approx(round(row["test_error"] * 1597))
+    assert epochs[1]["seconds"]["checkpoint"] > 0
+
+
+def test_what_lies_in_the_folder(run: Path) -> None:
+    assert read_config(run) == as_plain(resolved(config(log_every=1, lr_drops=(1,), checkpoint_every=3)))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step-00000006",
+        "step-00000009",
+        "step-00000010",
+    ]
+    (start,) = rows(run, "start")
+    assert start["machine"]["device"] == "cpu"
+    assert start["machine"]["threads"] == 1
+    assert start["versions"]["torch"] == torch.__version__
+    assert [row["event"] for row in rows(run, "event")] == ["finished"]
+    assert {row.epoch for row in load_gallery(run)} == {0, 1}
+
+
+def test_the_result_is_the_last_epochs(run: Path) -> None:
+    result, (_, last) = result_of(run), rows(run, "epoch")
+    assert is_finished(run)
+    assert result.evaluation.error == last["test_error"]
+    assert result.evaluation == evaluate_folder(run)
+    total = [row["seconds"] for row in rows(run, "epoch")]
+    assert result.seconds == pytest.approx(sum(seconds["total"] for seconds in total))
+    mining = sum(seconds[name] for seconds in total for name in ("views", "scoring", "publishing"))
+    assert result.scoring_share == pytest.approx(mining / result.seconds)
+    assert 0 < result.scoring_share < 1
+
+
+def test_rows_and_training_error_only_as_often_as_asked(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "baseline", log_every=4, train_error_samples=0)
+    assert [row["step"] for row in rows(tmp_path / "run", "step")] == [4, 8]
+    assert [row["train_error_random"] for row in rows(tmp_path / "run", "epoch")] == [None, None]
+    assert [row["version"] for row in rows(tmp_path / "run", "step")] == [None, None]
+
+
+def test_logging_changes_nothing_that_is_computed(tmp_path: Path, run: Path) -> None:
+    trained(tmp_path / "run", log_every=7, train_error_samples=0, checkpoint_every=100, lr_drops=(1,))
+    one, other = (load_checkpoint(folder / "checkpoints") for folder in (run, tmp_path / "run"))
+    assert one is not None
+    assert other is not None
+    assert all(torch.equal(other.state["model"][name], tensor) for name, tensor in one.state["model"].items())
+
+
+def test_self_distillation_logs_what_its_penalty_weighs(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "self-distill", log_every=5, distill_weight=0.5, epochs=1)
+    (row,) = rows(tmp_path / "run", "step")
+    assert 0 < row["penalty"] < row["loss"]
+    assert row["penalty_gradient_ratio"] > 0
+
+
+@pytest.mark.parametrize("method", ["batch-augment", "nm-sample", "random-sample", "nm-augment-soft"])
+def test_every_method_trains(method: str, tmp_path: Path) -> None:
+    result = trained(tmp_path / "run", method, log_every=5)
+    assert result.evaluation.loss < 2.5
+    shares = [row["mined_share"] for row in rows(tmp_path / "run", "step")]
+    expected = {"batch-augment": [0, 0], "nm-sample": [0, 0.5], "random-sample": [0, 0], "nm-augment-soft": [1, 1]}
+    assert shares == expected[method]
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    result = train(config(epochs=6, lr_drops=(5,)), tmp_path / "run", quiet=True, report=False)
+    assert result.evaluation.error < 0.7
+
+
+def test_in_a_thread_without_signals(tmp_path: Path) -> None:
+    """Signal handlers can only be set in the main thread; a training elsewhere goes without."""
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(trained(tmp_path / "run", "baseline", epochs=1)))
+    thread.start()
+    thread.join()
+    assert is_finished(results[0].folder)
+
+
+def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="which holds other files; pass another --name"):
+            train(config(), tmp_path, resume=resume, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_of_what_was_never_started_is_a_start(tmp_path: Path) -> None:
+    train(config("baseline", epochs=1), tmp_path / "new", resume=True, quiet=True, report=False)
+    assert is_finished(tmp_path / "new")
+    assert [row["event"] for row in rows(tmp_path / "new", "event")] == ["finished"]
+
+
+def test_a_configuration_of_an_older_release(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "baseline", epochs=1)
+    path = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, "gone": 1}))
+    with pytest.raises(ValueError, match="gone: 1 -> None"):
+        train(config("baseline", epochs=1), tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(ValueError, match="unknown setting 'gone'"):
+        evaluate_folder(tmp_path / "run")
