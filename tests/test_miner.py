@@ -228,6 +228,24 @@ def test_nm_augment_picks_the_hardest_view_of_each_sample() -> None:
         np.testing.assert_allclose(draw.scores, np.log1p(np.exp(3 * all_views)).reshape(-1), rtol=1e-5)
 
 
+def test_a_ramp_mines_a_share_of_the_slots_and_leaves_the_others_to_the_baseline() -> None:
+    base = uniform_loader(labels=(0, 1) * 20, batch_size=10)
+    seen = untrained(base, "nm-augment", gamma=6, ramp=Ramp(rate=0.3), epochs=5)
+    mined_slots = []
+    for draw, plain in zip(seen, untrained(base, "baseline", epochs=5), strict=True):
+        if draw.epoch == 0:
+            assert list(draw.addresses) == list(plain.addresses)
+            assert draw.version is None
+            continue
+        assert draw.mined is not None
+        assert draw.mined.sum() == min(10, 3 * draw.epoch)
+        hardest = numbers(base, draw.candidates).reshape(10, 6).max(1)
+        np.testing.assert_array_equal(numbers(base, draw.addresses)[draw.mined], hardest[draw.mined])
+        assert list(draw.addresses[~draw.mined]) == list(plain.addresses[~draw.mined])
+        mined_slots.append(np.flatnonzero(draw.mined).tolist())
+    assert len({str(slots) for slots in mined_slots[:4]}) > 1, "other slots in every draw"
+
+
 def test_a_uniform_pick_is_the_baseline_in_distribution() -> None:
     base = uniform_loader(labels=(0, 1) * 100, batch_size=50)
     by_pick = {pick: untrained(base, "nm-augment", gamma=5, pick=pick, epochs=2) for pick in ("uniform", "max")}

@@ -38,7 +38,8 @@ import os, signal, sys
 from pathlib import Path
 from infer2train.runlog import RunLog
 
-RunLog(Path(sys.argv[1]), tensorboard=False).write("step", step=1, loss=0.25)
+log = RunLog(Path(sys.argv[1]), tensorboard=False)
+log.write("step", step=1, loss=0.25)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

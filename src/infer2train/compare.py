@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +98,13 @@ def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool) 
 
 
 def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool) -> None:
-    """Each run in one of `jobs` fresh processes. Ctrl-C reaches them too: each finishes its step and saves."""
+    """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=quiet
     )
-    with bar, ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
+    spawn = multiprocessing.get_context("spawn")
+    with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
         task = bar.add_task("runs", total=len(waiting))
         futures = {
             executor.submit(
@@ -114,20 +118,37 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
                 bar.advance(task)
                 if not quiet:
                     console.print(_told(f"[{number}/{len(waiting)}] {futures[future]}", result), highlight=False)
-        except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as stop:
-            executor.shutdown(wait=True, cancel_futures=True)
-            if isinstance(stop, BrokenProcessPool) and not _was_interrupted(futures):
-                raise
-            raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
-        except BaseException:
-            executor.shutdown(wait=True, cancel_futures=True)
+        except BaseException as stop:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGINT)
+            executor.shutdown(wait=True)
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
             raise
 
 
-def _was_interrupted(futures: Iterable[Future[Result]]) -> bool:
-    """Whether a run was stopped by Ctrl-C, which also ends the processes that were waiting for one."""
-    ended = (future for future in futures if future.done() and not future.cancelled())
-    return any(isinstance(future.exception(), Interrupted | KeyboardInterrupt) for future in ended)
+def _leave_with_parent() -> None:
+    """In a fresh process: take orders from the parent alone, not from the terminal, and end when it is gone."""
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM means what Ctrl-C means."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(title: str, result: Result) -> str:

@@ -270,6 +270,36 @@ def test_scoring_in_the_trainers_process_takes_the_trainers_time() -> None:
     assert sum(pool.seconds().values()) <= perf_counter() - started, "no second may be counted twice"
 
 
+class Counted(TorchEngine):
+    refreshed: tuple[int, ...] = ()
+
+    def refresh(self, record: Record) -> None:
+        super().refresh(record)
+        self.refreshed += (record.version,)
+
+
+class CountsRefreshes(Inline):
+    def make_engine(self) -> Engine:
+        self.engine = Counted(self.task.model)
+        return self.engine
+
+
+def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None:
+    images = case("images")
+    pool = CountsRefreshes(images.task)
+    for version in (0, 100, 200):
+        pool.publish(images.record(version))
+    assert pool.engine.refreshed == (), "a version that no draw asks for costs nothing"
+    for draw, version in enumerate((0, 0, 0, 200, 200, 0)):
+        pool.submit(draw, images.addresses(draw), version)
+    pool.collect(0)
+    pool.close()
+    for draw, version in enumerate((0, 200, 200, 0)):
+        pool.submit(draw, images.addresses(draw), version)
+        pool.collect(draw)
+    assert pool.engine.refreshed == (0, 200, 0)
+
+
 @pytest.mark.parametrize(("draw", "version"), [(4, 100), (3, 0), (3, None)])
 def test_scores_of_another_draw_or_version_are_an_error(draw: int, version: int | None) -> None:
     scores = Scores(draw=3, version=100, targets=torch.zeros(1))

@@ -84,7 +84,7 @@ def share(value: float | None) -> str:
 
 
 def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
-    """The comparison over n paired seeds; it fits a terminal of 80 columns, in which long verdicts wrap and long names are folded.
+    """The comparison over n paired seeds, for a terminal of 80 columns or more; long verdicts wrap, long names fold.
 
     Args:
         summaries: as `summarise` gives them.
