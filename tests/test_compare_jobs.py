@@ -11,11 +11,13 @@ import pytest
 
 from infer2train.runlog import read_rows
 
-SETTINGS = "--methods baseline nm-augment --seeds 1 --epochs 200 --threads 1 --gamma 2 --jobs 2 --name c".split()
+SETTINGS = {"--seeds": 1, "--epochs": 200, "--threads": 1, "--gamma": 2, "--jobs": 2, "--name": "c"}
 
 
-def start(runs_dir: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "infer2train.cli", "compare", *SETTINGS, *more, "--runs-dir", str(runs_dir)]
+def start(runs_dir: Path) -> subprocess.Popen[str]:
+    settings = [str(word) for setting in SETTINGS.items() for word in setting]
+    methods = ["--methods", "baseline", "nm-augment"]
+    command = [sys.executable, "-m", "infer2train.cli", "compare", *methods, *settings, "--runs-dir", str(runs_dir)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
