@@ -221,18 +221,23 @@ def test_a_resumed_run_that_was_stopped_twice_and_before_any_draw() -> None:
     assert equal(state_of(run.model), state_of(undisturbed().model))
 
 
-def test_going_back_to_an_earlier_state_in_the_same_loader() -> None:
+@pytest.mark.parametrize(
+    ("settings", "until"),
+    [({"num_workers": 1}, 3 + DRAWS + 2), ({"mine_every": 2}, 5)],
+    ids=["a version of the course left is published", "a version of the course left is in use"],
+)
+def test_going_back_to_an_earlier_state_in_the_same_loader(settings: dict[str, Any], until: int) -> None:
     """As a host does whose training diverged."""
     seed_all(5)
-    run = Run(num_workers=1)
+    run = Run(ramp=None, **settings)
     run.train(until=3)
     file = run.saved()
     with torch.no_grad():
         run.model[-1].weight.neg_()  # type: ignore[index, union-attr]
-    run.train(until=3 + DRAWS + 2)
+    run.train(until=until)
     run.restore(file)
     run.train()
-    assert equal(state_of(run.model), state_of(undisturbed().model))
+    assert equal(state_of(run.model), state_of(undisturbed(ramp=None, **settings).model))
 
 
 def test_the_state_outlives_our_own_checkpoints_too(tmp_path: Any) -> None:
