@@ -42,7 +42,8 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """One or two lines for an expected error; an unexpected one says how to see more."""
     from infer2train.checkpoint import CheckpointError
     from infer2train.data.images import DataError
-    from infer2train.training.loop import DivergedError, Interrupted
+    from infer2train.training.interrupt import Interrupted
+    from infer2train.training.loop import DivergedError
 
     if isinstance(error, Interrupted):
         command = (
@@ -307,7 +308,7 @@ def _report(options: dict[str, Any]) -> None:
 def _eval(options: dict[str, Any]) -> None:
     import json
 
-    from infer2train.training.loop import evaluate_folder
+    from infer2train.training.folder import evaluate_folder
 
     result = evaluate_folder(Path(options["folder"]), device=options["device"])
     if options["json"]:

@@ -19,7 +19,9 @@ from infer2train.reporting.report import write_report
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.runlog import CONFIG
-from infer2train.training.loop import Interrupted, Result, enter_folder, is_finished, train
+from infer2train.training.folder import Result, enter_folder, is_finished
+from infer2train.training.interrupt import Interrupted
+from infer2train.training.loop import train
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"

@@ -39,7 +39,7 @@ def dropping(num_classes, in_channels):
     convolution = nn.Conv2d(in_channels, 8, 3, padding=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(512, num_classes))
 """  # noqa: E501
-LOOP, CHECKPOINT = "infer2train.training.loop", "infer2train.checkpoint"
+LOOP, WATCH, CHECKPOINT = "infer2train.training.loop", "infer2train.training.watch", "infer2train.checkpoint"
 TIMED = ("seconds", "steps_per_second", "scoring_share")
 
 
@@ -123,11 +123,11 @@ KILLS: dict[str, list[tuple[Moment, int | None, bool]]] = {
         (Moment("after", f"{LOOP}:train_step", 8), 6, False),  # within an epoch, within T, on the ramp
         (Moment("before", f"{CHECKPOINT}:_put_in_place"), 6, True),  # checkpoint 9 is whole, under its other name
         (Moment("before", f"{CHECKPOINT}:sync"), 9, False),  # and here under its own
-        (Moment("before", f"{LOOP}:evaluate"), 9, False),  # epoch 1 is trained, not evaluated
+        (Moment("before", f"{WATCH}:evaluate"), 9, False),  # epoch 1 is trained, not evaluated
         (Moment("before", f"{LOOP}:_checkpoint"), 9, False),  # epoch 1 is logged, not saved
         (Moment("before", "shutil:rmtree"), 10, True),  # an old checkpoint is being removed
         (Moment("after", "infer2train.oracle.scorer:Scorer.score", 4), 12, False),
-        (Moment("before", f"{LOOP}:evaluate"), 15, False),  # all draws of epoch 2 are in the checkpoint
+        (Moment("before", f"{WATCH}:evaluate"), 15, False),  # all draws of epoch 2 are in the checkpoint
         (Moment("before", f"{CHECKPOINT}:sync"), 15, False),  # checkpoint 15 is replaced by a second one
         (Moment("before", f"{LOOP}:write_report"), 20, False),
     ],
@@ -329,7 +329,8 @@ def test_twenty_random_kills(method: str, work: Work) -> None:
     seed = int(os.environ.get("INFER2TRAIN_KILL_SEED", time.time_ns() % 1_000_000))
     rng = random.Random(seed)
     functions = [
-        *(f"{LOOP}:{name}" for name in ("train_step", "evaluate", "save_checkpoint", "audit_draw", "take_back")),
+        *(f"{LOOP}:{name}" for name in ("train_step", "save_checkpoint", "take_back")),
+        *(f"{WATCH}:{name}" for name in ("evaluate", "audit_draw")),
         *("infer2train.manifest:sync", f"{CHECKPOINT}:sync", "os:open", "os:replace", "os:rename", "shutil:rmtree"),
         *("infer2train.runlog:RunLog.write", "infer2train.oracle.scorer:Scorer.score", "json:dumps"),
     ]

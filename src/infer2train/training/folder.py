@@ -1,0 +1,84 @@
+"""A run's folder: who may train in it, and how what was trained there ended."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from infer2train.checkpoint import load_checkpoint
+from infer2train.config import RunConfig, as_plain, differences, from_plain
+from infer2train.runlog import CONFIG, read_config, read_rows
+from infer2train.training.evaluation import Evaluation, evaluate
+from infer2train.training.setup import prepare, resolved
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a finished run ended."""
+
+    folder: Path
+    evaluation: Evaluation
+    seconds: float
+    scoring_share: float
+
+
+def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
+    """The resolved configuration of the run that may be trained in a folder; nothing is written.
+
+    Raises:
+        ValueError: the folder exists and `resume` is not set, or its configuration differs.
+    """
+    if (folder / CONFIG).is_file():
+        if not resume:
+            raise ValueError(
+                f"a new run needs a new folder: got {folder}, which exists; pass --resume to go on with it, or --name "
+                "for another one"
+            )
+        stored = read_config(folder)
+        config = resolved(config, stored)
+        if differ := differences(stored, as_plain(config)):
+            raise ValueError(
+                f"a resumed run needs the configuration it was started with: {'; '.join(differ)}; pass the same "
+                "settings, or --name for a new run"
+            )
+        return config
+    # A run that was killed while it wrote its configuration leaves a hidden file.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"a new run needs a new folder: got {folder}, which holds other files; pass another --name")
+    return resolved(config)
+
+
+def result_of(folder: Path) -> Result:
+    """How the finished run in a folder ended, from its metrics."""
+    epochs = [row for row in read_rows(folder) if row["kind"] == "epoch"]
+    last = epochs[-1]
+    seconds = sum(row["seconds"]["total"] for row in epochs)
+    mining = sum(row["seconds"].get(name, 0.0) for row in epochs for name in ("views", "scoring", "publishing"))
+    evaluation = Evaluation(loss=last["test_loss"], error=last["test_error"], top5_error=last["test_top5_error"])
+    return Result(folder=folder, evaluation=evaluation, seconds=seconds, scoring_share=mining / seconds)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder came to its end."""
+    return any(row["kind"] == "event" and row["event"] == "finished" for row in read_rows(folder))
+
+
+def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
+    """Evaluate the newest good checkpoint of a run on what the run is evaluated on.
+
+    Raises:
+        ValueError: there is no run or no checkpoint.
+    """
+    config = from_plain(read_config(folder))
+    checkpoint = load_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None:
+        raise ValueError(f"eval needs a checkpoint: got none in {folder}; train the run first")
+    for rejected in checkpoint.rejected:
+        Console(stderr=True).print(
+            f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
+        )
+    run = prepare(replace(config, device=device or config.device), progress=False)
+    run.model.load_state_dict(checkpoint.state["model"])
+    return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)

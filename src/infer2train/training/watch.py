@@ -1,0 +1,107 @@
+"""What is measured, logged and shown while training; nothing here changes what is computed."""
+
+from pathlib import Path
+from time import perf_counter
+
+from infer2train.audit import audit_draw
+from infer2train.metrics import LOGGED, draws_per_second, window
+from infer2train.reporting.gallery import load_gallery, save_gallery
+from infer2train.runlog import RunLog
+from infer2train.training.evaluation import evaluate
+from infer2train.training.progress import RunProgress
+from infer2train.training.setup import Run
+from infer2train.training.step import EpochSums, StepResult, penalty_gradient_ratio
+
+GALLERY_EPOCHS = 6
+"""Contact sheets kept of a run: of its first epochs and of its last ones."""
+REFRESH_SECONDS = 0.5
+"""Wall-clock between updates of the live line."""
+
+
+class Watch:
+    """Follows one run; the loop tells it what happens."""
+
+    def __init__(self, run: Run, sums: EpochSums, log: RunLog, progress: RunProgress) -> None:
+        self._run, self._sums, self._log, self._progress = run, sums, log, progress
+        self._row = self._shown = self._left = run.loader.totals()
+
+    def come_back(self) -> None:
+        """After anything that is no training: count the epoch's time from here."""
+        self._left = self._run.loader.totals()
+
+    def step(self, result: StepResult, lr: float) -> None:
+        """After each step: a row now and then, a live line, one audited draw an epoch."""
+        loader, config = self._run.loader, self._run.config
+        if loader.steps % config.log_every == 0:
+            now = loader.totals()
+            measured, self._row = window(now, self._row), now
+            assert loader.last is not None
+            self._log.write(
+                "step",
+                step=loader.steps,
+                draw=loader.last.draw,
+                epoch=loader.last.epoch,
+                version=loader.last.version,
+                loss=result.loss,
+                lr=lr,
+                steps_per_second=draws_per_second(measured),
+                penalty=result.penalty,
+                penalty_gradient_ratio=penalty_gradient_ratio(loader, result.logits, result.targets),
+                **{name: measured[name] for name in LOGGED},
+            )
+        self._show(result.loss)
+
+    def _show(self, loss: float) -> None:
+        now = self._run.loader.totals()
+        if now["seconds"] - self._shown["seconds"] < REFRESH_SECONDS:
+            return
+        measured, self._shown = window(now, self._shown), now
+        figures = {"loss": loss, "steps_per_second": draws_per_second(measured), **measured}
+        self._progress.step(self._run.loader.steps, figures)
+
+    def leave(self) -> None:
+        """Before anything that is no training: add what the epoch took since `come_back`."""
+        spent = window(self._run.loader.totals(), self._left)
+        mining = {name: spent[f"{name}_seconds"] for name in ("views", "scoring", "publishing")}
+        self._sums.add_seconds(**mining, training=spent["seconds"] - sum(mining.values()))
+
+    def epoch(self, epoch: int, folder: Path) -> None:
+        """After each epoch: evaluate, log, show."""
+        self.leave()
+        run, sums = self._run, self._sums
+        started = perf_counter()
+        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
+        random_error = None
+        if run.config.train_error_samples:
+            addresses = run.training_error_addresses(epoch)
+            random_error = evaluate(run.model, run.training_images, addresses, run.device).error
+        self._audit(folder)
+        sums.add_seconds(evaluation=perf_counter() - started)
+        seconds = {**sums.seconds, "total": sum(sums.seconds.values())}
+        figures = {
+            "loss": sums.loss / max(1, sums.steps),
+            "train_error_mined": sums.wrong / max(1, sums.examples),
+            "test_loss": result.loss,
+            "test_error": result.error,
+        }
+        self._log.write(
+            "epoch",
+            epoch=epoch,
+            step=run.loader.steps,
+            train_error_random=random_error,
+            test_top5_error=result.top5_error,
+            seconds=seconds,
+            **figures,
+        )
+        self._progress.epoch(epoch, run.config.epochs, {**figures, "seconds": seconds["total"]})
+
+    def _audit(self, folder: Path) -> None:
+        run = self._run
+        if run.loader.last is None:
+            return
+        new = audit_draw(run.loader.last, run.training_images, gamma=run.config.gamma, class_names=run.data.class_names)
+        if new:
+            old = [row for row in load_gallery(folder) if row.epoch < new[0].epoch]
+            epochs = sorted({row.epoch for row in old})
+            kept = {*epochs[: GALLERY_EPOCHS // 2], *epochs[-(GALLERY_EPOCHS - GALLERY_EPOCHS // 2 - 1) :]}
+            save_gallery(folder, [row for row in old if row.epoch in kept] + new)
