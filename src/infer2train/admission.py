@@ -1,6 +1,7 @@
 """What `mine()` refuses, each in one line: loaders and models whose draws could not be addressed or scored."""
 
-from typing import Any
+import sys
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -32,10 +33,7 @@ def check_model(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is sharded or trained by several processes.
     """
-    from torch._dynamo import OptimizedModule
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    if any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()):
+    if _is_sharded(model):
         raise ValueError(
             "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use one device"
         )
@@ -45,8 +43,27 @@ def check_model(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"mine() works with one training process for now: got a world size of {size}; train on one device"
             )
-    if isinstance(model, OptimizedModule):
-        return check_model(model._orig_mod)
+    if _is_compiled(model):
+        return check_model(cast(nn.Module, model._orig_mod))
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return check_model(model.module)
     return model
+
+
+# Both modules take long to import, and a model of theirs cannot be there before somebody has imported them.
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules())
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    if "torch._dynamo" not in sys.modules:
+        return False
+    from torch._dynamo import OptimizedModule
+
+    return isinstance(model, OptimizedModule)
