@@ -145,12 +145,14 @@ def _leave_with_parent() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM means what Ctrl-C means."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM means what Ctrl-C means, which works in the background of a shell too."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _told(title: str, result: Result) -> str:

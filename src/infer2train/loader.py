@@ -5,43 +5,27 @@ version that may score it, and what was picked (`loader.last`). The host tells i
 whose version needs a step that is not done raises, and never blocks.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from infer2train.batches import logits_of
 from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.losses import distillation
-from infer2train.methods import Selection, Slots, candidates, select, unmined
+from infer2train.methods import Slots
 from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
-from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.order import Batches, epoch_batches, fingerprint
+from infer2train.picking import Picker
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan, plan_fields
-from infer2train.pool.pool import Pool, check_scores
+from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
-from infer2train.selection import count_nonfinite, num_mined
 from infer2train.versions import EpochSteps
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Planned:
-    """A draw whose candidates are with the pool, or that needs none."""
-
-    slots: Slots
-    step: int
-    share: float
-    version: int | None
-    scored: bool
 
 
 class MinedLoader:
@@ -58,7 +42,7 @@ class MinedLoader:
         self, dataloader: "DataLoader[Any]", model: nn.Module, plan: MiningPlan, pool: Pool, trainer: AddressPipeline
     ) -> None:
         self.plan = plan
-        self._dataloader, self._model, self._pool, self._trainer = dataloader, model, pool, trainer
+        self._dataloader, self._model, self._pool = dataloader, model, pool
         self._records: dict[int, Record] = {}
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
         self._is_open, self._is_resumed = False, False
@@ -66,10 +50,9 @@ class MinedLoader:
         self._order: str | None = None
         self._batches: Batches = []
         self._epoch_ids = np.empty(0, dtype=np.int64)
-        self._submitted: deque[_Planned] = deque()
-        self._picked: deque[Draw] = deque()
         self._iteration = 0
         self._meter = Meter()
+        self._picker = Picker(plan, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._log: tuple[RunLog, int] | None = None
@@ -99,11 +82,11 @@ class MinedLoader:
                 yield self._next_batch()
         finally:
             if iteration == self._iteration:
-                self._stop_pipelines()
+                self._picker.stop()
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
 
     def _begin_epoch(self) -> None:
-        self._stop_pipelines()
+        self._picker.stop()
         self._iteration += 1
         if self._is_open and not self._is_resumed:
             self._epoch, self._position = self._epoch + 1, 0
@@ -127,22 +110,13 @@ class MinedLoader:
         ):
             self._publish()
 
-    def _stop_pipelines(self) -> None:
-        self._pool.close()
-        self._trainer.close()
-        self._submitted.clear()
-        self._picked.clear()
-
     # One draw
 
     def _next_batch(self) -> Any:
         started = perf_counter()
         self._require_version(self._draws)
         self._submit_ahead()
-        while self._submitted:
-            self._pick(self._submitted.popleft())
-        batch = self._trainer.get()
-        self.last = self._picked.popleft()
+        self.last, batch = self._picker.take()
         assert self.last.draw == self._draws, (self.last.draw, self._draws)
         self._draws, self._position = self._draws + 1, self._position + 1
         self._retire_records()
@@ -173,76 +147,16 @@ class MinedLoader:
         )
 
     def _submit_ahead(self) -> None:
-        """Hand the pool every draw whose version is published, as far ahead as views are made."""
+        """Put every draw on its way whose version is published, as far ahead as views are made."""
         remaining = len(self._batches) - self._position
-        ahead = len(self._picked)
-        while ahead < min(remaining, self._trainer.depth + 1):
-            draw = self._draws + ahead
+        while len(self._picker) < min(remaining, self._picker.depth):
+            ahead = len(self._picker)
+            draw, ids = self._draws + ahead, self._batches[self._position + ahead]
             version = self._version_of(draw)
             if version is not None and version not in self._records:
                 return
-            self._submit(draw, self._batches[self._position + ahead], version)
-            ahead += 1
-
-    def _submit(self, draw: int, ids: Int64[np.ndarray, " b"], version: int | None) -> None:
-        slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
-        step, method = self._step_of(draw), self.plan.method
-        share = method.schedule.share(self._epoch, self.plan.epochs)
-        # Nothing is asked of the oracle where the ramp mines nothing yet.
-        scored = self.plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(ids)) > 0)
-        if scored:
-            self._pool.submit(draw, candidates(method, slots, self.plan.gamma), version)
-        self._submitted.append(_Planned(slots=slots, step=step, share=share, version=version, scored=scored))
-
-    def _pick(self, planned: _Planned) -> None:
-        plan, slots = self.plan, planned.slots
-        scores: Scores | None = None
-        if planned.scored:
-            scores = check_scores(self._pool.collect(slots.draw), slots.draw, planned.version)
-        if plan.method.asks_the_pool and not plan.is_mined(planned.step):
-            selection = unmined(slots)
-        else:
-            selection = select(
-                plan.method,
-                slots,
-                plan.gamma,
-                scores=scores.values if scores else None,
-                targets=scores.targets if scores else None,
-                share=planned.share,
-                balance=plan.balance,
-            )
-        self._trainer.put(selection.addresses)
-        drawn = Draw(
-            draw=slots.draw,
-            epoch=slots.epoch,
-            step=planned.step,
-            version=planned.version if scores else None,
-            addresses=selection.addresses,
-            candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
-            scores=scores.values if scores else None,
-            chosen=selection.chosen if scores else None,
-            mined=selection.mined if scores else None,
-            log_probabilities=scores.log_probabilities if scores else None,
-        )
-        self._measure(drawn, selection)
-        self._picked.append(drawn)
-
-    def _measure(self, drawn: Draw, selection: Selection) -> None:
-        self._meter.add(duplicates=len(selection.addresses) - len(np.unique(selection.addresses.ids)))
-        if drawn.version is not None:
-            self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
-        if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
-            return
-        finite = drawn.scores[torch.isfinite(drawn.scores)]
-        picked = drawn.scores[torch.from_numpy(drawn.chosen[drawn.mined]).to(drawn.scores.device)]
-        self._meter.add(
-            mined_examples=int(drawn.mined.sum()),
-            scored=len(finite),
-            score_sum=float(finite.sum()),
-            chosen=len(picked),
-            chosen_sum=float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
-            nonfinite_scores=count_nonfinite(drawn.scores),
-        )
+            slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
+            self._picker.submit(slots, self._step_of(draw), version)
 
     # Steps and versions
 
@@ -343,7 +257,7 @@ class MinedLoader:
 
     def close(self) -> None:
         """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
-        self._stop_pipelines()
+        self._picker.stop()
         while self._closing:
             self._closing.pop()()
         if self._log is not None:
@@ -392,7 +306,7 @@ class MinedLoader:
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
-        self._stop_pipelines()
+        self._picker.stop()
         if self._log is not None:
             self._log[0].take_back(state["steps"], state["epoch"])
         self._epoch, self._position = state["epoch"], state["position"]

@@ -1,0 +1,133 @@
+"""Draws on their way: candidates to the pool, scores to the pick, picks to the trainer's pipeline.
+
+What happens to one draw between the loader, which decides when it may be scored and by which version, and the batch
+that the training loop gets. Several draws are on their way at once; they come out in the order in which they went in.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from infer2train.methods import Selection, Slots, candidates, select, unmined
+from infer2train.metrics import Meter
+from infer2train.oracle.scorer import Scores
+from infer2train.pipeline import AddressPipeline
+from infer2train.plan import Draw, MiningPlan
+from infer2train.pool.pool import Pool, check_scores
+from infer2train.selection import count_nonfinite, num_mined
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Submitted:
+    """A draw whose candidates are with the pool, or that needs none."""
+
+    slots: Slots
+    step: int
+    share: float
+    version: int | None
+    scored: bool
+
+
+class Picker:
+    """Takes draws in, gives batches out; called by one thread.
+
+    Args:
+        plan: what is mined.
+        pool: scores candidates.
+        trainer: makes the picked views.
+        meter: where what was picked is counted.
+    """
+
+    def __init__(self, plan: MiningPlan, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
+        self._plan, self._pool, self._trainer, self._meter = plan, pool, trainer, meter
+        self._submitted: deque[_Submitted] = deque()
+        self._picked: deque[Draw] = deque()
+
+    def __len__(self) -> int:
+        """Draws on their way."""
+        return len(self._submitted) + len(self._picked)
+
+    @property
+    def depth(self) -> int:
+        """How many draws it is worth to have on their way: the one asked for, and those that workers make ahead."""
+        return self._trainer.depth + 1
+
+    def submit(self, slots: Slots, step: int, version: int | None) -> None:
+        """Take in the draw of `step`, to be scored by `version` (None: by no oracle)."""
+        plan, method = self._plan, self._plan.method
+        share = method.schedule.share(slots.epoch, plan.epochs)
+        # Nothing is asked of the oracle where the ramp mines nothing yet.
+        scored = plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
+        if scored:
+            self._pool.submit(slots.draw, candidates(method, slots, plan.gamma), version)
+        self._submitted.append(_Submitted(slots=slots, step=step, share=share, version=version, scored=scored))
+
+    def take(self) -> tuple[Draw, Any]:
+        """The oldest draw on its way, and its batch; waits for its scores and its views."""
+        while self._submitted:
+            self._picked.append(self._pick(self._submitted.popleft()))
+        batch = self._trainer.get()
+        return self._picked.popleft(), batch
+
+    def stop(self) -> None:
+        """Forget all draws on their way and stop the workers. May be called twice."""
+        self._pool.close()
+        self._trainer.close()
+        self._submitted.clear()
+        self._picked.clear()
+
+    def _pick(self, submitted: _Submitted) -> Draw:
+        plan, slots = self._plan, submitted.slots
+        scores = None
+        if submitted.scored:
+            scores = check_scores(self._pool.collect(slots.draw), slots.draw, submitted.version)
+        selection = self._select(submitted, scores)
+        self._trainer.put(selection.addresses)
+        self._meter.add(duplicates=len(selection.addresses) - len(np.unique(selection.addresses.ids)))
+        drawn = Draw(
+            draw=slots.draw,
+            epoch=slots.epoch,
+            step=submitted.step,
+            version=submitted.version if scores else None,
+            addresses=selection.addresses,
+            candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
+            scores=scores.values if scores else None,
+            chosen=selection.chosen if scores else None,
+            mined=selection.mined if scores else None,
+            log_probabilities=scores.log_probabilities if scores else None,
+        )
+        self._measure(drawn)
+        return drawn
+
+    def _select(self, submitted: _Submitted, scores: Scores | None) -> Selection:
+        plan, method = self._plan, self._plan.method
+        if method.asks_the_pool and not plan.is_mined(submitted.step):
+            return unmined(submitted.slots)
+        return select(
+            method,
+            submitted.slots,
+            plan.gamma,
+            scores=scores.values if scores else None,
+            targets=scores.targets if scores else None,
+            share=submitted.share,
+            balance=plan.balance,
+        )
+
+    def _measure(self, drawn: Draw) -> None:
+        if drawn.version is not None:
+            self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
+        if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
+            return
+        finite = drawn.scores[torch.isfinite(drawn.scores)]
+        picked = drawn.scores[torch.from_numpy(drawn.chosen[drawn.mined]).to(drawn.scores.device)]
+        self._meter.add(
+            mined_examples=int(drawn.mined.sum()),
+            scored=len(finite),
+            score_sum=float(finite.sum()),
+            chosen=len(picked),
+            chosen_sum=float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
+            nonfinite_scores=count_nonfinite(drawn.scores),
+        )
