@@ -1,5 +1,7 @@
 """`make demo`: the paper's methods on real data in minutes, with paired seeds, a table, a picture and a verdict."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -12,17 +14,15 @@ from infer2train.training.setup import available_cores
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")
 SEEDS = 5
 GAMMA = 10
-NEXT = (
-    "infer2train compare --data FOLDER_OF_PARQUET_SHARDS --regime cifar10-resnet44 --methods baseline nm-augment-soft"
-)
+NEXT = "compare --data FOLDER_OF_PARQUET_SHARDS --regime cifar10-resnet44 --methods baseline nm-augment-soft"
 
 
 def demo(runs_dir: Path, *, quiet: bool = False) -> None:
     """Compare the methods on scikit-learn's digits; go on where an earlier call was interrupted."""
     console = Console()
     console.print(
-        f"infer2train demo: {len(METHODS)} methods × {SEEDS} paired seeds on handwritten digits, 200 for training, "
-        f"1,597 for testing, γ = {GAMMA}",
+        f"infer2train demo: {len(METHODS)} methods × {SEEDS} paired seeds, γ = {GAMMA}, on handwritten digits\n"
+        "(200 images for training, 1,597 for testing)",
         highlight=False,
     )
     folder = runs_dir / "demo"
@@ -34,4 +34,12 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
     summaries = compare(Comparison(runs=runs), folder, resume=True, jobs=available_cores(), quiet=quiet)
     print_comparison(summaries, folder, console)
     console.print("now your own data:", highlight=False)
-    console.print(NEXT, highlight=False, soft_wrap=True)
+    console.print(f"{_command()} {NEXT}", highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    """How this program is called from here: by its name where the shell finds it, else by its path."""
+    if shutil.which("infer2train"):
+        return "infer2train"
+    called = Path(sys.argv[0])
+    return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
