@@ -198,6 +198,8 @@ class MinedLoader:
     def penalty(self, outputs: Any) -> Tensor:
         """What the method adds to the loss of the draw handed out last: λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), or 0.
 
+        Call it before the next draw is fetched, also between the micro-batches of one step.
+
         Args:
             outputs: the model's outputs for that draw, logits [b, k].
 

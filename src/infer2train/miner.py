@@ -59,6 +59,9 @@ def mine(
 ) -> MinedLoader:
     """A loader whose batches an oracle has picked, for the training loop that you already have.
 
+    What a method has no use for (γ and the oracle under `baseline`, say) is left aside, so that the same call with
+    another `method` is its control. A score, a pick or a ramp that would have no effect is refused.
+
     Args:
         dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
             `collate_fn`, any number of workers. It is only read.
