@@ -1,6 +1,7 @@
 """Steps are counted as hosts really step: accumulation, prefetching, skipped attempts, epochs broken off."""
 
 import multiprocessing
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_host_that_carries_gradients_into_the_next_epoch_goes_on() -> None:
 
 def test_accumulation_that_is_not_declared_is_refused_with_the_remedy() -> None:
     loader, model, optimizer = made()
-    with pytest.raises(RuntimeError, match=r"got 0 steps done.*accumulation_steps= if it accumulates gradients"):
+    with pytest.raises(RuntimeError, match=r"got 0 steps done.*accumulation_steps= if the loop accumulates gradients"):
         list(accumulated(loader, model, optimizer, 4))
     assert loader.last is not None
     assert loader.last.draw == 0, "the draw before was handed out"
@@ -324,3 +325,19 @@ def test_a_scaler_goes_on_after_its_loader_is_closed() -> None:
     again = mine(jittered(), model, optimizer, scaler=scaler, gamma=2, update_every=1)
     assert sum(scaled(again, model, optimizer, scaler)) == 5
     assert (loader.steps, again.steps) == (0, 6)
+
+
+def test_an_oracle_that_hardly_ever_learns_is_pointed_out() -> None:
+    loader, _, _ = made(update_every=100)
+    with pytest.warns(RuntimeWarning, match="new weights every 100 steps, an epoch has 10: lower update_every, to 5"):
+        next(iter(loader))
+
+
+def test_steps_that_nobody_counts_are_pointed_out_once() -> None:
+    loader = mine(jittered(40), network(), gamma=2, update_every=10)
+    list(loader)
+    with pytest.warns(RuntimeWarning, match=r"0 steps were done after 10 draws.*loader.step_done\(\)"):
+        list(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(loader)

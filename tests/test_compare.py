@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infer2train.cli import main
+from infer2train.cli import _own_settings, main, parse
 from infer2train.runlog import read_config, read_rows
 from run_processes import Moment, command_line, interrupt
 
@@ -158,3 +158,16 @@ def test_runs_side_by_side_are_the_runs_one_after_another(finished: tuple[Path, 
     for name in NAMES:
         expected = weights(finished[0] / name)
         assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(Path("runs/pair") / name).items())
+
+
+def test_one_method_is_not_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--method", "nm-sample"]) == 2
+    assert "pass --methods baseline" in capsys.readouterr().err
+
+
+def test_a_setting_asked_for_wins_over_the_regimes_own_for_a_method() -> None:
+    asked = ["compare", "--regime", "cifar10-resnet44", "--methods", "baseline", "nm-sample"]
+    _, options = parse([*asked, "--balance", "stratified"])
+    assert "balance" not in _own_settings(options, "nm-sample")
+    _, options = parse(asked)
+    assert _own_settings(options, "nm-sample")["balance"] == "uniform"

@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -317,3 +318,34 @@ def test_len_and_epoch_follow_the_dataloader() -> None:
     assert (len(loader), loader.epoch) == (DRAWS, 0)
     list(draws(loader, run.model, run.optimizer))
     assert (len(loader), loader.epoch) == (DRAWS, 1)
+
+
+def test_a_log_of_another_run_is_not_continued(tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(40), model, optimizer, method="baseline", log_dir=tmp_path, log_every=1)
+    list(draws(loader, model, optimizer))
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    again = network()
+    with pytest.raises(ValueError, match="holds another run; name another one"):
+        next(iter(mine(jittered(40), again, sgd(again), method="baseline", log_dir=tmp_path)))
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    assert kept.startswith(rows)
+
+
+def test_a_collate_fn_that_drops_samples_is_refused() -> None:
+    def dropping(items: list[Any]) -> Any:
+        return default_collate(items[:-1] or items)
+
+    model = network()
+    base = DataLoader(Jittered(40), batch_size=4, collate_fn=dropping)
+    with pytest.raises(ValueError, match=r"every candidate needs a score: got .* for 8; a collate_fn must keep"):
+        next(iter(mine(base, model, sgd(model), gamma=2)))
+
+
+def test_what_is_only_made_ahead_is_not_counted() -> None:
+    model = network()
+    loader = mine(jittered(40, num_workers=2), model, sgd(model), gamma=2)
+    next(iter(loader))
+    measured = loader.metrics()
+    assert (measured["draws"], measured["mined_draws"], measured["mined_share"]) == (1, 1, 1)

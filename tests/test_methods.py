@@ -329,7 +329,7 @@ def test_a_ramp_never_falls(epochs: int) -> None:
         ({"rate": 0.0}, "ramp_rate must be positive: got 0.0"),
         ({"rate": -0.1}, "ramp_rate must be positive"),
         ({"rate": float("nan")}, "ramp_rate must be positive: got nan"),
-        ({"start": 0.5, "stop": 0.2}, "0 <= start <= stop: got start 0.5, stop 0.2"),
+        ({"start": 0.5, "stop": 0.2}, "0 <= start <= stop <= 1, parts of the whole training: got start 0.5, stop"),
         ({"start": -0.1, "stop": 0.2}, "got start -0.1"),
         ({"start": 0.0, "stop": float("nan")}, "stop nan"),
         ({"start": 0.5}, "got start 0.5, stop 0.0"),

@@ -92,6 +92,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     namespace = build_parser(arguments).parse_args(arguments)
     options = dict(vars(namespace[namespace.verb]))
     options.pop("config", None)
+    # What was asked for in so many words, as opposed to a default of the same value.
+    options["given"] = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
     return namespace.verb, options
 
 
@@ -263,6 +265,8 @@ def _compare(options: dict[str, Any]) -> None:
         raise ValueError(
             f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods"
         )
+    if "method" in options["given"]:
+        raise ValueError(f"compare takes several methods: got --method {options['method']}; pass --methods baseline …")
     given = _config_of(options)
     runs = {
         (method, given.seed + offset): _config_of(options, seed=given.seed + offset, **_own_settings(options, method))
@@ -287,7 +291,7 @@ def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
     own = {
         name: value
         for name, value in regime_defaults(options["regime"], method).items()
-        if value != general[name] and options[name] == general[name]
+        if value != general[name] and options[name] == general[name] and name not in options["given"]
     }
     own["method"] = method
     if not METHODS[method].is_rampable:

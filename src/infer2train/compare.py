@@ -106,6 +106,7 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=quiet
     )
     spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
         task = bar.add_task("runs", total=len(waiting))
         futures = {
@@ -122,7 +123,7 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
                     console.print(_told(f"[{number}/{len(waiting)}] {futures[future]}", result), highlight=False)
         except BaseException as stop:
             executor.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 os.kill(child.pid or 0, signal.SIGINT)
             executor.shutdown(wait=True)
             if isinstance(stop, KeyboardInterrupt):
@@ -146,7 +147,8 @@ def _leave_with_parent() -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM means what Ctrl-C means, which works in the background of a shell too."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
     before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield

@@ -5,6 +5,7 @@ version that may score it, and what was picked (`loader.last`). The host tells i
 whose version needs a step that is not done raises, and never blocks.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
@@ -27,6 +28,14 @@ from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
 from infer2train.versions import EpochSteps
 
+REMEDIES = (
+    "pass accumulation_steps= if the loop accumulates gradients, scaler= if a GradScaler skips steps, or call "
+    "loader.step_done() after each step if mine() was given no optimizer"
+)
+"""What a loop can do whose steps were not all counted."""
+STALE_EPOCHS = 2
+"""An oracle that is refreshed less often than this is worth a warning."""
+
 
 class MinedLoader:
     """A loader of picked draws; made by `mine()`.
@@ -45,7 +54,7 @@ class MinedLoader:
         self._dataloader, self._model, self._pool = dataloader, model, pool
         self._records: dict[int, Record] = {}
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
-        self._is_open, self._is_resumed = False, False
+        self._is_open, self._is_resumed, self._has_warned = False, False, False
         self._epoch_steps: EpochSteps | None = None
         self._order: str | None = None
         self._batches: Batches = []
@@ -87,11 +96,12 @@ class MinedLoader:
 
     def _begin_epoch(self) -> None:
         self._picker.stop()
-        self._iteration += 1
         if self._is_open and not self._is_resumed:
             self._epoch, self._position = self._epoch + 1, 0
         self._batches = epoch_batches(self._dataloader, self.plan.seed, self._epoch)
         self._epoch_ids = np.concatenate(self._batches)
+        self._require_own_log()
+        self._warn_of_stale_weights()
         order = fingerprint(self._batches)
         if not self._is_resumed or self._epoch_steps is None:
             self._epoch_steps = EpochSteps(
@@ -109,6 +119,33 @@ class MinedLoader:
             and self.plan.rule.is_published(self._steps)
         ):
             self._publish()
+
+    def _require_own_log(self) -> None:
+        if self._log is None or self._epoch_steps is not None:
+            return
+        if any(row["kind"] == "step" for row in self._log[0].rows()):
+            raise ValueError(
+                f"log_dir must be a new folder, or that of the state loaded: got {self._log[0].folder}, which holds "
+                "another run; name another one, or call load_state_dict() first"
+            )
+
+    def _warn_of_stale_weights(self) -> None:
+        """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
+        plan, steps = self.plan, self._epoch_steps
+        if self._is_resumed or self._has_warned or not plan.method.has_oracle:
+            return
+        steps_per_epoch = -(-len(self._batches) // plan.accumulation_steps)
+        message = None
+        if steps is None and plan.rule.update_every > STALE_EPOCHS * steps_per_epoch:
+            message = (
+                f"the oracle gets new weights every {plan.rule.update_every} steps, an epoch has {steps_per_epoch}: "
+                f"lower update_every, to {max(1, steps_per_epoch // 2)} for example"
+            )
+        elif steps is not None and self._steps < self._step_of(max(self._draws - 1, 0)) - plan.rule.delay_steps:
+            message = f"{self._steps} steps were done after {self._draws} draws. If these were trained on: {REMEDIES}"
+        if message is not None:
+            self._has_warned = True
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     # One draw
 
@@ -141,9 +178,7 @@ class MinedLoader:
         ahead = step - self._steps
         raise RuntimeError(
             f"a draw of step {step} is scored by the weights after step {version}: got {self._steps} steps done, the "
-            f"loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches, "
-            "accumulation_steps= if it accumulates gradients, scaler= if a GradScaler skips steps, or call "
-            "loader.step_done() after each step if mine() was given no optimizer"
+            f"loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; {REMEDIES}"
         )
 
     def _submit_ahead(self) -> None:
@@ -249,7 +284,7 @@ class MinedLoader:
             draw=last.draw,
             epoch=last.epoch,
             version=last.version,
-            steps_per_second=draws_per_second(measured),
+            steps_per_second=draws_per_second(measured) / self.plan.accumulation_steps,
             **{name: measured[name] for name in LOGGED},
         )
 
@@ -275,7 +310,8 @@ class MinedLoader:
         """Everything that going on exactly needs besides model, optimiser and scheduler: counters, the published
         records still needed, and the random state of torch, NumPy and `random`. Tensors and plain values only.
 
-        Take it after a step and before the next draw.
+        Take it after a step and before the next draw. A loop that goes on from it first finishes the epoch under way,
+        also where the saved loop had left it by a `break`.
         """
         steps = self._epoch_steps
         return {

@@ -38,8 +38,11 @@ class Ramp:
             raise ValueError(f"ramp_rate must be positive: got {self.rate}; the paper uses 0.01 and 0.1")
         if self.rate is not None and (self.start, self.stop) != (0, 0):
             raise ValueError("a ramp is given by its rate or by start and stop: got both; drop one")
-        if not 0 <= self.start <= self.stop:
-            raise ValueError(f"a ramp must have 0 <= start <= stop: got start {self.start}, stop {self.stop}")
+        if not 0 <= self.start <= self.stop <= 1:
+            raise ValueError(
+                f"a ramp must have 0 <= start <= stop <= 1, parts of the whole training: got start {self.start}, stop "
+                f"{self.stop}; divide epochs by their number, or pass a rate"
+            )
 
     @property
     def needs_length(self) -> bool:
@@ -275,7 +278,11 @@ def _select_samples(
     """The hardest candidates under class quotas, then others at random: B in all."""
     batch = len(slots.ids)
     mined_count = num_mined(share, batch)
-    classes = None if balance == "none" else class_targets(targets)
+    classes = None if balance == "none" else class_targets(targets).to(scores.device)
+    if classes is not None and len(classes) != len(scores):
+        raise ValueError(
+            f"every candidate needs a label: got {len(classes)} for {len(scores)}; a collate_fn must keep every sample"
+        )
 
     def class_keys(labels: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
         return torch.from_numpy(slots.numbers(seeds, Purpose.CLASSES, labels.cpu().numpy())).to(labels.device)

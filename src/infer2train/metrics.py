@@ -41,7 +41,7 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         examples), `score_mean` and `score_chosen` (of all finite candidates, of the mined): means; `*_seconds`: time of
         the training process; `scoring_share`: of the wall-clock, in views of candidates, scoring and publishing.
     """
-    new = {name: value - mark.get(name, 0.0) for name, value in now.items()}
+    new = {name: float(value - mark.get(name, 0.0)) for name, value in now.items()}
 
     def ratio(part: str, whole: str) -> float:
         return new.get(part, 0.0) / new[whole] if new.get(whole) else 0.0

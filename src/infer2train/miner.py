@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from infer2train.acknowledgement import acknowledge_steps
 from infer2train.addresses import check_seed
 from infer2train.admission import check_loader, check_model
 from infer2train.batches import split_batch
-from infer2train.config import at_least
+from infer2train.config import at_least, unknown
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.catalogue import build_engine, check_engine
 from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import MiningPlan, plan_fields
 from infer2train.pool.inline import InlinePool
 from infer2train.replay import Replay
 from infer2train.runlog import RunLog, write_config
-from infer2train.selection import Balance
+from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
 
@@ -140,6 +140,10 @@ def mine(
         epochs=epochs,
         seed=check_seed(seed),
     )
+    check_engine(oracle)
+    if balance not in BALANCES:
+        raise unknown("balance", balance, BALANCES)
+    at_least("distill_weight", distill_weight, 0)
     source = _source(dataloader, transform)
     pool = _inline_pool(dataloader, model, source, plan, scores_with, split)
     loader = MinedLoader(dataloader, model, plan, pool, AddressPipeline(source, like=dataloader))
@@ -157,6 +161,8 @@ def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | Non
         return Replay(dataloader.dataset, dataloader.collate_fn, transform=transform)
     if transform is not None:
         raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
+    if dataloader.collate_fn is not default_collate:
+        raise ValueError("collate_fn must be left out where the data set makes whole batches: got one; drop it")
     return dataloader.dataset
 
 

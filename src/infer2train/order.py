@@ -28,12 +28,15 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
     state = int(seeds(seed, Purpose.ORDER, epoch=epoch))
     generators = _generators(dataloader)
     kept = [generator.get_state() for generator in generators]
-    with seeded(state):
-        for generator in generators:
-            generator.manual_seed(state)
-        batches = [_as_ids(batch) for batch in dataloader.batch_sampler or ()]
-    for generator, before in zip(generators, kept, strict=True):
-        generator.set_state(before)
+    assert dataloader.batch_sampler is not None
+    try:
+        with seeded(state):
+            for generator in generators:
+                generator.manual_seed(state)
+            batches = [_as_ids(batch) for batch in dataloader.batch_sampler]
+    finally:
+        for generator, before in zip(generators, kept, strict=True):
+            generator.set_state(before)
     if not batches:
         raise ValueError(
             f"an epoch needs at least one batch: got none from {len(dataloader.dataset)} samples "  # type: ignore[arg-type]

@@ -70,7 +70,9 @@ class Picker:
         while self._submitted:
             self._picked.append(self._pick(self._submitted.popleft()))
         batch = self._trainer.get()
-        return self._picked.popleft(), batch
+        drawn = self._picked.popleft()
+        self._measure(drawn)
+        return drawn, batch
 
     def stop(self) -> None:
         """Forget all draws on their way and stop the workers. May be called twice."""
@@ -84,10 +86,10 @@ class Picker:
         scores = None
         if submitted.scored:
             scores = check_scores(self._pool.collect(slots.draw), slots.draw, submitted.version)
+            _require_every_candidate(scores, slots, plan)
         selection = self._select(submitted, scores)
         self._trainer.put(selection.addresses)
-        self._meter.add(duplicates=len(selection.addresses) - len(np.unique(selection.addresses.ids)))
-        drawn = Draw(
+        return Draw(
             draw=slots.draw,
             epoch=slots.epoch,
             step=submitted.step,
@@ -99,12 +101,10 @@ class Picker:
             mined=selection.mined if scores else None,
             log_probabilities=scores.log_probabilities if scores else None,
         )
-        self._measure(drawn)
-        return drawn
 
     def _select(self, submitted: _Submitted, scores: Scores | None) -> Selection:
         plan, method = self._plan, self._plan.method
-        if method.asks_the_pool and not plan.is_mined(submitted.step):
+        if submitted.step % plan.mine_every:
             return unmined(submitted.slots)
         return select(
             method,
@@ -117,6 +117,8 @@ class Picker:
         )
 
     def _measure(self, drawn: Draw) -> None:
+        if self._plan.method.candidates == "samples":
+            self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
         if drawn.version is not None:
             self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
         if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
@@ -131,3 +133,17 @@ class Picker:
             chosen_sum=float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
             nonfinite_scores=count_nonfinite(drawn.scores),
         )
+
+
+def _require_every_candidate(scores: Scores, slots: Slots, plan: MiningPlan) -> None:
+    """Refuse scores that cannot be matched with their candidates.
+
+    Raises:
+        ValueError: there are more or fewer than candidates.
+    """
+    pairs = ((scores.values, plan.gamma * len(slots.ids)), (scores.log_probabilities, len(slots.ids)))
+    for found, expected in pairs:
+        if found is not None and len(found) != expected:
+            raise ValueError(
+                f"every candidate needs a score: got {len(found)} for {expected}; a collate_fn must keep every sample"
+            )

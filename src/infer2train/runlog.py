@@ -33,6 +33,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._file = (folder / METRICS).open("a", encoding="utf-8")
+        if not _ends_with_newline(folder / METRICS):
+            self._file.write("\n")  # a kill has cut the last line short
         self._board = _summary_writer(folder) if tensorboard else None
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -54,6 +56,10 @@ class RunLog:
         }
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "device": device}
         self.write("start", time=time.time(), versions=versions, machine=machine)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been written so far, by earlier processes too."""
+        return read_rows(self.folder)
 
     def take_back(self, step: int, epoch: int) -> None:
         """Drop the rows that going on after `step`, in `epoch`, will write again."""
@@ -122,6 +128,14 @@ def take_back(folder: Path, step: int, epoch: int) -> None:
     partial = folder / f".{METRICS}.partial"
     partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder) if is_kept(row)), encoding="utf-8")
     partial.replace(folder / METRICS)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def cpu_name() -> str:

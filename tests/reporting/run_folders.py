@@ -20,6 +20,7 @@ START = {
 
 def config(method: str, seed: int, epochs: int) -> dict:
     return {
+        "regime": "cifar10-resnet44",
         "method": method,
         "gamma": 10,
         "oracle": "torch:bf16",

@@ -134,6 +134,14 @@ def test_self_distillation_logs_what_its_penalty_weighs(tmp_path: Path) -> None:
     assert row["penalty_gradient_ratio"] > 0
 
 
+def test_what_the_oracle_did_is_seen_although_the_last_draw_was_not_mined(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "self-distill", mine_every=2, log_every=2, distill_weight=0.5, update_every=4)
+    assert [row["version"] for row in rows(tmp_path / "run", "step")] == [0, 0, 4, 4, 8]
+    assert all(row["penalty_gradient_ratio"] > 0 for row in rows(tmp_path / "run", "step"))
+    trained(tmp_path / "views", "nm-augment", mine_every=2)
+    assert {row.epoch for row in load_gallery(tmp_path / "views")} == {0, 1}
+
+
 @pytest.mark.parametrize("method", ["batch-augment", "nm-sample", "random-sample", "nm-augment-soft"])
 def test_every_method_trains(method: str, tmp_path: Path) -> None:
     result = trained(tmp_path / "run", method, log_every=5)

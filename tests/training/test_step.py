@@ -54,11 +54,11 @@ def test_self_distillation_adds_its_penalty() -> None:
     result = train_step(run, images, targets, EpochSums())
     assert result.penalty == pytest.approx(float(expected.detach()), rel=1e-4)
     assert result.loss == pytest.approx(float((F.nll_loss(log_model, targets) + expected).detach()), rel=1e-5)
-    ratio = penalty_gradient_ratio(run.loader, result.logits, result.targets)
+    ratio = penalty_gradient_ratio(0.5, run.loader.last, result.logits, result.targets)
     assert ratio is not None
     assert ratio > 0
-    run.loader.plan.__dict__["distill_weight"] = 1.0
-    assert penalty_gradient_ratio(run.loader, result.logits, result.targets) == pytest.approx(2 * ratio)
+    twice = penalty_gradient_ratio(1.0, run.loader.last, result.logits, result.targets)
+    assert twice == pytest.approx(2 * ratio)
 
 
 def test_no_penalty_no_ratio() -> None:
@@ -66,7 +66,8 @@ def test_no_penalty_no_ratio() -> None:
     images, targets = next(iter(run.loader))
     result = train_step(run, images, targets, EpochSums())
     assert result.penalty is None
-    assert penalty_gradient_ratio(run.loader, result.logits, result.targets) is None
+    assert run.loader.last is not None
+    assert penalty_gradient_ratio(1.0, run.loader.last, result.logits, result.targets) is None
 
 
 def test_bf16_computes_in_bf16_and_keeps_fp32_weights() -> None:

@@ -10,6 +10,17 @@ ENGINES = {"torch": "infer2train.oracle.torch_engine:TorchEngine"}
 """Name -> an engine built as (model, *, precision=, device=), whose default precision is what the bare name means."""
 
 
+def check_engine(spec: str) -> None:
+    """Refuse a name that no engine has, also where none is built.
+
+    Raises:
+        ValueError: there is no such engine; it names the nearest.
+    """
+    name = spec.partition(":")[0]
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+
+
 def build_engine(spec: str, model: nn.Module, device: torch.device | None = None) -> Engine:
     """The engine that `name:precision` asks for.
 
@@ -28,9 +39,8 @@ def build_engine(spec: str, model: nn.Module, device: torch.device | None = None
         >>> build_engine("torch:bf16", nn.Linear(2, 2)).name
         'torch:bf16'
     """
+    check_engine(spec)
     name, separator, precision = spec.partition(":")
-    if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
     chosen = {"precision": precision} if separator else {}
     engine: Engine = resolve(ENGINES[name])(model, device=device, **chosen)
     return engine

@@ -81,7 +81,7 @@ def commands(runs: Iterable[Run]) -> list[str]:
     return [
         f"infer2train train --config {shlex.quote((run.folder / CONFIG).as_posix())}"
         for run in runs
-        if (run.folder / CONFIG).is_file()
+        if (run.folder / CONFIG).is_file() and "regime" in run.config  # not of a loop of the user's own
     ]
 
 

@@ -52,7 +52,7 @@ class RunProgress:
         if not self._quiet and not self._console.is_terminal:
             self._console.print(
                 f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  "
-                f"train error {figures['train_error_mined']:.2%}  "
+                f"train error (as trained) {figures['train_error_mined']:.2%}  "
                 f"test error {figures['test_error']:.2%}  {figures['seconds']:.1f} s",
                 highlight=False,
             )

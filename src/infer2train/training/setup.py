@@ -203,7 +203,9 @@ def ramp_of(config: RunConfig) -> Ramp | None:
     """The ramp that was asked for; None for the method's own."""
     if config.ramp_rate is not None:
         if config.ramp_start is not None or config.ramp_stop is not None:
-            raise ValueError("a ramp is given by its rate or by start and stop: got both; drop one")
+            raise ValueError(
+                "a ramp is given by its rate or by start and stop: got both; pass --ramp-rate null or drop the others"
+            )
         return Ramp(rate=config.ramp_rate)
     if config.ramp_start is None and config.ramp_stop is None:
         return None

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infer2train.batches import logits_of
-from infer2train.loader import MinedLoader
+from infer2train.losses import distillation
+from infer2train.plan import Draw
 from infer2train.training.setup import Run
 
 
@@ -77,12 +78,12 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
 
 
 def penalty_gradient_ratio(
-    loader: MinedLoader, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"]
+    weight: float, draw: Draw, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"]
 ) -> float | None:
     """λ‖∇KL‖ / ‖∇L‖ with respect to the logits: how much the penalty of equation 1 has to say; None without one."""
-    if loader.last is None or loader.last.log_probabilities is None:
+    if draw.log_probabilities is None:
         return None
     logits = logits.detach().float().requires_grad_()
     (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
-    (penalty,) = torch.autograd.grad(loader.penalty(logits), logits)
+    (penalty,) = torch.autograd.grad(weight * distillation(logits, draw.log_probabilities.to(logits.device)), logits)
     return float(penalty.norm() / plain.norm())

@@ -5,6 +5,7 @@ from time import perf_counter
 
 from infer2train.audit import audit_draw
 from infer2train.metrics import LOGGED, draws_per_second, window
+from infer2train.plan import Draw
 from infer2train.reporting.gallery import load_gallery, save_gallery
 from infer2train.runlog import RunLog
 from infer2train.training.evaluation import evaluate
@@ -24,29 +25,38 @@ class Watch:
     def __init__(self, run: Run, sums: EpochSums, log: RunLog, progress: RunProgress) -> None:
         self._run, self._sums, self._log, self._progress = run, sums, log, progress
         self._row = self._shown = self._left = run.loader.totals()
+        self._last_seconds = self._left["seconds"]
+        self._mined: tuple[Draw, StepResult] | None = None
 
     def come_back(self) -> None:
-        """After anything that is no training: count the epoch's time from here."""
-        self._left = self._run.loader.totals()
+        """After anything that is no training: go on counting from here, as if no time had passed."""
+        now = self._run.loader.totals()
+        away = now["seconds"] - self._last_seconds
+        self._row, self._shown = ({**mark, "seconds": mark["seconds"] + away} for mark in (self._row, self._shown))
+        self._left = now
 
     def step(self, result: StepResult, lr: float) -> None:
-        """After each step: a row now and then, a live line, one audited draw an epoch."""
+        """After each step: a row now and then, and the live line."""
         loader, config = self._run.loader, self._run.config
+        assert loader.last is not None
+        if loader.last.version is not None:
+            # Rows and contact sheets show the last draw that an oracle had to do with, whatever `mine_every` is.
+            self._mined = loader.last, result
         if loader.steps % config.log_every == 0:
             now = loader.totals()
             measured, self._row = window(now, self._row), now
-            assert loader.last is not None
+            mined, seen = self._mined or (loader.last, result)
             self._log.write(
                 "step",
                 step=loader.steps,
                 draw=loader.last.draw,
                 epoch=loader.last.epoch,
-                version=loader.last.version,
+                version=mined.version,
                 loss=result.loss,
                 lr=lr,
                 steps_per_second=draws_per_second(measured),
-                penalty=result.penalty,
-                penalty_gradient_ratio=penalty_gradient_ratio(loader, result.logits, result.targets),
+                penalty=seen.penalty,
+                penalty_gradient_ratio=penalty_gradient_ratio(config.distill_weight, mined, seen.logits, seen.targets),
                 **{name: measured[name] for name in LOGGED},
             )
         self._show(result.loss)
@@ -61,7 +71,9 @@ class Watch:
 
     def leave(self) -> None:
         """Before anything that is no training: add what the epoch took since `come_back`."""
-        spent = window(self._run.loader.totals(), self._left)
+        now = self._run.loader.totals()
+        self._last_seconds = now["seconds"]
+        spent = window(now, self._left)
         mining = {name: spent[f"{name}_seconds"] for name in ("views", "scoring", "publishing")}
         self._sums.add_seconds(**mining, training=spent["seconds"] - sum(mining.values()))
 
@@ -97,9 +109,9 @@ class Watch:
 
     def _audit(self, folder: Path) -> None:
         run = self._run
-        if run.loader.last is None:
+        if self._mined is None:
             return
-        new = audit_draw(run.loader.last, run.training_images, gamma=run.config.gamma, class_names=run.data.class_names)
+        new = audit_draw(self._mined[0], run.training_images, gamma=run.config.gamma, class_names=run.data.class_names)
         if new:
             old = [row for row in load_gallery(folder) if row.epoch < new[0].epoch]
             epochs = sorted({row.epoch for row in old})
