@@ -349,3 +349,15 @@ def test_what_is_only_made_ahead_is_not_counted() -> None:
     next(iter(loader))
     measured = loader.metrics()
     assert (measured["draws"], measured["mined_draws"], measured["mined_share"]) == (1, 1, 1)
+
+
+def test_an_iterator_that_ends_late_leaves_the_next_epoch_alone() -> None:
+    model = network()
+    loader = mine(jittered(40), model, sgd(model), method="baseline")
+    old = iter(loader)
+    next(old)
+    new = iter(loader)
+    next(new)
+    loader._picker._trainer.put(loader.last.addresses)  # type: ignore[union-attr]
+    old.close()  # type: ignore[attr-defined]
+    assert loader._picker._trainer._waiting == 1, "the old iterator stopped the new one's pipeline"

@@ -96,6 +96,7 @@ class MinedLoader:
 
     def _begin_epoch(self) -> None:
         self._picker.stop()
+        self._iteration += 1
         if self._is_open and not self._is_resumed:
             self._epoch, self._position = self._epoch + 1, 0
         self._batches = epoch_batches(self._dataloader, self.plan.seed, self._epoch)
