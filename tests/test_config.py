@@ -19,7 +19,8 @@ def test_a_file_gives_the_same_run_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gamma", "update_every", "mine_every", "epochs", "batch_size", "checkpoint_every", "log_every"]
+    "name",
+    ["gamma", "update_every", "mine_every", "epochs", "batch_size", "evaluate_every", "checkpoint_every", "log_every"],
 )
 def test_what_must_be_at_least_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be at least 1: got 0; pass {name}=1 or more$"):

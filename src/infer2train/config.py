@@ -104,6 +104,8 @@ class TrainingConfig:
     """Seed of everything random in the run (in [0, 2^63))."""
     train_error_samples: int = 2000
     """Training images on whose random views the training error is measured each epoch (images)."""
+    evaluate_every: int = 1
+    """Epochs between evaluations; the last epoch is evaluated anyway (epochs)."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is written after each epoch anyway (steps)."""
     log_every: int = 20
@@ -118,7 +120,10 @@ class RunConfig(DataConfig, MiningConfig, TrainingConfig):
         check_run(self)
 
 
-POSITIVE = ("gamma", "update_every", "mine_every", "epochs", "batch_size", "checkpoint_every", "log_every")
+POSITIVE = (
+    *("gamma", "update_every", "mine_every", "epochs", "batch_size"),
+    *("evaluate_every", "checkpoint_every", "log_every"),
+)
 NON_NEGATIVE = (
     *("delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs"),
     *("momentum", "weight_decay", "distill_weight"),

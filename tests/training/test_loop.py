@@ -119,6 +119,13 @@ def test_rows_and_training_error_only_as_often_as_asked(tmp_path: Path) -> None:
     assert [row["version"] for row in rows(tmp_path / "run", "step")] == [None, None]
 
 
+def test_evaluated_only_as_often_as_asked_and_at_the_end(tmp_path: Path) -> None:
+    result = trained(tmp_path / "run", "baseline", epochs=3, evaluate_every=2)
+    logged = [row.get("test_error") for row in rows(tmp_path / "run", "epoch")]
+    assert [error is not None for error in logged] == [False, True, True]
+    assert result.evaluation.error == logged[-1]
+
+
 def test_logging_changes_nothing_that_is_computed(tmp_path: Path, run: Path) -> None:
     trained(tmp_path / "run", log_every=7, train_error_samples=0, checkpoint_every=100, lr_drops=(1,))
     one, other = (load_checkpoint(folder / "checkpoints") for folder in (run, tmp_path / "run"))

@@ -36,7 +36,7 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
                 f"a new run needs a new folder: got {folder}, which exists; pass --resume to go on with it, or --name "
                 "for another one"
             )
-        stored = read_config(folder)
+        stored = as_plain(from_plain(read_config(folder)))  # settings that a newer release added have their defaults
         config = resolved(config, stored)
         if differ := differences(stored, as_plain(config)):
             raise ValueError(

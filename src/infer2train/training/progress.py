@@ -47,13 +47,15 @@ class RunProgress:
         )
         self._progress.update(self._task, completed=steps, figures=shown)
 
-    def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float | None]) -> None:
         """Show an epoch's result, where there is no live line."""
         if not self._quiet and not self._console.is_terminal:
+            test_error = figures.get("test_error")
+            test = "" if test_error is None else f"test error {test_error:.2%}  "
             self._console.print(
                 f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  "
                 f"train error (as trained) {figures['train_error_mined']:.2%}  "
-                f"test error {figures['test_error']:.2%}  {figures['seconds']:.1f} s",
+                f"{test}{figures['seconds']:.1f} s",
                 highlight=False,
             )
 

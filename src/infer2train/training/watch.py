@@ -4,6 +4,7 @@ from pathlib import Path
 from time import perf_counter
 
 from infer2train.audit import audit_draw
+from infer2train.config import RunConfig
 from infer2train.metrics import LOGGED, draws_per_second, window
 from infer2train.plan import Draw
 from infer2train.reporting.gallery import load_gallery, save_gallery
@@ -78,34 +79,41 @@ class Watch:
         self._sums.add_seconds(**mining, training=spent["seconds"] - sum(mining.values()))
 
     def epoch(self, epoch: int, folder: Path) -> None:
-        """After each epoch: evaluate, log, show."""
+        """After each epoch: evaluate where it is due, log, show."""
         self.leave()
         run, sums = self._run, self._sums
         started = perf_counter()
-        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
-        random_error = None
-        if run.config.train_error_samples:
-            addresses = run.training_error_addresses(epoch)
-            random_error = evaluate(run.model, run.training_images, addresses, run.device).error
+        errors = self._errors(epoch) if _is_due(epoch, run.config) else {}
         self._audit(folder)
         sums.add_seconds(evaluation=perf_counter() - started)
         seconds = {**sums.seconds, "total": sum(sums.seconds.values())}
         figures = {
             "loss": sums.loss / max(1, sums.steps),
             "train_error_mined": sums.wrong / max(1, sums.examples),
-            "test_loss": result.loss,
-            "test_error": result.error,
+            **errors,
         }
         self._log.write(
             "epoch",
             epoch=epoch,
             step=run.loader.steps,
-            train_error_random=random_error,
-            test_top5_error=result.top5_error,
             seconds=seconds,
             **figures,
         )
         self._progress.epoch(epoch, run.config.epochs, {**figures, "seconds": seconds["total"]})
+
+    def _errors(self, epoch: int) -> dict[str, float | None]:
+        run = self._run
+        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
+        random_error = None
+        if run.config.train_error_samples:
+            addresses = run.training_error_addresses(epoch)
+            random_error = evaluate(run.model, run.training_images, addresses, run.device).error
+        return {
+            "train_error_random": random_error,
+            "test_loss": result.loss,
+            "test_error": result.error,
+            "test_top5_error": result.top5_error,
+        }
 
     def _audit(self, folder: Path) -> None:
         run = self._run
@@ -117,3 +125,7 @@ class Watch:
             epochs = sorted({row.epoch for row in old})
             kept = {*epochs[: GALLERY_EPOCHS // 2], *epochs[-(GALLERY_EPOCHS - GALLERY_EPOCHS // 2 - 1) :]}
             save_gallery(folder, [row for row in old if row.epoch in kept] + new)
+
+
+def _is_due(epoch: int, config: RunConfig) -> bool:
+    return (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
