@@ -191,7 +191,7 @@ def test_a_configuration_of_an_older_release(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**settings, "gone": 1}))
-    with pytest.raises(ValueError, match="gone: 1 -> None"):
+    with pytest.raises(ValueError, match="unknown setting 'gone'"):
         train(config("baseline", epochs=1), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(ValueError, match="unknown setting 'gone'"):
         evaluate_folder(tmp_path / "run")
