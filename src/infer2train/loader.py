@@ -218,9 +218,8 @@ class MinedLoader:
     def _publish(self) -> None:
         started = perf_counter()
         record = snapshot(self._model, self._steps)
-        self._records[record.version] = record
-        self._pool.publish(record)
         self._meter.add(publishing_seconds=perf_counter() - started)
+        self._records[record.version] = self._pool.publish(record)
 
     def _retire_records(self) -> None:
         # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
@@ -324,7 +323,10 @@ class MinedLoader:
             "order": self._order,
             "first_draw": steps.first_draw if steps else 0,
             "first_step": steps.first_step if steps else 0,
-            "records": {str(version): dict(record.tensors) for version, record in self._records.items()},
+            "records": {
+                str(version): {"tensors": dict(record.tensors), "ranges": dict(record.ranges)}
+                for version, record in self._records.items()
+            },
             "plan": plan_fields(self.plan),
             "rng": rng_state(),
         }
@@ -358,8 +360,7 @@ class MinedLoader:
         )
         device = next(self._model.parameters()).device
         self._records.clear()
-        for version, tensors in sorted(state["records"].items(), key=lambda item: int(item[0])):
-            record = Record(int(version), {name: tensor.to(device) for name, tensor in tensors.items()})
-            self._records[record.version] = record
-            self._pool.publish(record)
+        for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
+            tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
+            self._records[int(version)] = self._pool.publish(Record(int(version), tensors, saved["ranges"]))
         restore_rng(state["rng"])

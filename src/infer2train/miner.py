@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -16,11 +17,14 @@ from infer2train.batches import split_batch
 from infer2train.config import at_least, unknown
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
-from infer2train.oracle.catalogue import build_engine, check_engine
+from infer2train.oracle.catalogue import build_engine, resolve_engine
+from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Score, Scorer, Split
+from infer2train.order import epoch_batches
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import MiningPlan, plan_fields
 from infer2train.pool.inline import InlinePool
+from infer2train.quantization.program import get_scheme
 from infer2train.replay import Replay
 from infer2train.runlog import RunLog, write_config
 from infer2train.selection import BALANCES, Balance
@@ -40,6 +44,7 @@ def mine(
     gamma: int = 10,
     oracle: str = "torch:fp32",
     oracle_chunk: int | None = None,
+    quantization: str = "default",
     update_every: int = 100,
     delay_steps: int = 0,
     mine_every: int = 1,
@@ -71,6 +76,7 @@ def mine(
         gamma: candidates for each trained example (γ).
         oracle: engine and precision, e.g. `torch:fp32` or `torch:bf16`.
         oracle_chunk: candidates scored at a time. Default: 32 on a CPU, a whole draw elsewhere.
+        quantization: how an int8 engine chooses scales: default, paper, percentile.
         update_every: steps between refreshes of the oracle (T).
         delay_steps: extra staleness (D; steps) for a loop that fetches ahead, e.g. 1 under Accelerate.
         mine_every: mine only draws of every so many steps.
@@ -129,7 +135,8 @@ def mine(
     plan = MiningPlan(
         method=choices,
         score=choices.score if own_score is None else getattr(own_score, "__qualname__", type(own_score).__qualname__),
-        oracle=oracle,
+        oracle=resolve_engine(oracle) if choices.has_oracle else oracle,
+        quantization=quantization,
         oracle_chunk=oracle_chunk or _default_chunk(dataloader, model, gamma),
         gamma=gamma,
         rule=VersionRule(update_every=update_every, delay_steps=delay_steps),
@@ -140,7 +147,7 @@ def mine(
         epochs=epochs,
         seed=check_seed(seed),
     )
-    check_engine(oracle)
+    get_scheme(quantization)
     if balance not in BALANCES:
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
@@ -180,12 +187,19 @@ def _inline_pool(
     split: Split,
 ) -> InlinePool:
     device = next(model.parameters()).device
+    engine = None
+    if plan.method.has_oracle:
+        samples = SourceSamples(
+            source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
+        )
+        engine = build_engine(
+            plan.oracle, model, device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
+        )
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
-        device=device,
+        device=device if engine is None else engine.device,
         chunk=plan.oracle_chunk,
     )
-    engine = build_engine(plan.oracle, model, device) if plan.method.has_oracle else None
     return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader))

@@ -21,6 +21,7 @@ class MiningPlan:
     score: str | None
     """Name of the score: one of ours, or of the user's own function."""
     oracle: str
+    quantization: str
     oracle_chunk: int
     gamma: int
     rule: VersionRule
@@ -46,6 +47,7 @@ def plan_fields(plan: MiningPlan) -> dict[str, Any]:
         "ramp": [method.schedule.rate, method.schedule.start, method.schedule.stop],
         "loss": method.loss,
         "oracle": plan.oracle,
+        "quantization": plan.quantization,
         "oracle_chunk": plan.oracle_chunk,
         "gamma": plan.gamma,
         "update_every": rule.update_every,

@@ -1,46 +1,135 @@
-"""Engines by name: what `--oracle torch:bf16` builds."""
+"""Engines by name: what `--oracle openvino:int8@CPU` builds, and which engine `int8` is."""
+
+import importlib.util
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from infer2train.config import resolve, unknown
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.samples import Samples
 
-ENGINES = {"torch": "infer2train.oracle.torch_engine:TorchEngine"}
-"""Name -> an engine built as (model, *, precision=, device=), whose default precision is what the bare name means."""
+ENGINES = {
+    "torch": "infer2train.oracle.torch_engine:TorchEngine",
+    "simulated": "infer2train.oracle.simulated_engine:SimulatedEngine",
+    "openvino": "infer2train.oracle.openvino_engine:OpenVINOEngine",
+    "onnxruntime": "infer2train.oracle.onnxruntime_engine:ONNXRuntimeEngine",
+}
+"""Name -> an engine whose default precision is what the bare name means. `torch` is built as (model, *, precision=,
+device=), the others as (model, *, precision=, samples=, device=, scheme=, rows=)."""
+EXTRAS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
+"""Engine -> packages that its extra of the same name installs."""
+INT8 = ("openvino:int8", "onnxruntime:int8")
+"""Engines that run integers, the fastest first (docs/results)."""
+AUTOMATIC = ("int8", "auto")
+"""Names that stand for an engine, decided once a run."""
 
 
-def check_engine(spec: str) -> None:
-    """Refuse a name that no engine has, also where none is built.
+@dataclass(frozen=True)
+class EngineName:
+    """A parsed `name:precision@device`."""
+
+    name: str
+    precision: str | None
+    device: str | None
+
+
+def parse_engine(spec: str) -> EngineName:
+    """The parts of an engine's name.
 
     Raises:
         ValueError: there is no such engine; it names the nearest.
+
+    Example:
+        >>> parse_engine("openvino:int8@GPU.0")
+        EngineName(name='openvino', precision='int8', device='GPU.0')
     """
-    name = spec.partition(":")[0]
+    rest, _, device = spec.partition("@")
+    name, colon, precision = rest.partition(":")
     if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
+        raise unknown("engine", name, [*ENGINES, *AUTOMATIC])
+    return EngineName(name, precision if colon else None, device or None)
 
 
-def build_engine(spec: str, model: nn.Module, device: torch.device | None = None) -> Engine:
-    """The engine that `name:precision` asks for.
+def missing_packages(name: str) -> list[str]:
+    """Packages that an engine needs and that are not installed."""
+    return [package for package in EXTRAS.get(name, ()) if importlib.util.find_spec(package) is None]
+
+
+def check_engine(spec: str) -> None:
+    """Refuse a name that no engine has, or whose packages are not installed, also where none is built.
+
+    Raises:
+        ValueError: there is no such engine, or a package is missing; it says what to install.
+    """
+    if spec in AUTOMATIC:
+        return
+    name = parse_engine(spec).name
+    if missing := missing_packages(name):
+        raise ValueError(
+            f"oracle {spec!r} needs {' and '.join(missing)}, which this Python does not have: "
+            f"pip install 'infer2train[{name}]'"
+        )
+
+
+def resolve_engine(spec: str) -> str:
+    """The engine that a name stands for: `int8` is the fastest int8 engine installed; other names are themselves.
+
+    Raises:
+        ValueError: there is no such engine, or a package is missing; it says what to install.
+    """
+    if spec != "int8":
+        check_engine(spec)
+        return spec
+    for spec in INT8:
+        if not missing_packages(parse_engine(spec).name):
+            return spec
+    raise ValueError(
+        "oracle 'int8' needs an int8 engine, and none is installed: pip install 'infer2train[openvino]' (the fastest "
+        "on x86 CPUs) or 'infer2train[onnxruntime]'"
+    )
+
+
+def build_engine(
+    spec: str,
+    model: nn.Module,
+    device: torch.device | None = None,
+    *,
+    samples: Samples | None = None,
+    scheme: str = "default",
+    rows: int | None = None,
+) -> Engine:
+    """The engine that `name:precision@device` asks for.
 
     Args:
-        spec: an entry of `ENGINES`, with or without a precision: `torch:bf16`, `torch` (fp32).
+        spec: an entry of `ENGINES`, with or without a precision and a device: `openvino:int8`, `torch` (fp32).
         model: the trainer's model, which the engine copies.
-        device: where it runs. Default: the model's own.
+        device: where the torch engine runs, if the name does not say it. Default: the model's own.
+        samples: calibration samples and probe; every engine but torch needs them.
+        scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
+        rows: that it is going to be called with. Default: the engine's own.
 
     Returns:
         An engine that waits for its first record.
 
     Raises:
-        ValueError: there is no such engine, or it has no such precision.
+        ValueError: there is no such engine, it has no such precision, a package is missing, or it cannot run the model.
 
     Example:
         >>> build_engine("torch:bf16", nn.Linear(2, 2)).name
         'torch:bf16'
     """
-    check_engine(spec)
-    name, separator, precision = spec.partition(":")
-    chosen = {"precision": precision} if separator else {}
-    engine: Engine = resolve(ENGINES[name])(model, device=device, **chosen)
+    spec = resolve_engine(spec)
+    parsed = parse_engine(spec)
+    chosen = {} if parsed.precision is None else {"precision": parsed.precision}
+    build = resolve(ENGINES[parsed.name])
+    engine: Engine
+    if parsed.name == "torch":
+        engine = build(model, device=torch.device(parsed.device) if parsed.device else device, **chosen)
+        return engine
+    if samples is None:
+        raise ValueError(f"the {parsed.name} engine needs samples= to calibrate on: got none; pass GivenSamples(x)")
+    own_rows = {"rows": rows} if rows else {}
+    engine = build(model, samples=samples, device=parsed.device, scheme=scheme, **chosen, **own_rows)
     return engine

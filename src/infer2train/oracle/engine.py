@@ -3,11 +3,9 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
 from infer2train.oracle.snapshot import Record
-
-
-class NotFiniteError(ValueError):
-    """A record's weights are NaN or infinite: training has diverged."""
 
 
 class Engine(ABC):
@@ -21,8 +19,22 @@ class Engine(ABC):
     name: str
     """As it is asked for, e.g. `torch:bf16`."""
 
+    device: torch.device
+    """Where it takes its inputs."""
+
     version: int | None = None
     """Version of the record in use; None until the first refresh."""
+
+    has_reference: bool = False
+    """Whether `reference` can be asked: an engine that rounds keeps the float32 weights that it rounded."""
+
+    def calibrated(self, record: Record) -> Record:
+        """The record with all that a refresh needs to know besides weights, which whoever publishes it asks for once.
+
+        Raises:
+            ValueError: as `refresh`.
+        """
+        return record
 
     @abstractmethod
     def refresh(self, record: Record) -> None:
@@ -47,3 +59,11 @@ class Engine(ABC):
 
         Known after the first call of `outputs`; empty before.
         """
+
+    def reference(self, inputs: Any) -> Any:
+        """The outputs of the weights in use in float32, where `has_reference`."""
+        raise NotImplementedError
+
+    def totals(self) -> dict[str, float]:
+        """Running totals of what happened at refreshes, e.g. `refreshes`, `recalibrations`, `fp32_versions`."""
+        return {}

@@ -1,7 +1,7 @@
 """Published records: the weights of one version, as everything behind the oracle receives them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,12 @@ class Record:
     Args:
         version: steps acknowledged when it was taken.
         tensors: a copy of every entry of the model's `state_dict()`, under its name there.
+        ranges: of activations, (T_min, T_max) by the name of their site; empty where no engine asked for them.
     """
 
     version: int
     tensors: Mapping[str, Tensor]
+    ranges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def snapshot(model: nn.Module, version: int) -> Record:
@@ -45,3 +47,51 @@ def check_architecture(expected: Mapping[str, Tensor], record: Record) -> None:
             f"a record must hold the tensors of the model that the engine was built for: got {len(wrong)} differences "
             f"({shown}); build a new engine for a new architecture"
         )
+
+
+class NotFiniteError(ValueError):
+    """A record's weights are NaN or infinite: training has diverged."""
+
+
+class RecordGate:
+    """Refuses records that an engine built for one model must not use.
+
+    Args:
+        model: whose records are expected.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        state = model.state_dict()
+        self.expected = {name: tensor.to("meta") for name, tensor in state.items()}
+        """The tensors of a record, without their data."""
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._may_be_infinite = {name for name in state.keys() - parameters if not _is_finite(state[name])}
+
+    def check(self, record: Record, engine_version: int | None) -> None:
+        """Refuse a record of another architecture, or one that holds NaN or infinity.
+
+        A buffer that held infinity at construction (an attention mask) may do so.
+
+        Raises:
+            ValueError: names or shapes differ.
+            NotFiniteError: a tensor is not finite.
+        """
+        check_architecture(self.expected, record)
+        self.check_finite(record.tensors, engine_version)
+
+    def check_finite(self, tensors: Mapping[str, Tensor], engine_version: int | None, how: str = "") -> None:
+        """Refuse tensors that are not finite, saying `how` they came about.
+
+        Raises:
+            NotFiniteError: one is not.
+        """
+        for name, tensor in tensors.items():
+            if not _is_finite(tensor) and (name not in self._may_be_infinite or bool(tensor.isnan().any())):
+                raise NotFiniteError(
+                    f"a record's weights must be finite: got NaN or infinity in {name}{how}; the engine keeps version "
+                    f"{engine_version}; lower the learning rate, or clip gradients, if training has diverged"
+                )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import call_model, map_tensors, to_device
-from infer2train.oracle.engine import Engine, NotFiniteError
-from infer2train.oracle.snapshot import Record, check_architecture
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.snapshot import Record, RecordGate
 from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors, frozen_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,16 +62,13 @@ class TorchEngine(Engine):
         self.name = f"torch:{precision}"
         self.device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._dtype = DTYPES[precision]
-        state = model.state_dict()
-        self._expected = {name: tensor.to("meta") for name, tensor in state.items()}
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._may_be_infinite = {name for name in state.keys() - parameters if not _finite(state[name])}
+        self._gate = RecordGate(model)
         network, self._pairs = fold_plan(model) if fold else (frozen_copy(model), [])
         self._network = network.to(self.device)
         _cast(self._network, self._dtype)
         self._format: torch.memory_format = torch.channels_last
         _lay_out(self._network, self._format)
-        self._static = _static_tensors(self._network, folded_tensors(self._pairs, self._expected))
+        self._static = _static_tensors(self._network, folded_tensors(self._pairs, self._gate.expected))
         self._ran: dict[str, str] = {}
         for name, module in self._network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -84,12 +81,11 @@ class TorchEngine(Engine):
             ValueError: the record is of another architecture, or holds NaN or infinity, or overflows the precision; the
                 engine keeps what it had. A buffer that held infinity at construction (an attention mask) may do so.
         """
-        check_architecture(self._expected, record)
-        self._check_finite(record.tensors, "")
+        self._gate.check(record, self.version)
         with torch.no_grad():
             folded = folded_tensors(self._pairs, record.tensors)
             fresh = {name: folded[name].to(static.device, static.dtype) for name, static in self._static.items()}
-            self._check_finite(fresh, f" once folded and in {NAMES[self._dtype]}")
+            self._gate.check_finite(fresh, self.version, f" once folded and in {NAMES[self._dtype]}")
             for name, static in self._static.items():
                 static.copy_(fresh[name])
         self.version = record.version
@@ -124,20 +120,8 @@ class TorchEngine(Engine):
         # Entered for fp32 as well: the caller may stand inside the trainer's autocast.
         return torch.autocast(self.device.type, self._dtype if low else torch.bfloat16, enabled=low)
 
-    def _check_finite(self, tensors: Mapping[str, Tensor], how: str) -> None:
-        for name, tensor in tensors.items():
-            if not _finite(tensor) and (name not in self._may_be_infinite or bool(tensor.isnan().any())):
-                raise NotFiniteError(
-                    f"a record's weights must be finite: got NaN or infinity in {name}{how}; the engine keeps version "
-                    f"{self.version}; lower the learning rate, or clip gradients, if training has diverged"
-                )
-
     def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         self._ran[name] = NAMES.get(output.dtype, str(output.dtype))
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -29,8 +29,13 @@ class InlinePool(Pool):
         self._submitted: deque[tuple[int, int, int | None]] = deque()
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
 
-    def publish(self, record: Record) -> None:
+    def publish(self, record: Record) -> Record:
+        started = perf_counter()
+        if self._engine is not None:
+            record = self._engine.calibrated(record)
         self._records[record.version] = record
+        self._seconds["publishing"] += perf_counter() - started
+        return record
 
     def retire(self, version: int) -> None:
         self._records = {v: record for v, record in self._records.items() if v >= version}

@@ -16,8 +16,12 @@ class Pool(ABC):
     """
 
     @abstractmethod
-    def publish(self, record: Record) -> None:
-        """Make a version available; one published again replaces what was published under its number."""
+    def publish(self, record: Record) -> Record:
+        """Make a version available; one published again replaces what was published under its number.
+
+        Returns:
+            The record as published: with the ranges that the engines of this pool need, measured once.
+        """
 
     @abstractmethod
     def retire(self, version: int) -> None:
@@ -38,6 +42,10 @@ class Pool(ABC):
     @abstractmethod
     def seconds(self) -> dict[str, float]:
         """Wall-clock spent so far, by what on: `views`, `scoring`, `publishing`."""
+
+    def totals(self) -> dict[str, float]:
+        """Running totals of refreshes and of the oracle's fidelity, see `infer2train.metrics.window`."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -155,7 +155,7 @@ def _graphs(skeleton: nn.Module) -> tuple[list[fx.Graph], list[str]]:
     graphs: list[fx.Graph] = []
     errors: list[str] = []
     for concrete in [{}, optional] if optional else [{}]:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _untyped():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), untyped():
             warnings.simplefilter("ignore")  # of assertions that a graph would need that is run; this one is only read
             try:
                 # A copy, because a forward may store what it computes, and would keep the tracer's proxies.
@@ -166,7 +166,7 @@ def _graphs(skeleton: nn.Module) -> tuple[list[fx.Graph], list[str]]:
 
 
 @contextmanager
-def _untyped() -> Iterator[None]:
+def untyped() -> Iterator[None]:
     """Without jaxtyping's run-time checks, which would refuse torch.fx's proxies for not being tensors."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)

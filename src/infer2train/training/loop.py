@@ -14,7 +14,7 @@ import torch
 
 from infer2train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.config import RunConfig, as_plain
-from infer2train.oracle.engine import NotFiniteError
+from infer2train.oracle.snapshot import NotFiniteError
 from infer2train.reporting.report import write_report
 from infer2train.runlog import RunLog, take_back, write_config
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of

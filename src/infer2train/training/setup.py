@@ -23,6 +23,8 @@ from infer2train.methods import Ramp
 from infer2train.miner import CHUNK_ON_CPU, mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
+from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
+from infer2train.oracle.catalogue import resolve_engine
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
@@ -79,10 +81,14 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     device = torch_device(config.device)
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
+    oracle = config.oracle
+    if oracle in AUTOMATIC_ORACLES:
+        oracle = (earlier or {}).get("oracle") or resolve_engine(oracle)
     chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
     return replace(
         config,
         threads=config.threads or available_cores(),
+        oracle=oracle,
         oracle_chunk=config.oracle_chunk or chunk,
         data_cache=config.data_cache or str(default_cache_dir()),
     )
@@ -186,6 +192,7 @@ def mined(base: "DataLoader[Any]", model: nn.Module, optimizer: SGD, config: Run
         gamma=config.gamma,
         oracle=config.oracle,
         oracle_chunk=config.oracle_chunk,
+        quantization=config.quantization,
         update_every=config.update_every,
         delay_steps=config.delay_steps,
         mine_every=config.mine_every,

@@ -1,0 +1,212 @@
+"""What every engine has in common that is lowered from the graph of a model, and the refresh that checks itself.
+
+The graph is made and converted once. A refresh folds the record's weights, puts S, Z and integers in their places,
+compiles beside the old program, compares the new one on a probe with the simulation of the same record, and swaps.
+"""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.samples import Samples
+from infer2train.oracle.snapshot import Record, RecordGate
+from infer2train.quantization.fold import fold_plan, folded_tensors
+from infer2train.quantization.graph import WeightGraph
+from infer2train.quantization.program import Program, Simulation, deviation, get_scheme, specify
+from infer2train.quantization.ranges import measure_ranges
+
+ROWS = 32
+"""Rows of every call where nothing else is asked for: small enough for a core's cache."""
+CALIBRATION_ROWS = 16
+"""Samples that ranges are measured on at each version."""
+RECALIBRATION_FACTOR = 8
+"""How many times more of them a version is calibrated on again whose program failed its check."""
+PROBE_ROWS = 8
+"""Rows on which a new program is compared with its simulation."""
+LIMITS = {"int8": 4.0, "fp32": 0.5, "bf16": 24.0}
+"""Greatest deviation from the simulation that a refresh accepts, in output quantisation steps. Sound int8 programs stay
+below 2, since they differ only in which way a tie is rounded; stale or misplaced weights are tens of steps away. bf16
+has 8 significant bits in every operation."""
+CANARY = 1.5
+"""What the weights of the canary are multiplied by."""
+
+Lowered = Callable[[list[Tensor]], list[Tensor]]
+"""A compiled program: flat inputs of exactly `rows` rows -> flat outputs."""
+
+
+class LoweredEngine(Engine):
+    """An engine that runs a converted graph.
+
+    Args:
+        name: as it is asked for.
+        model: the trainer's; its structure is converted, its weights come with the records.
+        samples: calibration samples and probe.
+        bits: of weights and activations; None runs in floating point.
+        scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
+        rows: of every call; other batches are padded and cut to it.
+        limit: deviation that a refresh accepts, in output quantisation steps.
+
+    Raises:
+        GraphError: the model cannot be made into a graph.
+        ValueError: an operation that the engine cannot run.
+    """
+
+    has_reference = True
+
+    def __init__(
+        self, name: str, model: nn.Module, *, samples: Samples, bits: int | None, scheme: str, rows: int, limit: float
+    ) -> None:
+        self.name = name
+        self.device = torch.device("cpu")
+        self.rows = max(2, rows)
+        self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
+        self._percentile = get_scheme(scheme).percentile
+        self._gate = RecordGate(model)
+        skeleton, self._pairs = fold_plan(model)
+        self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
+        self._probe = samples.probe(PROBE_ROWS)[0]
+        self._lowered: Lowered | None = None
+        self._tensors: tuple[Tensor, ...] = ()
+        self._in_fp32 = False
+        self._has_proven = False
+        self._totals = dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0.0)
+        self._convert()
+
+    # What an engine is
+
+    @abstractmethod
+    def _convert(self) -> None:
+        """Convert the graph, once."""
+
+    @abstractmethod
+    def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
+        """Compile the converted graph with these weights, quantised as `program` says, or real where there is none."""
+
+    @abstractmethod
+    def _ran_in(self) -> dict[str, str]:
+        """The precision of each layer, read from what was compiled last."""
+
+    # The contract
+
+    def calibrated(self, record: Record) -> Record:
+        """The record with the ranges of its activations; itself where it has them or none are needed."""
+        if self._bits is None or record.ranges:
+            return record
+        self._gate.check(record, self.version)
+        return Record(record.version, record.tensors, self._ranges(record, self._folded(record), CALIBRATION_ROWS))
+
+    def refresh(self, record: Record) -> None:
+        """Use the record's weights from now on, if a program compiled from them does what it should.
+
+        A program that deviates too far from its simulation is calibrated again on more samples; one that still does is
+        left aside, and this version is run in float32 by torch, with a warning.
+
+        Raises:
+            ValueError: the record is of another architecture, or holds NaN or infinity; the old program stays.
+        """
+        self._gate.check(record, self.version)
+        tensors = self._folded(record)
+        self._gate.check_finite(dict(zip(self.graph.names, tensors, strict=True)), self.version, " once folded")
+        if not self._has_proven:
+            self._prove(record, tensors)
+        lowered, found = self._checked(tensors, self.calibrated(record).ranges)
+        if lowered is None and self._bits is not None:
+            self._totals["recalibrations"] += 1
+            ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR)
+            lowered, found = self._checked(tensors, ranges)
+        if lowered is None:
+            self._totals["fp32_versions"] += 1
+            warnings.warn(
+                f"{self.name} deviates by {found:.3g} output quantisation steps from its simulation at version "
+                f"{record.version}, {self._limit:g} are allowed: this version is scored in fp32 by torch",
+                RuntimeWarning,
+            )
+        self._lowered, self._in_fp32 = lowered, lowered is None
+        self._tensors, self.version = tensors, record.version
+        self._totals["refreshes"] += 1
+        self._totals["deviation_sum"] += min(found, self._limit)
+
+    def outputs(self, inputs: Any) -> Any:
+        if self.version is None:
+            raise RuntimeError(
+                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
+            )
+        inputs = self.graph.canonical(inputs)
+        if self._lowered is None:
+            return self.reference(inputs)
+        return self.graph.outputs_from(self._call(self._lowered, inputs))
+
+    def reference(self, inputs: Any) -> Any:
+        """The outputs of the weights in use in float32, by torch."""
+        return self.graph.run(self._tensors, inputs)
+
+    def precisions(self) -> dict[str, str]:
+        if self.version is None:
+            return {}
+        return {layer.name: "fp32" for layer in self.graph.layers} if self._in_fp32 else self._ran_in()
+
+    def totals(self) -> dict[str, float]:
+        return dict(self._totals)
+
+    # A refresh
+
+    def _folded(self, record: Record) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            folded = folded_tensors(self._pairs, record.tensors)
+            # A copy, since a record may be on another device, in another precision, or be overwritten.
+            return tuple(
+                tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+                for tensor in self.graph.tensors(folded)
+            )
+
+    def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int) -> dict[str, Tensor]:
+        inputs = map_tensors(Tensor.cpu, self._samples.calibration(record.version, rows))
+        return measure_ranges(self.graph, tensors, inputs, self._percentile)
+
+    def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:
+        """A program that does what its specification says, or None; and how far off it is."""
+        program = None if self._bits is None else specify(self.graph, tensors, ranges, self._bits, self._scheme)
+        lowered = self._lower(tensors, program)
+        if program is None:
+            expected = tensors_of(self.graph.run(tensors, self._probe))
+        else:
+            expected = Simulation(self.graph, program)(self._probe)
+        found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected)
+        return (lowered if found <= self._limit else None), found
+
+    def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:
+        """The canary: once, see that visibly different weights change what comes out.
+
+        Raises:
+            RuntimeError: they do not; the engine would go on scoring with old weights for ever.
+        """
+        canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
+        fresh = []
+        for weights in (tensors, canary):
+            ranges = self._ranges(record, weights, CALIBRATION_ROWS) if self._bits is not None else {}
+            program = None if self._bits is None else specify(self.graph, weights, ranges, self._bits, self._scheme)
+            wanted = tensors_of(self.graph.run(weights, self._probe))
+            fresh.append((wanted, self._call(self._lower(weights, program), self.graph.canonical(self._probe))))
+        (old_wanted, old), (new_wanted, new) = fresh
+        if deviation(new_wanted, old_wanted) > 2 * self._limit and deviation(new, old) <= self._limit / 2:
+            raise RuntimeError(
+                f"{self.name} must use the weights of the newest record: got the same outputs from weights "
+                f"{CANARY} times as large; please report this, with the versions of its packages"
+            )
+        self._has_proven = True
+
+    def _call(self, lowered: Lowered, inputs: Any) -> list[Tensor]:
+        """A compiled program on any number of rows."""
+        total, parts = batch_size(inputs), []
+        for start in range(0, total, self.rows):
+            rows = min(self.rows, total - start)
+            piece = inputs if total == self.rows else map_tensors(lambda t: t[start : start + rows], inputs)  # noqa: B023
+            found = lowered([tensor.cpu() for tensor in tensors_of(pad_batch(piece, self.rows))])
+            parts.append([take_rows(tensor, rows) for tensor in found])
+        return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]

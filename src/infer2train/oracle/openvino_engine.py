@@ -1,0 +1,228 @@
+"""The OpenVINO engine: the fastest int8 on x86 CPUs, and OpenVINO's other devices by name.
+
+Converted once, with weights as parameters, so the converter folds nothing that a refresh would have to find again. A
+refresh clones that graph, puts constants in the parameters' places and FakeQuantize (weights: integers and their S and
+Z) in the places of the sites, and compiles. Pixels come in as uint8, channels last; normalisation is the model's own
+operations.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infer2train.batches import tensors_of
+from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.samples import Samples
+from infer2train.quantization.affine import Affine
+from infer2train.quantization.graph import export
+from infer2train.quantization.program import Program
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+HINTS = {"int8": "f32", "fp32": "f32", "bf16": "bf16"}
+"""Precision -> of what stays real. It must be said: left alone, OpenVINO takes bf16 where the CPU has it."""
+RAN_IN = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+LAYERS = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+ON_THE_WAY = ("Multiply", "Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
+"""Operations between a weight and the layer that reads it."""
+
+
+class OpenVINOEngine(LoweredEngine):
+    """Runs a copy of the model with OpenVINO.
+
+    Args:
+        model: the trainer's; its structure is converted, which takes seconds, once.
+        precision: int8, fp32 or bf16.
+        samples: calibration samples and probe.
+        device: an OpenVINO device such as GPU or NPU. Other devices than CPU are untested, their refresh cost unknown.
+        scheme: how S and Z are chosen.
+        rows: of every call.
+
+    Raises:
+        ValueError: the precision is unknown, or OpenVINO cannot run an operation of the model.
+        GraphError: the model cannot be made into a graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "int8",
+        samples: Samples,
+        device: str | None = None,
+        scheme: str = "default",
+        rows: int = ROWS,
+    ) -> None:
+        if precision not in HINTS:
+            raise ValueError(f"precision of the openvino engine must be one of {', '.join(HINTS)}: got {precision!r}")
+        import openvino as ov
+
+        self._core = ov.Core()
+        self._target = device or "CPU"
+        if not any(found.startswith(self._target.partition(".")[0]) for found in self._core.available_devices):
+            raise ValueError(
+                f"openvino runs on the devices that it finds: got @{self._target}, found "
+                f"{', '.join(self._core.available_devices)}; leave the device out for CPU"
+            )
+        self._settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if self._target == "CPU":
+            self._settings |= {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        super().__init__(
+            f"openvino:{precision}" + (f"@{device}" if device else ""),
+            model,
+            samples=samples,
+            bits=8 if precision == "int8" else None,
+            scheme=scheme,
+            rows=rows,
+            limit=LIMITS[precision],
+        )
+
+    def _convert(self) -> None:
+        import openvino as ov
+
+        graph = self.graph
+        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in graph.shapes)
+        marks = tuple(torch.ones(1) for _ in graph.sites)
+        exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
+        try:
+            self._model: ov.Model = ov.convert_model(exported)
+        except Exception as error:  # the converter raises many kinds, with the operation in the text
+            raise ValueError(
+                f"openvino must know every operation of the model: got {_first_lines(error)}; use oracle='torch:bf16', "
+                "or 'onnxruntime:int8' if it knows them"
+            ) from error
+        count = len(tensors) + len(marks) + len(tensors_of(graph.example))
+        assert len(self._model.get_parameters()) == count, (len(self._model.get_parameters()), count)
+        self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
+        by_name = dict(zip(graph.names, self._model.get_parameters(), strict=False))
+        self._layer_of: dict[str, str] = {}
+        for layer in graph.layers:
+            if layer.weight is not None:
+                for node in _readers(by_name[layer.weight]):
+                    name = f"{layer.name} reads {node.get_friendly_name()}"
+                    if node.get_friendly_name() not in self._layer_of:
+                        node.set_friendly_name(name)
+                        self._layer_of[name] = layer.name
+
+    def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
+        from openvino import opset13 as ops
+
+        model = self._model.clone()
+        parameters = model.get_parameters()
+        weights, marks = parameters[: len(tensors)], parameters[len(tensors) : len(tensors) + len(self.graph.sites)]
+        inputs = parameters[len(tensors) + len(self.graph.sites) :]
+        constants = [ops.constant(tensor.numpy()) for tensor in tensors]
+        by_name = dict(zip(self.graph.names, tensors, strict=True))
+        for number, (site, mark) in enumerate(zip(self.graph.sites, marks, strict=True)):
+            product = next(iter(mark.output(0).get_target_inputs())).get_node()
+            source = next(v for v in product.input_values() if v.get_node().get_name() != mark.get_name())
+            if program is None:
+                result = source
+            elif site.kind == "weight":
+                result = _integers(by_name[site.name], program.affines[number]).output(0)
+            else:
+                low, high = (limit.numpy() for limit in program.affines[number].limits())
+                result = ops.fake_quantize(source, low, high, low, high, levels=2**8).output(0)
+            for reader in product.output(0).get_target_inputs():
+                reader.replace_source_output(result)
+            model.remove_parameter(mark)
+        for parameter, constant in zip(weights, constants, strict=True):
+            for reader in parameter.output(0).get_target_inputs():
+                reader.replace_source_output(constant.output(0))
+            model.remove_parameter(parameter)
+        self._shape_inputs(model, inputs)
+        compiled = self._core.compile_model(model, self._target, self._settings)
+        self._compiled = compiled
+        return _Request(compiled, self._is_channels_last)
+
+    def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
+        """Give the inputs their fixed shapes, channels last where the example has them so."""
+        from openvino import opset13 as ops
+
+        for parameter, tensor, last in zip(inputs, tensors_of(self.graph.example), self._is_channels_last, strict=True):
+            shape = [self.rows, *tensor.shape[1:]]
+            if not last:
+                parameter.set_partial_shape(_static(shape))
+                continue
+            n, c, h, w = shape
+            fresh = ops.parameter([n, h, w, c], parameter.get_element_type())
+            planes = ops.transpose(fresh, ops.constant(np.array([0, 3, 1, 2])))
+            for reader in parameter.output(0).get_target_inputs():
+                reader.replace_source_output(planes.output(0))
+            index = model.get_parameter_index(parameter)
+            model.replace_parameter(index, fresh)
+        model.validate_nodes_and_infer_types()
+
+    def _ran_in(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for node in self._compiled.get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            precision = RAN_IN.get(_text(info, "runtimePrecision"), _text(info, "runtimePrecision"))
+            for name in _text(info, "originalLayersNames").split(","):
+                if name in self._layer_of:
+                    layer = self._layer_of[name]
+                    if found.setdefault(layer, precision) != precision:
+                        found[layer] = "+".join(sorted({*found[layer].split("+"), precision}))
+        return found
+
+
+class _Request:
+    """A compiled model, called with flat tensors."""
+
+    def __init__(self, compiled: "ov.CompiledModel", is_channels_last: Sequence[bool]) -> None:
+        self._request = compiled.create_infer_request()
+        self._is_channels_last = is_channels_last
+        self._outputs = range(len(compiled.outputs))
+
+    def __call__(self, flat: list[Tensor]) -> list[Tensor]:
+        arrays = [
+            (tensor.permute(0, 2, 3, 1) if last else tensor).contiguous().numpy()
+            for tensor, last in zip(flat, self._is_channels_last, strict=True)
+        ]
+        self._request.infer(arrays, share_inputs=True)
+        return [torch.from_numpy(self._request.get_output_tensor(i).data.copy()) for i in self._outputs]
+
+
+def _integers(weight: Tensor, affine: Affine) -> Any:
+    """int8 constants and the multiplication that makes real numbers of them."""
+    from openvino import opset13 as ops
+
+    shape = (-1, *[1] * (weight.ndim - 1)) if affine.scale.ndim else ()
+    node = ops.convert(ops.constant(affine.quantize(weight).to(torch.int8).numpy()), "f32")
+    if bool(affine.zero_point.any()):
+        node = ops.subtract(node, ops.constant(affine.zero_point.float().numpy().reshape(shape)))
+    return ops.multiply(node, ops.constant(affine.scale.numpy().reshape(shape)))
+
+
+def _readers(node: Any) -> Iterator[Any]:
+    """The layers that read a weight, through whatever reshapes it."""
+    for reader in node.output(0).get_target_inputs():
+        found = reader.get_node()
+        if found.get_type_name() in LAYERS:
+            yield found
+        elif found.get_type_name() in ON_THE_WAY:
+            yield from _readers(found)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def _static(shape: Sequence[int]) -> Any:
+    import openvino as ov
+
+    return ov.PartialShape(list(shape))
+
+
+def _text(info: Any, name: str) -> str:
+    value = info[name] if name in info else ""  # noqa: SIM401  # OpenVINO's mapping has no get
+    return str(getattr(value, "value", value))
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}"

@@ -1,0 +1,66 @@
+"""The simulated engine: the quantised program in float32, at any width. Slow, readable, what the others must equal."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.samples import Samples
+from infer2train.quantization.affine import BITS
+from infer2train.quantization.program import Program, Simulation
+
+
+class SimulatedEngine(LoweredEngine):
+    """Runs `quantization.program.Simulation`: `simulated:b8` is what int8 engines compute, `simulated:b4` a study.
+
+    Args:
+        model: the trainer's.
+        precision: b2 … b8 or b16.
+        samples: calibration samples and probe.
+        device: must be the CPU.
+        scheme: how S and Z are chosen.
+        rows: of every call.
+
+    Raises:
+        ValueError: the precision is unknown.
+        GraphError: the model cannot be made into a graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "b8",
+        samples: Samples,
+        device: str | None = None,
+        scheme: str = "default",
+        rows: int = ROWS,
+    ) -> None:
+        widths = {f"b{bits}": bits for bits in BITS}
+        if precision not in widths:
+            raise ValueError(f"precision of the simulated engine must be one of {', '.join(widths)}: got {precision!r}")
+        if device not in (None, "CPU"):
+            raise ValueError(f"the simulated engine runs on the CPU: got @{device}; leave it out")
+        super().__init__(
+            f"simulated:{precision}",
+            model,
+            samples=samples,
+            bits=widths[precision],
+            scheme=scheme,
+            rows=rows,
+            limit=LIMITS["int8"],
+        )
+
+    def _convert(self) -> None:
+        pass
+
+    def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
+        assert program is not None
+        simulation = Simulation(self.graph, program)
+        structure = pytree.tree_structure(self.graph.example)
+        return lambda flat: simulation(pytree.tree_unflatten(flat, structure))
+
+    def _ran_in(self) -> dict[str, str]:
+        assert self._bits is not None
+        return {layer.name: f"b{self._bits}" if layer.sites else "fp32" for layer in self.graph.layers}

@@ -1,0 +1,150 @@
+"""The quantised program: S and Z for every site of a graph. One specification, from which every engine is lowered.
+
+`simulate` is what the specification means: the model in float32 with every site rounded to what its integers stand for.
+Engines that run integers are compared with it at every refresh.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer2train.batches import tensors_of
+from infer2train.config import unknown
+from infer2train.quantization.affine import Affine, affine_of_range, symmetric
+from infer2train.quantization.graph import WeightGraph
+
+SMALLEST_CHANNEL = 2.0**-12
+"""A channel's range is at least this part of its weight's: a dead channel's S would overflow the integer bias."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How S and Z are chosen.
+
+    Args:
+        per_channel: weights have one S for each output channel, around Z = 0; else one S and Z for the whole tensor.
+        percentile: of activation ranges, see `measure_ranges`; None for the extremes.
+        source: where it is from.
+    """
+
+    per_channel: bool = True
+    percentile: float | None = None
+    source: str = "Krishnamoorthi 2018, arXiv 1806.08342"
+
+
+SCHEMES = {
+    "default": Scheme(),
+    "paper": Scheme(per_channel=False, source="paper, section 4"),
+    "percentile": Scheme(percentile=99.9, source="Wu et al. 2020, arXiv 2004.09602"),
+}
+
+
+def get_scheme(name: str) -> Scheme:
+    """The scheme of that name.
+
+    Raises:
+        ValueError: there is none; it names the nearest.
+    """
+    if name not in SCHEMES:
+        raise unknown("quantisation scheme", name, SCHEMES)
+    return SCHEMES[name]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Weights and, for each site of their graph, how the tensor there is put into integers.
+
+    Args:
+        tensors: the graph's weights and buffers, folded, float32.
+        affines: by number of the site.
+    """
+
+    tensors: tuple[Tensor, ...]
+    affines: tuple[Affine, ...]
+
+
+def specify(
+    graph: WeightGraph, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor], bits: int = 8, scheme: str = "default"
+) -> Program:
+    """The quantised program of weights with measured ranges.
+
+    Args:
+        graph: of the model.
+        tensors: from `graph.tensors()`.
+        ranges: of activations, from `measure_ranges`.
+        bits: of weights and activations.
+        scheme: an entry of `SCHEMES`.
+
+    Raises:
+        ValueError: a range is missing or not finite, or the width or scheme unknown.
+    """
+    by_name = dict(zip(graph.names, tensors, strict=True))
+    missing = [site.name for site in graph.sites if site.kind != "weight" and site.name not in ranges]
+    if missing:
+        raise ValueError(
+            f"a record needs the range of every activation: got none of {', '.join(missing[:5])}; publish it through "
+            "a pool, or call engine.calibrated(record)"
+        )
+    chosen = get_scheme(scheme)
+    return Program(
+        tuple(tensors),
+        tuple(
+            _affine_of_weight(by_name[site.name], bits, chosen)
+            if site.kind == "weight"
+            else affine_of_range(ranges[site.name][0], ranges[site.name][1], bits)
+            for site in graph.sites
+        ),
+    )
+
+
+def _affine_of_weight(weight: Tensor, bits: int, scheme: Scheme) -> Affine:
+    if not scheme.per_channel:
+        return affine_of_range(weight.min(), weight.max(), bits)
+    bound = weight.flatten(1).abs().amax(1)
+    return symmetric(-bound, torch.maximum(bound, bound.max() * SMALLEST_CHANNEL), bits)
+
+
+class Simulation:
+    """What a quantised program means, in float32: the slow readable truth.
+
+    Args:
+        graph: of the model.
+        program: its specification.
+    """
+
+    def __init__(self, graph: WeightGraph, program: Program) -> None:
+        self._graph, self._program = graph, program
+        by_name = dict(zip(graph.names, program.tensors, strict=True))
+        self._acts: dict[int, Any] = {}
+        for number, (site, affine) in enumerate(zip(graph.sites, program.affines, strict=True)):
+            if site.kind == "weight":
+                rounded = affine.fake(by_name[site.name])
+                self._acts[number] = lambda x, rounded=rounded: rounded
+            else:
+                self._acts[number] = affine.fake
+
+    def __call__(self, inputs: Any) -> list[Tensor]:
+        """The tensors of the model's outputs, in order."""
+        return tensors_of(self._graph.run(self._program.tensors, inputs, self._acts))
+
+
+def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) -> float:
+    """The greatest difference between two runs' outputs, in output quantisation steps; NaN counts as infinite.
+
+    A step of an output is its expected range, widened to hold 0, divided by 2^bits − 1.
+
+    Example:
+        >>> deviation([torch.tensor([0.0, 252.0])], [torch.tensor([0.0, 255.0])])
+        3.0
+    """
+    steps = [0.0]
+    for g, e in zip(got, expected, strict=True):
+        if not e.is_floating_point():
+            steps.append(0.0 if torch.equal(g, e) else torch.inf)
+            continue
+        step = affine_of_range(e.min(), e.max(), bits).scale
+        steps.append(float(((g - e).abs() / step).nan_to_num(torch.inf).max()))
+    return max(steps)

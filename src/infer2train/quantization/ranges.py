@@ -1,0 +1,61 @@
+"""Ranges of activations: per-sample extremes, averaged over the calibration samples.
+
+A pure function of weights and calibration inputs, so every process that has them measures the same, bit for bit on the
+same machine. They are measured once for each version and become part of its record.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infer2train.quantization.graph import WeightGraph
+
+
+def measure_ranges(
+    graph: WeightGraph, tensors: Sequence[Tensor], inputs: Any, percentile: float | None = None
+) -> dict[str, Float[Tensor, " 2"]]:
+    """T_min and T_max of every activation site.
+
+    Args:
+        graph: of the model.
+        tensors: its weights, from `graph.tensors()`.
+        inputs: calibration samples.
+        percentile: cut off, in each sample, what lies above this percentile or below its complement (50 to 100).
+            Default: nothing, so the extremes themselves.
+
+    Returns:
+        Site name -> (T_min, T_max): of each sample, then the mean over samples.
+
+    Source: paper, section 4 ("an average value of T_min and T_max across multiple samples").
+    """
+    ranges: dict[str, Tensor] = {}
+
+    def watch(name: str, dim: int) -> Any:
+        def measure(x: Tensor) -> Tensor:
+            others = tuple(d for d in range(x.ndim) if d != dim)
+            if percentile is None:
+                low, high = (x.amin(others), x.amax(others)) if others else (x, x)
+            else:
+                rows = x.movedim(dim, 0).flatten(1).float()
+                low, high = _percentile(rows, 100 - percentile), _percentile(rows, percentile)
+            ranges[name] = torch.stack([low.float().mean(), high.float().mean()])
+            return x
+
+        return measure
+
+    acts = {
+        number: watch(site.name, site.batch_dim)
+        for number, site in enumerate(graph.sites)
+        if site.batch_dim is not None
+    }
+    graph.run(tensors, inputs, acts)
+    return ranges
+
+
+def _percentile(rows: Float[Tensor, "n m"], percentile: float) -> Float[Tensor, " n"]:
+    """The nearest-rank percentile of each row; `torch.quantile` refuses rows as long as a feature map."""
+    rank = max(1, min(rows.shape[1], round(percentile / 100 * rows.shape[1])))
+    return rows.kthvalue(rank, dim=1).values
