@@ -144,7 +144,8 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
         "--methods",
         nargs="+",
         default=["baseline", "nm-augment"],
-        help="Methods to compare, the baseline among them. Default: baseline nm-augment.",
+        help="Methods to compare, the baseline among them; METHOD@ORACLE gives one an oracle of its own. "
+        "Default: baseline nm-augment.",
     )
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
     parser.add_argument("--jobs", type=int, default=1, help="Runs trained side by side (processes); set --threads too.")
@@ -258,9 +259,9 @@ def _compare(options: dict[str, Any]) -> None:
     from infer2train.config import unknown
     from infer2train.methods import METHODS
 
-    for method in options["methods"]:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+    for arm in options["methods"]:
+        if arm.partition("@")[0] not in METHODS:
+            raise unknown("method", arm.partition("@")[0], METHODS)
     if "baseline" not in options["methods"]:
         raise ValueError(
             f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods"
@@ -269,9 +270,12 @@ def _compare(options: dict[str, Any]) -> None:
         raise ValueError(f"compare takes several methods: got --method {options['method']}; pass --methods baseline …")
     given = _config_of(options)
     runs = {
-        (method, given.seed + offset): _config_of(options, seed=given.seed + offset, **_own_settings(options, method))
+        # A colon is no character for a folder's name everywhere.
+        (arm.replace(":", "-"), given.seed + offset): _config_of(
+            options, seed=given.seed + offset, **_settings_of_arm(options, arm)
+        )
         for offset in range(options["seeds"])
-        for method in options["methods"]
+        for arm in options["methods"]
     }
     folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
     at_least("seeds", options["seeds"], 1)
@@ -280,6 +284,12 @@ def _compare(options: dict[str, Any]) -> None:
         Comparison(runs=runs), folder, resume=options["resume"], jobs=options["jobs"], quiet=options["quiet"]
     )
     print_comparison(summaries, folder, Console())
+
+
+def _settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Settings of `METHOD`, or of `METHOD@ORACLE`."""
+    method, _, oracle = arm.partition("@")
+    return _own_settings(options, method) | ({"oracle": oracle} if oracle else {})
 
 
 def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:

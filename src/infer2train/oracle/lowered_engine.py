@@ -177,7 +177,7 @@ class LoweredEngine(Engine):
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
             expected = Simulation(self.graph, program)(self._probe)
-        found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected)
+        found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected, self._bits or 8)
         return (lowered if found <= self._limit else None), found
 
     def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
+from infer2train.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.quantization.affine import Affine
 from infer2train.quantization.graph import export
 from infer2train.quantization.program import Program
@@ -23,11 +24,13 @@ from infer2train.quantization.program import Program
 if TYPE_CHECKING:
     import openvino as ov
 
-HINTS = {"int8": "f32", "fp32": "f32", "bf16": "bf16"}
+BITS = {"int8": 8} | {f"b{bits}": bits for bits in BITS_OF_ALL if bits < 8}
+"""Precision -> width. Fewer than 8 bits run on the same int8 units: studies of precision at nearly the same speed."""
+HINTS = dict.fromkeys(("fp32", *BITS), "f32") | {"bf16": "bf16"}
 """Precision -> of what stays real. It must be said: left alone, OpenVINO takes bf16 where the CPU has it."""
 RAN_IN = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 LAYERS = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
-ON_THE_WAY = ("Multiply", "Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
+ON_THE_WAY = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 """Operations between a weight and the layer that reads it."""
 
 
@@ -36,7 +39,7 @@ class OpenVINOEngine(LoweredEngine):
 
     Args:
         model: the trainer's; its structure is converted, which takes seconds, once.
-        precision: int8, fp32 or bf16.
+        precision: int8, fp32 or bf16; b2 … b7 for values of fewer bits on the int8 units.
         samples: calibration samples and probe.
         device: an OpenVINO device such as GPU or NPU. Other devices than CPU are untested, their refresh cost unknown.
         scheme: how S and Z are chosen.
@@ -75,10 +78,10 @@ class OpenVINOEngine(LoweredEngine):
             f"openvino:{precision}" + (f"@{device}" if device else ""),
             model,
             samples=samples,
-            bits=8 if precision == "int8" else None,
+            bits=BITS.get(precision),
             scheme=scheme,
             rows=rows,
-            limit=LIMITS[precision],
+            limit=LIMITS.get(precision, LIMITS["int8"]),
         )
 
     def _convert(self) -> None:
@@ -106,7 +109,7 @@ class OpenVINOEngine(LoweredEngine):
                     name = f"{layer.name} reads {node.get_friendly_name()}"
                     if node.get_friendly_name() not in self._layer_of:
                         node.set_friendly_name(name)
-                        self._layer_of[name] = layer.name
+                        self._layer_of |= {name: layer.name} | dict.fromkeys(_bias_additions(node), layer.name)
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         from openvino import opset13 as ops
@@ -125,8 +128,9 @@ class OpenVINOEngine(LoweredEngine):
             elif site.kind == "weight":
                 result = _integers(by_name[site.name], program.affines[number]).output(0)
             else:
-                low, high = (limit.numpy() for limit in program.affines[number].limits())
-                result = ops.fake_quantize(source, low, high, low, high, levels=2**8).output(0)
+                affine = program.affines[number]
+                low, high = (limit.numpy() for limit in affine.limits())
+                result = ops.fake_quantize(source, low, high, low, high, levels=affine.high - affine.low + 1).output(0)
             for reader in product.output(0).get_target_inputs():
                 reader.replace_source_output(result)
             model.remove_parameter(mark)
@@ -204,8 +208,20 @@ def _readers(node: Any) -> Iterator[Any]:
         found = reader.get_node()
         if found.get_type_name() in LAYERS:
             yield found
-        elif found.get_type_name() in ON_THE_WAY:
+        elif found.get_type_name() in (*ON_THE_WAY, "Multiply"):  # by the mark of a site
             yield from _readers(found)
+
+
+def _bias_additions(layer: Any) -> Iterator[str]:
+    """Names of the additions of a bias to what a layer gives: a fused layer may go by these alone."""
+    for reader in layer.output(0).get_target_inputs():
+        addition = reader.get_node()
+        if addition.get_type_name() == "Add":
+            other = next(v.get_node() for v in addition.input_values() if v.get_node().get_name() != layer.get_name())
+            while other.get_type_name() in ON_THE_WAY:
+                other = other.input_value(0).get_node()
+            if other.get_type_name() == "Parameter":
+                yield addition.get_friendly_name()
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
