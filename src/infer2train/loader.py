@@ -260,7 +260,12 @@ class MinedLoader:
         """Running totals since the loader was made, for `infer2train.metrics.window`."""
         pool = {f"{name}_seconds": value for name, value in self._pool.seconds().items()}
         own = self._meter.totals(seconds=perf_counter() - self._started)
-        return {**own, **pool, "publishing_seconds": own.get("publishing_seconds", 0.0) + pool["publishing_seconds"]}
+        return {
+            **own,
+            **self._pool.totals(),
+            **pool,
+            "publishing_seconds": own.get("publishing_seconds", 0.0) + pool["publishing_seconds"],
+        }
 
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.metrics.window` lists them."""
@@ -285,7 +290,7 @@ class MinedLoader:
             epoch=last.epoch,
             version=last.version,
             steps_per_second=draws_per_second(measured) / self.plan.accumulation_steps,
-            **{name: measured[name] for name in LOGGED},
+            **{name: measured[name] for name in LOGGED if name in measured},
         )
 
     def on_close(self, callback: Callable[[], None]) -> None:

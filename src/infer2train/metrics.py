@@ -5,7 +5,7 @@ own print do not disturb one another.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 Totals = dict[str, float]
 
@@ -13,8 +13,13 @@ SECONDS = ("waiting", "views", "scoring", "publishing")
 """Time of the training process: in the loader altogether, and of that for candidates' views, scoring, new weights."""
 
 
-LOGGED = ("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share")
-"""What of a metrics window goes into each step row."""
+LOGGED = (
+    *("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share"),
+    *("captured_gain", "same_view", "rank_correlation", "deviation", "recalibrations", "fp32_versions"),
+)
+"""What of a metrics window goes into each step row; what was not measured in it is left out."""
+FIDELITY = ("captured_gain", "same_view", "rank_correlation")
+"""Of an oracle that rounds, against its own weights in float32: means over the refreshes of a window."""
 
 
 class Meter:
@@ -40,6 +45,9 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         `draws`, `mined_draws`, `nonfinite_scores`, `duplicates`: counts; `lag` (steps), `mined_share` (of the trained
         examples), `score_mean` and `score_chosen` (of all finite candidates, of the mined): means; `*_seconds`: time of
         the training process; `scoring_share`: of the wall-clock, in views of candidates, scoring and publishing.
+        Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
+        whose program failed its check), `deviation` (mean over refreshes, output quantisation steps) and the means of
+        `captured_gain`, `same_view` and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
     """
     new = {name: float(value - mark.get(name, 0.0)) for name, value in now.items()}
 
@@ -57,10 +65,22 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         "score_chosen": ratio("chosen_sum", "chosen"),
         "nonfinite_scores": new.get("nonfinite_scores", 0.0),
         "duplicates": new.get("duplicates", 0.0),
+        **_refreshes(new, ratio),
         **seconds,
         "seconds": new.get("seconds", 0.0),
         "scoring_share": mining / new["seconds"] if new.get("seconds") else 0.0,
     }
+
+
+def _refreshes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> dict[str, float]:
+    """What happened at refreshes, where there were any."""
+    figures: dict[str, float] = {}
+    if new.get("refreshes"):
+        figures |= {name: new[name] for name in ("refreshes", "recalibrations", "fp32_versions")}
+        figures["deviation"] = ratio("deviation_sum", "refreshes")
+    if new.get("fidelity_count"):
+        figures |= {name: ratio(f"{name}_sum", "fidelity_count") for name in FIDELITY}
+    return figures
 
 
 def draws_per_second(measured: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ from infer2train.config import at_least, unknown
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
+from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.order import epoch_batches
@@ -187,11 +188,11 @@ def _inline_pool(
     split: Split,
 ) -> InlinePool:
     device = next(model.parameters()).device
+    samples = SourceSamples(
+        source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
+    )
     engine = None
     if plan.method.has_oracle:
-        samples = SourceSamples(
-            source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
-        )
         engine = build_engine(
             plan.oracle, model, device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
         )
@@ -202,4 +203,7 @@ def _inline_pool(
         device=device if engine is None else engine.device,
         chunk=plan.oracle_chunk,
     )
-    return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader))
+    monitor = None
+    if engine is not None and engine.has_reference and score is not None:
+        monitor = FidelityMonitor(samples, score, engine.device)
+    return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader), monitor)

@@ -71,6 +71,8 @@ class LoweredEngine(Engine):
         skeleton, self._pairs = fold_plan(model)
         self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
         self._probe = samples.probe(PROBE_ROWS)[0]
+        self._clipped: frozenset[int] = frozenset()
+        """Sites at which this engine is more exact than it must be, see `Simulation`."""
         self._lowered: Lowered | None = None
         self._tensors: tuple[Tensor, ...] = ()
         self._in_fp32 = False
@@ -176,7 +178,7 @@ class LoweredEngine(Engine):
         if program is None:
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
-            expected = Simulation(self.graph, program)(self._probe)
+            expected = Simulation(self.graph, program, self._clipped)(self._probe)
         found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected, self._bits or 8)
         return (lowered if found <= self._limit else None), found
 

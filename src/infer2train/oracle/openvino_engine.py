@@ -6,6 +6,7 @@ Z) in the places of the sites, and compiles. Pixels come in as uint8, channels l
 operations.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ BITS = {"int8": 8} | {f"b{bits}": bits for bits in BITS_OF_ALL if bits < 8}
 HINTS = dict.fromkeys(("fp32", *BITS), "f32") | {"bf16": "bf16"}
 """Precision -> of what stays real. It must be said: left alone, OpenVINO takes bf16 where the CPU has it."""
 RAN_IN = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+SITE = "site "
 LAYERS = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 ON_THE_WAY = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 """Operations between a weight and the layer that reads it."""
@@ -102,6 +104,7 @@ class OpenVINOEngine(LoweredEngine):
         assert len(self._model.get_parameters()) == count, (len(self._model.get_parameters()), count)
         self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
         by_name = dict(zip(graph.names, self._model.get_parameters(), strict=False))
+        self._clipped_known = False
         self._layer_of: dict[str, str] = {}
         for layer in graph.layers:
             if layer.weight is not None:
@@ -130,7 +133,8 @@ class OpenVINOEngine(LoweredEngine):
             else:
                 affine = program.affines[number]
                 low, high = (limit.numpy() for limit in affine.limits())
-                result = ops.fake_quantize(source, low, high, low, high, levels=affine.high - affine.low + 1).output(0)
+                levels, name = affine.high - affine.low + 1, f"{SITE}{number}"
+                result = ops.fake_quantize(source, low, high, low, high, levels=levels, name=name).output(0)
             for reader in product.output(0).get_target_inputs():
                 reader.replace_source_output(result)
             model.remove_parameter(mark)
@@ -141,6 +145,8 @@ class OpenVINOEngine(LoweredEngine):
         self._shape_inputs(model, inputs)
         compiled = self._core.compile_model(model, self._target, self._settings)
         self._compiled = compiled
+        if program is not None and not self._clipped_known:
+            self._clipped, self._clipped_known = frozenset(_added_unrounded(compiled)), True
         return _Request(compiled, self._is_channels_last)
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
@@ -222,6 +228,15 @@ def _bias_additions(layer: Any) -> Iterator[str]:
                 other = other.input_value(0).get_node()
             if other.get_type_name() == "Parameter":
                 yield addition.get_friendly_name()
+
+
+def _added_unrounded(compiled: "ov.CompiledModel") -> Iterator[int]:
+    """Sites that were fused between a convolution and an addition: OpenVINO clips there, and rounds after the sum."""
+    for node in compiled.get_runtime_model().get_ops():
+        names = _text(node.get_rt_info(), "originalLayersNames").split(",")
+        for name, following in itertools.pairwise(names):
+            if name.startswith(SITE) and "aten.add" in following:
+                yield int(name.removeprefix(SITE))
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ from time import perf_counter
 
 from infer2train.addresses import Addresses
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.scorer import Scorer, Scores, chunks
 from infer2train.oracle.snapshot import Record
 from infer2train.pipeline import AddressPipeline
@@ -18,9 +19,17 @@ class InlinePool(Pool):
         engine: runs the oracle; None where candidates need no score but only labels.
         scorer: the task.
         pipeline: makes the candidates' views.
+        monitor: measures the engine's fidelity after each refresh; None where none is measured.
     """
 
-    def __init__(self, engine: Engine | None, scorer: Scorer, pipeline: AddressPipeline) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        scorer: Scorer,
+        pipeline: AddressPipeline,
+        monitor: FidelityMonitor | None = None,
+    ) -> None:
+        self._monitor = monitor
         self._engine = engine
         self._scorer = scorer
         self._pipeline = pipeline
@@ -76,11 +85,17 @@ class InlinePool(Pool):
             return
         started = perf_counter()
         self._engine.refresh(record)
+        if self._monitor is not None:
+            self._monitor.measure(self._engine)
         self._in_use = record
         self._seconds["publishing"] += perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
         return dict(self._seconds)
+
+    def totals(self) -> dict[str, float]:
+        engine = self._engine.totals() if self._engine is not None else {}
+        return engine | (self._monitor.totals() if self._monitor is not None else {})
 
     def close(self) -> None:
         self._submitted.clear()

@@ -46,6 +46,11 @@ class Affine:
         scale, zero_point = self._for(x)
         return (x / scale).round_().clamp_(self.low - zero_point, self.high - zero_point).mul_(scale)
 
+    def clip(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Real numbers held to `limits`, but not rounded."""
+        scale, zero_point = self._for(x)
+        return torch.clamp(x, (self.low - zero_point) * scale, (self.high - zero_point) * scale)
+
     def limits(self) -> tuple[Float[Tensor, "*c"], Float[Tensor, "*c"]]:
         """The least and the greatest real number that has an integer of its own."""
         return (self.low - self.zero_point) * self.scale, (self.high - self.zero_point) * self.scale

@@ -4,7 +4,7 @@
 Engines that run integers are compared with it at every refresh.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,11 @@ class Simulation:
     Args:
         graph: of the model.
         program: its specification.
+        clipped: numbers of sites whose tensor is only held to the range of its integers, not rounded: where an engine
+            adds what a convolution gives before it rounds, it is more exact than the specification asks.
     """
 
-    def __init__(self, graph: WeightGraph, program: Program) -> None:
+    def __init__(self, graph: WeightGraph, program: Program, clipped: Collection[int] = ()) -> None:
         self._graph, self._program = graph, program
         by_name = dict(zip(graph.names, program.tensors, strict=True))
         self._acts: dict[int, Any] = {}
@@ -124,7 +126,7 @@ class Simulation:
                 rounded = affine.fake(by_name[site.name])
                 self._acts[number] = lambda x, rounded=rounded: rounded
             else:
-                self._acts[number] = affine.fake
+                self._acts[number] = affine.clip if number in clipped else affine.fake
 
     def __call__(self, inputs: Any) -> list[Tensor]:
         """The tensors of the model's outputs, in order."""

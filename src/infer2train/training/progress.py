@@ -28,6 +28,7 @@ class RunProgress:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
+        self._gain: float | None = None
         self._task = self._progress.add_task(title, total=total_steps, figures="")
 
     def __enter__(self) -> "RunProgress":
@@ -45,6 +46,9 @@ class RunProgress:
             f"{figures['steps_per_second']:.1f} steps/s · loss {figures['loss']:.3f} · lag {figures['lag']:.0f} · "
             f"scoring {figures['scoring_share']:.0%}"
         )
+        self._gain = figures.get("captured_gain", self._gain)
+        if self._gain is not None:
+            shown += f" · captured gain {self._gain:.2f}"
         self._progress.update(self._task, completed=steps, figures=shown)
 
     def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float | None]) -> None:

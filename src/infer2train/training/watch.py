@@ -58,7 +58,7 @@ class Watch:
                 steps_per_second=draws_per_second(measured),
                 penalty=seen.penalty,
                 penalty_gradient_ratio=penalty_gradient_ratio(config.distill_weight, mined, seen.logits, seen.targets),
-                **{name: measured[name] for name in LOGGED},
+                **{name: measured[name] for name in LOGGED if name in measured},
             )
         self._show(result.loss)
 

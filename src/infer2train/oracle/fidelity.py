@@ -1,0 +1,136 @@
+"""How well the oracle picks: its scores against those of the same weights in float32, on views that never change.
+
+What matters is not how close the scores are, but what is lost by following them. Measured at every refresh, on a few
+samples with a few views each, so it is cheap enough to stay on.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infer2train.batches import batch_size, map_tensors
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.samples import PROBE_VIEWS, Samples
+from infer2train.oracle.scorer import Score
+
+PROBE_SAMPLES = 8
+"""Samples of the probe."""
+LEAST_GAIN = 0.5
+"""Captured gain below which the oracle is said to be of little use."""
+LEAST_SPREAD = 0.01
+"""Spread of the fresh scores within a sample, relative to their mean, below which views hardly differ."""
+PATIENCE = 5
+"""Refreshes in a row before anything is said."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Of one version's scores, on views of the same samples.
+
+    Args:
+        captured_gain: (L_chosen − L_mean) / (L_max − L_mean), L from float32, sums over samples: 1 where the oracle
+            picks as float32 would, 0 where it might as well pick at random.
+        same_view: share of samples for which the same view has the highest score.
+        rank_correlation: Spearman's ρ of the two scores within each sample's views, mean over samples.
+        spread: mean over samples of L_max − L_mean, relative to the mean of |L|.
+    """
+
+    captured_gain: float
+    same_view: float
+    rank_correlation: float
+    spread: float
+
+
+def fidelity(oracle: Float[Tensor, "s v"], fresh: Float[Tensor, "s v"]) -> Fidelity:
+    """Compare an oracle's scores of `v` views of each of `s` samples with the scores that it should have given.
+
+    Example:
+        >>> fidelity(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+        Fidelity(captured_gain=0.0, same_view=0.0, rank_correlation=0.5, spread=0.5)
+    """
+    mean, best = fresh.mean(1), fresh.amax(1)
+    chosen = fresh.gather(1, oracle.argmax(1, keepdim=True))[:, 0]
+    possible = float((best - mean).sum())
+    level = float(fresh.abs().mean())
+    return Fidelity(
+        captured_gain=float((chosen - mean).sum()) / possible if possible > 0 else 1.0,
+        same_view=float((oracle.argmax(1) == fresh.argmax(1)).float().mean()),
+        rank_correlation=float(_correlation(_ranks(oracle), _ranks(fresh)).mean()),
+        spread=possible / len(fresh) / level if level > 0 else 0.0,
+    )
+
+
+def _ranks(scores: Float[Tensor, "s v"]) -> Float[Tensor, "s v"]:
+    """Ranks within each row; equal scores share the mean of theirs."""
+    below = (scores[:, :, None] > scores[:, None, :]).sum(2)
+    equal = (scores[:, :, None] == scores[:, None, :]).sum(2)
+    return below + (equal - 1) / 2
+
+
+def _correlation(a: Float[Tensor, "s v"], b: Float[Tensor, "s v"]) -> Float[Tensor, " s"]:
+    """Pearson's of each row; 1 where both are constant, 0 where one is."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    both_constant = ((a == 0).all(1) & (b == 0).all(1)).float()
+    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), both_constant)
+
+
+class FidelityMonitor:
+    """Measures an engine after each of its refreshes.
+
+    Args:
+        samples: where the probe comes from.
+        score: (outputs, targets) -> [n], the run's own.
+        device: where the engine's outputs are.
+    """
+
+    def __init__(self, samples: Samples, score: Score, device: torch.device) -> None:
+        self._score = score
+        self._inputs, self._targets = map_tensors(
+            lambda tensor: tensor.to(device), samples.probe(PROBE_SAMPLES * PROBE_VIEWS)
+        )
+        self._totals: dict[str, float] = {}
+        self._low, self._flat = 0, 0
+        self._has_warned = False
+
+    def measure(self, engine: Engine) -> Fidelity:
+        """Compare the engine with its own weights in float32, and keep count."""
+        found = fidelity(self._views(engine.outputs), self._views(engine.reference))
+        figures = {"captured_gain_sum": found.captured_gain, "same_view_sum": found.same_view}
+        figures |= {"rank_correlation_sum": found.rank_correlation, "fidelity_count": 1.0}
+        for name, value in figures.items():
+            self._totals[name] = self._totals.get(name, 0.0) + value
+        self._warn(engine, found)
+        return found
+
+    def totals(self) -> dict[str, float]:
+        """Running sums, for `infer2train.metrics.window`."""
+        return dict(self._totals)
+
+    def _views(self, outputs: Callable[[Any], Any]) -> Float[Tensor, "s v"]:
+        scores = self._score(outputs(self._inputs), self._targets)
+        assert len(scores) == batch_size(self._inputs), (scores.shape, batch_size(self._inputs))
+        return scores.detach().float().view(-1, PROBE_VIEWS)
+
+    def _warn(self, engine: Engine, found: Fidelity) -> None:
+        self._low = self._low + 1 if found.captured_gain < LEAST_GAIN else 0
+        self._flat = self._flat + 1 if found.spread < LEAST_SPREAD else 0
+        if self._has_warned or max(self._low, self._flat) < PATIENCE:
+            return
+        self._has_warned = True
+        if self._flat >= PATIENCE:
+            message = (
+                f"the views of a sample hardly differ for the model: its highest score is {found.spread:.2%} above the "
+                "mean; mining views needs a stronger random transform, or use method='nm-sample'"
+            )
+        else:
+            message = (
+                f"{engine.name} captured less than {LEAST_GAIN:.0%} of what mining could gain at {PATIENCE} refreshes "
+                f"in a row (now {found.captured_gain:.0%}); take an oracle of higher precision, such as torch:fp32"
+            )
+        warnings.warn(message, RuntimeWarning)
