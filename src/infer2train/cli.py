@@ -122,6 +122,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("compare", _compare_parser(arguments), help="compare methods over paired seeds")
     verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
+    verbs.add_subcommand("gamma", _gamma_parser(), help="measure what this machine can do, and whether mining pays")
     verbs.add_subcommand("demo", _demo_parser(), help="the paper's methods on real data, in minutes")
     return parser
 
@@ -168,6 +169,27 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
+    return parser
+
+
+def _gamma_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Measure trainer, int8 engines and views on this machine: γ, alone and end to end, and a verdict.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--model", type=str, default="resnet44", help="As for train.")
+    add("--data", type=str | None, default=None, help="As for train. Default: random pixels.")
+    add("--data-cache", type=str | None, default=None, help="As for train.")
+    add("--image-size", type=int | None, default=None, help="Height and width in pixels. Default: as stored, or 32.")
+    add("--batch-size", type=int, default=64, help="Examples trained on in each step (B; images).")
+    add("--gamma", type=int, default=10, help="Candidates for each trained example that are asked for.")
+    add("--threads", type=int | None, default=None, help="Threads of trainer and engines. Default: all cores.")
+    add("--compile", action="store_true", help="Try torch.compile for the trainer too (minutes).")
+    add("--run", type=str | None, default=None, help="A run folder: its model, data and newest weights.")
+    add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
+    add("--json", type=str | None, default=None, help="Write everything measured to this file.")
+    add("--quiet", action="store_true", help="Show no progress.")
     return parser
 
 
@@ -332,13 +354,48 @@ def _eval(options: dict[str, Any]) -> None:
     print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")  # noqa: T201
 
 
+def _gamma(options: dict[str, Any]) -> None:
+    import json
+
+    from rich.console import Console
+
+    from infer2train.gamma.measure import measure_gamma
+    from infer2train.gamma.report import print_gamma
+
+    progress = Console(stderr=True)
+    with progress.status("measuring …") as status:
+        report = measure_gamma(
+            model=options["model"],
+            data=options["data"],
+            data_cache=options["data_cache"],
+            image_size=options["image_size"],
+            batch_size=options["batch_size"],
+            gamma=options["gamma"],
+            threads=options["threads"],
+            compiled=options["compile"],
+            run=None if options["run"] is None else Path(options["run"]),
+            engines=tuple(options["engines"]),
+            say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
+        )
+    if options["json"] is not None:
+        Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
+    print_gamma(report, Console())
+
+
+def _tell(line: str, console: Any, status: Any) -> None:
+    """What is under way: as the live line of a terminal, as a line of its own elsewhere."""
+    status.update(f"measuring {line}")
+    if not console.is_terminal:
+        console.print(f"measuring {line}", highlight=False)
+
+
 def _demo(options: dict[str, Any]) -> None:
     from infer2train.demo import demo
 
     demo(Path(options["runs_dir"]), quiet=options["quiet"])
 
 
-VERBS = {"train": _train, "compare": _compare, "report": _report, "eval": _eval, "demo": _demo}
+VERBS = {"train": _train, "compare": _compare, "report": _report, "eval": _eval, "gamma": _gamma, "demo": _demo}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,204 @@
+"""`infer2train gamma`: what this machine can do for a model, measured in one go."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from infer2train.addresses import Addresses, Purpose, seeds
+from infer2train.batches import split_batch
+from infer2train.checkpoint import load_checkpoint
+from infer2train.config import at_least, from_plain
+from infer2train.data.catalogue import default_cache_dir, load_data
+from infer2train.gamma.energy import joules_of
+from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
+from infer2train.gamma.plan import recommend
+from infer2train.gamma.report import GammaReport
+from infer2train.gamma.trainer import TrainerSpeed, step_parts, training_speeds
+from infer2train.models.catalogue import build_model
+from infer2train.models.pixels import Pixels
+from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
+from infer2train.oracle.measurement import measure_engine, timed
+from infer2train.oracle.samples import SourceSamples
+from infer2train.runlog import CONFIG, cpu_name, read_config
+from infer2train.scores import loss
+from infer2train.training.folder import CHECKPOINTS
+from infer2train.training.setup import GREY_MEAN, GREY_STD, RGB_MEAN, RGB_STD, available_cores
+from infer2train.views.catalogue import make_view
+from infer2train.views.image_views import ImageViews
+
+MEASURED = ("torch:fp32", "torch:bf16", "openvino:int8", "onnxruntime:int8")
+"""Engines that are measured, where they are installed."""
+LARGE = 64
+"""Images higher than this get random-resized crops, and a thousand classes where no data says otherwise."""
+MADE_IMAGES = 256
+"""Random images, where no data is given. Speed does not depend on what is seen; captured gain does."""
+WARM_UP_STEPS = 5
+"""Steps that a fresh model trains before it is measured, so that its views differ for it."""
+
+
+def measure_gamma(
+    *,
+    model: str = "resnet44",
+    data: str | None = None,
+    data_cache: str | None = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    gamma: int = 10,
+    threads: int | None = None,
+    compiled: bool = False,
+    run: Path | None = None,
+    engines: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> GammaReport:
+    """Measure trainer, engines and views of this machine for a model, and say whether mining pays.
+
+    Args:
+        model: an entry of the model catalogue.
+        data: a data set's name or folder. Default: random pixels.
+        data_cache: folder of the decoded cache.
+        image_size: height and width (pixels). Default: as stored; 32 for random pixels.
+        batch_size: examples in a step.
+        gamma: candidates for each example that are asked for.
+        threads: of trainer and engines alike. Default: as many as there are cores.
+        compiled: try torch.compile for the trainer too, which takes minutes.
+        run: a run folder whose model, data and newest weights are measured.
+        engines: engines to measure. Default: every one of `MEASURED` that is installed.
+        say: called with what is being measured.
+
+    Raises:
+        ValueError: a setting that cannot be met.
+    """
+    for name, value in {"batch_size": batch_size, "gamma": gamma, "threads": threads, "image_size": image_size}.items():
+        if value is not None:
+            at_least(name, value, 2 if name == "batch_size" else 1)
+    torch.set_num_threads(threads or available_cores())
+    source, network, described = _subject(model, data, data_cache, image_size, run)
+    samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
+    ids = np.resize(np.arange(len(source)), batch_size)
+    images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
+
+    say("the trainer")
+    trained_steps = described["steps"] or _warm_up(network, images, targets)
+    train = []
+    for speed in training_speeds(network, images, targets, compiled=compiled):
+        train.append(speed)
+        say(f"the trainer: {speed.name} {speed.images_per_second:.0f} images/s")
+    parts = step_parts(network, images, targets)
+    say("views")
+    views_seconds = timed(
+        lambda: source.batch(Addresses(ids, seeds(0, Purpose.VIEW, draw=1, slot=np.arange(batch_size))))
+    )
+    say("the int8 peak")
+    peak = int8_gemm_peak()
+    speeds, failed = [], {}
+    for spec in engines or [spec for spec in MEASURED if not missing_packages(parse_engine(spec).name)]:
+        say(f"{spec}: building")
+        try:
+            speeds.append(measure_engine(spec, network, samples, score=loss))
+        except ValueError as error:
+            failed[spec] = str(error)
+            continue
+        say(f"{spec}: {speeds[-1].images_per_second:.0f} images/s")
+    if not speeds:
+        raise ValueError(f"gamma needs an engine that runs the model: got {failed}; add torch:fp32")
+    step_seconds = min(speed.step_seconds for speed in train) + views_seconds
+    best = min(train, key=lambda speed: speed.step_seconds)
+    return GammaReport(
+        machine={"cpu": cpu_name(), "cores": available_cores(), "system": platform.platform()},
+        versions=_versions(),
+        model=described["model"],
+        data=described["data"],
+        image_size=int(images.shape[-1]),
+        batch_size=batch_size,
+        threads=torch.get_num_threads(),
+        trained_steps=trained_steps,
+        gamma=gamma,
+        train=train,
+        parts=parts,
+        engines=speeds,
+        failed=failed,
+        views_per_second=batch_size / views_seconds,
+        peak_operations=peak,
+        operations_per_image=operations_per_image(network, images),
+        joules_per_trained_image=_joules(network, images, targets, best),
+        recommended=recommend(
+            speeds,
+            gamma=gamma,
+            step_seconds=step_seconds,
+            batch_size=batch_size,
+            views_per_second=batch_size / views_seconds,
+        ),
+    )
+
+
+def _subject(
+    model: str, data: str | None, data_cache: str | None, image_size: int | None, run: Path | None
+) -> tuple[ImageViews, nn.Module, dict[str, Any]]:
+    """What is measured: views, a network, and what they are called."""
+    weights = None
+    if run is not None:
+        config = from_plain(read_config(run))
+        checkpoint = load_checkpoint(run / CHECKPOINTS)
+        if checkpoint is None:
+            raise ValueError(f"gamma --run needs a run with a checkpoint: got none in {run}; train it first")
+        model, data, image_size = config.model, config.data, image_size or config.image_size
+        data_cache = data_cache or config.data_cache
+        weights = checkpoint.state["model"]
+        assert (run / CONFIG).is_file()
+    if data is None:
+        size = image_size or 32
+        generator = np.random.default_rng(0)
+        pixels = generator.integers(0, 256, (MADE_IMAGES, size, size, 3), dtype=np.uint8)
+        classes = 1000 if size > LARGE else 10
+        labels, name = generator.integers(0, classes, MADE_IMAGES), "random pixels"
+    else:
+        loaded = load_data(data, cache_dir=Path(data_cache or default_cache_dir()), image_size=image_size)
+        pixels, labels, classes, name = loaded.train.images, loaded.train.targets, len(loaded.class_names), loaded.name
+        size = pixels.shape[1]
+    view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)
+    channels = pixels.shape[3]
+    mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (RGB_MEAN, RGB_STD)
+    network = Pixels(build_model(model, num_classes=classes, in_channels=channels, seed=0), mean, std)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = 0
+    if weights is not None:
+        network.load_state_dict(weights)
+        assert checkpoint is not None
+        steps = int(checkpoint.state["loader"]["steps"])
+    return ImageViews(pixels, labels, view), network, {"model": model, "data": name, "steps": steps}
+
+
+def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> int:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(WARM_UP_STEPS):
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(network.train()(images), targets))
+        optimizer.step()
+    return WARM_UP_STEPS
+
+
+def _joules(network: nn.Module, images: torch.Tensor, targets: torch.Tensor, best: TrainerSpeed) -> float | None:
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in best.name):
+            outputs = network(images)
+        torch.autograd.backward(nn.functional.cross_entropy(outputs.float(), targets))
+        network.zero_grad()
+
+    found = joules_of(step)
+    return None if found is None else found / len(images)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("infer2train", "torch", *ENGINES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,168 @@
+"""What `infer2train gamma` found: as an object, as JSON, as a table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infer2train.gamma.plan import UPDATES, Recommendation, gammas
+from infer2train.gamma.trainer import StepParts, TrainerSpeed
+from infer2train.oracle.measurement import EngineSpeed
+
+
+@dataclass(frozen=True, kw_only=True)
+class GammaReport:
+    """All that was measured, and what follows."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    model: str
+    data: str
+    image_size: int
+    batch_size: int
+    threads: int
+    trained_steps: int
+    gamma: int
+    train: list[TrainerSpeed]
+    parts: StepParts
+    engines: list[EngineSpeed]
+    failed: dict[str, str]
+    """Engines that cannot run the model, and why."""
+    views_per_second: float
+    peak_operations: float
+    operations_per_image: float
+    joules_per_trained_image: float | None
+    recommended: Recommendation
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the trainer at its best, its views included."""
+        return min(speed.step_seconds for speed in self.train) + self.batch_size / self.views_per_second
+
+    @property
+    def training_images_per_second(self) -> float:
+        """Of the trainer at its best, its views included."""
+        return self.batch_size / self.step_seconds
+
+    def end_to_end(self, speed: EngineSpeed) -> dict[int, float]:
+        """End-to-end γ of an engine by T."""
+        return gammas(
+            speed,
+            step_seconds=self.step_seconds,
+            batch_size=self.batch_size,
+            views_per_second=self.views_per_second,
+        )
+
+    def peak_share(self, speed: EngineSpeed) -> float:
+        """Part of the measured int8 peak at which an engine works."""
+        return speed.images_per_second * self.operations_per_image / self.peak_operations
+
+    def as_plain(self) -> dict[str, Any]:
+        """JSON types; what scripts read."""
+        return {
+            "machine": self.machine,
+            "versions": self.versions,
+            "model": self.model,
+            "data": self.data,
+            "image_size": self.image_size,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "trained_steps": self.trained_steps,
+            "train": [vars(speed) for speed in self.train],
+            "training_images_per_second": self.training_images_per_second,
+            "step_parts_seconds": vars(self.parts),
+            "views_per_second": self.views_per_second,
+            "int8_peak_operations_per_second": self.peak_operations,
+            "operations_per_image": self.operations_per_image,
+            "joules_per_trained_image": self.joules_per_trained_image,
+            "engines": [
+                {
+                    "name": speed.name,
+                    "images_per_second": speed.images_per_second,
+                    "gamma": speed.images_per_second / self.training_images_per_second,
+                    "end_to_end_gamma": {str(t): value for t, value in self.end_to_end(speed).items()},
+                    "refresh_seconds": speed.refresh_seconds,
+                    "captured_gain": speed.captured_gain,
+                    "chunk": speed.chunk,
+                    "peak_share": self.peak_share(speed),
+                }
+                for speed in self.engines
+            ],
+            "failed": self.failed,
+            "recommended": vars(self.recommended),
+        }
+
+
+def print_gamma(report: GammaReport, console: Console) -> None:
+    """The table, the verdict and what it means."""
+    console.print(_title(report), highlight=False)
+    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
+    for heading in (
+        "engine",
+        "images/s",
+        "γ",
+        *(f"γ at T={t}" for t in UPDATES),
+        "refresh",
+        "gain",
+        "chunk",
+        "of peak",
+    ):
+        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+    for speed in report.engines:
+        ends = report.end_to_end(speed)
+        table.add_row(
+            speed.name,
+            f"{speed.images_per_second:.0f}",
+            f"{speed.images_per_second / report.training_images_per_second:.1f}",
+            *(f"{ends[t]:.1f}" for t in UPDATES),
+            f"{speed.refresh_seconds:.3f} s",
+            "" if speed.captured_gain is None else f"{speed.captured_gain:.2f}",
+            str(speed.chunk),
+            f"{report.peak_share(speed):.0%}",
+        )
+    console.print(table)
+    for line in _remarks(report):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _title(report: GammaReport) -> str:
+    trained = f"{report.trained_steps} steps trained"
+    return (
+        f"{report.model} at {report.image_size} pixels, batch {report.batch_size}, {report.threads} thread(s) of "
+        f"{report.machine['cpu']}; {report.data}, {trained}"
+    )
+
+
+def _remarks(report: GammaReport) -> Iterator[str]:
+    best = max(report.train, key=lambda speed: speed.images_per_second)
+    parts = report.parts
+    yield (
+        f"trainer: {best.images_per_second:.0f} images/s ({best.name}), "
+        f"{report.training_images_per_second:.0f} with its loader; others: "
+        + ", ".join(f"{s.name} {s.images_per_second:.0f}" for s in report.train if s is not best)
+    )
+    whole = parts.forward + parts.input_gradients + parts.weight_gradients
+    yield (
+        f"a step in fp32: T_FF {parts.forward * 1e3:.0f} ms, T_GI {parts.input_gradients * 1e3:.0f} ms, T_GW "
+        f"{parts.weight_gradients * 1e3:.0f} ms, so γ = {whole / parts.forward:.1f} with the trainer's own forward pass"
+    )
+    yield (
+        f"views: {report.views_per_second:.0f}/s; int8 matrix products: {report.peak_operations / 1e12:.2f} TOP/s; "
+        f"{report.operations_per_image / 1e9:.3f} GOP an image"
+    )
+    if report.joules_per_trained_image is not None:
+        yield f"energy: {report.joules_per_trained_image:.2f} J for each trained image"
+    for name, reason in report.failed.items():
+        yield f"{name} cannot run this model: {reason}"
+    found = report.recommended
+    meaning = {
+        "FITS": f"a second device like this one scores {report.gamma} candidates for each example, and nobody waits",
+        "DOES NOT FIT": f"mining at γ = {report.gamma} would take more than twice as long; train longer instead",
+    }.get(found.verdict, "the trainer would wait for its oracle and take that many times as long")
+    yield f"γ = {report.gamma}: {found.verdict} ({meaning})"
+    yield (
+        f"recommended: --oracle {found.engine} --gamma {found.gamma} --update-every {found.update_every} "
+        f"--delay-steps {found.delay_steps}"
+    )

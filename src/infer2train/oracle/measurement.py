@@ -1,0 +1,195 @@
+"""How fast an engine is here: images per second, and seconds from a publication to its first verified score."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from infer2train.oracle.catalogue import ENGINES, INT8, build_engine, missing_packages, parse_engine
+from infer2train.oracle.engine import Engine
+from infer2train.oracle.fidelity import fidelity
+from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.samples import PROBE_VIEWS, Samples
+from infer2train.oracle.scorer import Score
+from infer2train.oracle.snapshot import snapshot
+
+CHUNKS = (8, 16, 32, 64, 128)
+"""Rows of a call that are tried."""
+REFRESHES = 3
+"""Refreshes that are timed."""
+MEASURED_SECONDS = 0.5
+"""Time in which one chunk size is measured, at least three calls."""
+AFFORDABLE = 0.1
+"""Part of the T steps between two refreshes that a refresh may take."""
+CANDIDATES = (*INT8, "torch:fp32")
+"""Engines that `auto` chooses from, where they are installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpeed:
+    """What one engine does on this machine, with the threads that torch has now."""
+
+    name: str
+    images_per_second: float
+    """At the best chunk."""
+    chunk: int
+    """Rows of a call at which it is fastest."""
+    refresh_seconds: float
+    """From the publication of a version to its first verified score, median."""
+    captured_gain: float | None
+    """See `fidelity.Fidelity`; None for an engine that does not round, or without targets."""
+    by_chunk: dict[int, float] = field(default_factory=dict)
+    """Images per second by rows of a call."""
+
+
+def timed(call: Callable[[], object], seconds: float = MEASURED_SECONDS, least: int = 3) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    call()
+    taken: list[float] = []
+    while len(taken) < least or sum(taken) < seconds:
+        started = perf_counter()
+        call()
+        taken.append(perf_counter() - started)
+    return statistics.median(taken)
+
+
+def measure_engine(
+    spec: str,
+    model: nn.Module,
+    samples: Samples,
+    *,
+    chunks: Sequence[int] = CHUNKS,
+    score: Score | None = None,
+    gain_samples: int = 32,
+) -> EngineSpeed:
+    """Time an engine with the model's weights of now.
+
+    Args:
+        spec: the engine.
+        model: whose weights it runs.
+        samples: where its inputs come from.
+        chunks: rows of a call to try.
+        score: with which the captured gain is measured. Default: it is not.
+        gain_samples: samples, of `PROBE_VIEWS` views each, on which it is.
+
+    Raises:
+        ValueError: the engine cannot run the model, or its package is missing.
+    """
+    first = 32 if 32 in chunks else chunks[0]
+    engine = build_engine(spec, model, samples=samples, rows=first)
+    refresh_seconds = statistics.median(_refresh_seconds(engine, model, samples, first) for _ in range(REFRESHES))
+    by_chunk: dict[int, float] = {}
+    for rows in chunks:
+        if isinstance(engine, LoweredEngine):
+            if rows != first and not engine.graph.takes_any_rows:
+                continue
+            engine.rows = rows
+            engine.refresh(engine.calibrated(snapshot(model, engine.version or 0)))
+        inputs = samples.calibration(0, rows)
+        by_chunk[rows] = rows / timed(lambda inputs=inputs: engine.outputs(inputs))  # type: ignore[misc]
+    best = max(by_chunk, key=by_chunk.__getitem__)
+    gain = None
+    if engine.has_reference and score is not None:
+        inputs, targets = samples.probe(gain_samples * PROBE_VIEWS)
+        if targets is not None:
+            scores = [score(run(inputs), targets).view(-1, PROBE_VIEWS) for run in (engine.outputs, engine.reference)]
+            gain = fidelity(*scores).captured_gain
+    return EngineSpeed(
+        name=spec,
+        images_per_second=by_chunk[best],
+        chunk=best,
+        refresh_seconds=refresh_seconds,
+        captured_gain=gain,
+        by_chunk=by_chunk,
+    )
+
+
+def _refresh_seconds(engine: Engine, model: nn.Module, samples: Samples, rows: int) -> float:
+    inputs = samples.calibration(0, rows)
+    started = perf_counter()
+    engine.refresh(engine.calibrated(snapshot(model, (engine.version or 0) + 1)))
+    engine.outputs(inputs)
+    return perf_counter() - started
+
+
+def end_to_end_gamma(
+    images_per_second: float,
+    refresh_seconds: float,
+    *,
+    step_seconds: float,
+    batch_size: int,
+    update_every: int,
+    views_per_second: float = torch.inf,
+) -> float:
+    """Candidates for each trained example that a device like the measured one scores while the trainer does T steps.
+
+    Making views and the refresh are counted to the device that scores.
+
+    Args:
+        images_per_second: of the engine alone.
+        refresh_seconds: of each of its refreshes.
+        step_seconds: of the trainer.
+        batch_size: examples in a step (B).
+        update_every: T.
+        views_per_second: how many candidates' views are made in a second.
+
+    Example:
+        >>> end_to_end_gamma(2000, 0.5, step_seconds=0.3, batch_size=64, update_every=50)
+        9.0625
+    """
+    seconds = max(0.0, update_every * step_seconds - refresh_seconds)
+    rate = 1 / (1 / images_per_second + 1 / views_per_second)
+    return seconds * rate / (update_every * batch_size)
+
+
+def installed_engines() -> list[str]:
+    """Engines that `auto` chooses from and whose packages are here."""
+    return [spec for spec in CANDIDATES if not missing_packages(parse_engine(spec).name)]
+
+
+def fastest_engine(
+    model: nn.Module, samples: Samples, *, step_seconds: float, batch_size: int, update_every: int, rows: int
+) -> tuple[str, list[str]]:
+    """What `auto` is here: the engine with the highest end-to-end γ at T, and one line on each engine tried.
+
+    An engine whose refresh takes more than `AFFORDABLE` of T steps is refused, unless none is left.
+
+    Args:
+        model: the trainer's.
+        samples: where its inputs come from.
+        step_seconds: of the trainer.
+        batch_size: examples in a step.
+        update_every: T.
+        rows: of a call.
+    """
+    found: dict[str, float] = {}
+    refused: dict[str, float] = {}
+    lines: list[str] = []
+    for spec in installed_engines():
+        try:
+            speed = measure_engine(spec, model, samples, chunks=(rows,))
+        except ValueError as error:
+            lines.append(f"{spec}: cannot run this model ({error})")
+            continue
+        gamma = end_to_end_gamma(
+            speed.images_per_second,
+            speed.refresh_seconds,
+            step_seconds=step_seconds,
+            batch_size=batch_size,
+            update_every=update_every,
+        )
+        share = speed.refresh_seconds / (update_every * step_seconds)
+        line = f"{spec}: {speed.images_per_second:.0f} images/s, refresh {speed.refresh_seconds:.3f} s, γ {gamma:.1f}"
+        if share > AFFORDABLE:
+            line += f"; refused: a refresh takes {share:.0%} of {update_every} steps, {AFFORDABLE:.0%} are allowed"
+        (refused if share > AFFORDABLE else found)[spec] = gamma
+        lines.append(line)
+    chosen = found or refused
+    assert chosen, "the torch engine runs every model"
+    return max(chosen, key=chosen.__getitem__), lines
+
+
+assert all(parse_engine(spec).name in ENGINES for spec in CANDIDATES)
