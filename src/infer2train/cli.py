@@ -18,6 +18,8 @@ from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConf
 from infer2train.training.regimes import regime_defaults
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+WIDTH_OF_A_FILE = 120
+"""Columns of a table where nobody has a terminal's width."""
 GROUPS = {"data": DataConfig, "mining": MiningConfig, "training": TrainingConfig}
 
 
@@ -291,6 +293,11 @@ def _compare(options: dict[str, Any]) -> None:
     if "method" in options["given"]:
         raise ValueError(f"compare takes several methods: got --method {options['method']}; pass --methods baseline …")
     given = _config_of(options)
+    if "auto" in {given.oracle, *(arm.partition("@")[2] for arm in options["methods"])}:
+        raise ValueError(
+            "the runs of a comparison need one oracle: got auto, which each run would measure anew; see what "
+            "infer2train gamma recommends, and pass that"
+        )
     runs = {
         # A colon is no character for a folder's name everywhere.
         (arm.replace(":", "-"), given.seed + offset): _config_of(
@@ -379,7 +386,8 @@ def _gamma(options: dict[str, Any]) -> None:
         )
     if options["json"] is not None:
         Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
-    print_gamma(report, Console())
+    console = Console()
+    print_gamma(report, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
 
 
 def _tell(line: str, console: Any, status: Any) -> None:

@@ -1,6 +1,8 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from infer2train.runlog import RunLog, write_config
 from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
+
+logger = logging.getLogger(__name__)
 
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
@@ -136,7 +140,7 @@ def mine(
     plan = MiningPlan(
         method=choices,
         score=choices.score if own_score is None else getattr(own_score, "__qualname__", type(own_score).__qualname__),
-        oracle=resolve_engine(oracle) if choices.has_oracle else oracle,
+        oracle=resolve_engine(oracle, is_used=choices.has_oracle),
         quantization=quantization,
         oracle_chunk=oracle_chunk or _default_chunk(dataloader, model, gamma),
         gamma=gamma,
@@ -153,6 +157,8 @@ def mine(
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
     source = _source(dataloader, transform)
+    if choices.has_oracle and oracle == "auto":
+        plan = replace(plan, oracle=_fastest_engine(dataloader, model, source, plan, split))
     pool = _inline_pool(dataloader, model, source, plan, scores_with, split)
     loader = MinedLoader(dataloader, model, plan, pool, AddressPipeline(source, like=dataloader))
     loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
@@ -188,9 +194,7 @@ def _inline_pool(
     split: Split,
 ) -> InlinePool:
     device = next(model.parameters()).device
-    samples = SourceSamples(
-        source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
-    )
+    samples = _samples(dataloader, source, plan, split)
     engine = None
     if plan.method.has_oracle:
         engine = build_engine(
@@ -207,3 +211,29 @@ def _inline_pool(
     if engine is not None and engine.has_reference and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device)
     return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader), monitor)
+
+
+def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:
+    return SourceSamples(
+        source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
+    )
+
+
+def _fastest_engine(
+    dataloader: "DataLoader[Any]", model: nn.Module, source: Source, plan: MiningPlan, split: Split
+) -> str:
+    """What `auto` is here, told to the user: measured once, and part of the plan from then on."""
+    from infer2train.oracle.measurement import fastest_engine, step_seconds
+
+    samples = _samples(dataloader, source, plan, split)
+    batch_size = dataloader.batch_size or len(next(iter(epoch_batches(dataloader, plan.seed, 0))))
+    chosen, lines = fastest_engine(
+        model,
+        samples,
+        step_seconds=step_seconds(model, samples.calibration(0, batch_size)),
+        batch_size=batch_size,
+        update_every=plan.rule.update_every,
+        rows=plan.oracle_chunk,
+    )
+    logger.info("oracle auto is %s here: %s", chosen, "; ".join(lines))
+    return chosen

@@ -97,18 +97,10 @@ class GammaReport:
 
 def print_gamma(report: GammaReport, console: Console) -> None:
     """The table, the verdict and what it means."""
-    console.print(_title(report), highlight=False)
-    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
-    for heading in (
-        "engine",
-        "images/s",
-        "γ",
-        *(f"γ at T={t}" for t in UPDATES),
-        "refresh",
-        "gain",
-        "chunk",
-        "of peak",
-    ):
+    console.print(_title(report), highlight=False, soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    ends_at = [f"γ T={t}" for t in UPDATES]
+    for heading in ("engine", "images/s", "γ", *ends_at, "refresh", "gain", "chunk", "of peak"):
         table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
     for speed in report.engines:
         ends = report.end_to_end(speed)

@@ -73,12 +73,22 @@ def check_engine(spec: str) -> None:
         )
 
 
-def resolve_engine(spec: str) -> str:
+def resolve_engine(spec: str, is_used: bool = True) -> str:
     """The engine that a name stands for: `int8` is the fastest int8 engine installed; other names are themselves.
+
+    `auto` stays, for whoever can measure.
+
+    Args:
+        spec: as the user wrote it.
+        is_used: whether an engine will be built; a control that has none needs no packages.
 
     Raises:
         ValueError: there is no such engine, or a package is missing; it says what to install.
     """
+    if not is_used:
+        if spec not in AUTOMATIC:
+            parse_engine(spec)
+        return spec
     if spec != "int8":
         check_engine(spec)
         return spec

@@ -1,13 +1,16 @@
 """How fast an engine is here: images per second, and seconds from a publication to its first verified score."""
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
 
+from infer2train.batches import call_model, tensors_of, to_device
 from infer2train.oracle.catalogue import ENGINES, INT8, build_engine, missing_packages, parse_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
@@ -143,6 +146,20 @@ def end_to_end_gamma(
     seconds = max(0.0, update_every * step_seconds - refresh_seconds)
     rate = 1 / (1 / images_per_second + 1 / views_per_second)
     return seconds * rate / (update_every * batch_size)
+
+
+def step_seconds(model: nn.Module, inputs: Any) -> float:
+    """Seconds of a forward and backward pass of the model as it is, on a copy."""
+    trained = copy.deepcopy(model).train()
+    inputs = to_device(inputs, next(model.parameters()).device)
+
+    def step() -> None:
+        outputs = tensors_of(call_model(trained, inputs))
+        torch.autograd.backward(torch.stack([o.float().square().mean() for o in outputs if o.requires_grad]).sum())
+        trained.zero_grad()
+
+    with torch.random.fork_rng():  # dropout draws
+        return timed(step)
 
 
 def installed_engines() -> list[str]:

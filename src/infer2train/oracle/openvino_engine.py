@@ -7,6 +7,7 @@ operations.
 """
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,9 @@ class OpenVINOEngine(LoweredEngine):
         marks = tuple(torch.ones(1) for _ in graph.sites)
         exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
         try:
-            self._model: ov.Model = ov.convert_model(exported)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about torch
+                self._model: ov.Model = ov.convert_model(exported)
         except Exception as error:  # the converter raises many kinds, with the operation in the text
             raise ValueError(
                 f"openvino must know every operation of the model: got {_first_lines(error)}; use oracle='torch:bf16', "

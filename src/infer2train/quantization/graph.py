@@ -229,9 +229,11 @@ def _exported(module: nn.Module, tensors: tuple[Tensor, ...], example: Any, kind
         raise GraphError(f"an example must have at least two rows: got {batch_size(example)}; pass a larger batch")
     try:
         exported = export(module, (tensors, example), example)
-        if any(_is_in_place(node) for node in exported.graph.nodes):
-            exported = exported.run_decompositions({})  # no decompositions: only without operations in place
-        return exported.module(check_guards=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about torch
+            if any(_is_in_place(node) for node in exported.graph.nodes):
+                exported = exported.run_decompositions({})  # no decompositions: only without operations in place
+            return exported.module(check_guards=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own passes raise
         reason = str(error).strip().splitlines()
         raise GraphError(

@@ -57,6 +57,7 @@ def train(
     """
     config = enter_folder(config, folder, resume)
     run = prepare(config, progress=not quiet)
+    config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
     checkpoint = load_checkpoint(folder / CHECKPOINTS) if resume else None

@@ -19,7 +19,7 @@ from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.data.images import ImageData, ImageSplit
 from infer2train.data.subsets import hold_out, limit_split
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp
+from infer2train.methods import Ramp, get_method
 from infer2train.miner import CHUNK_ON_CPU, mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
@@ -82,7 +82,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
     oracle = config.oracle
-    if oracle in AUTOMATIC_ORACLES:
+    if oracle in AUTOMATIC_ORACLES and get_method(config.method).has_oracle:
         oracle = (earlier or {}).get("oracle") or resolve_engine(oracle)
     chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
     return replace(
@@ -156,12 +156,13 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
     )
+    loader = mined(base, model, optimizer, config)
     return Run(
-        config=config,
+        config=replace(config, oracle=loader.plan.oracle),  # what `auto` was found to be
         data=data,
         model=model,
         optimizer=optimizer,
-        loader=mined(base, model, optimizer, config),
+        loader=loader,
         training_images=training_images,
         evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
         device=device,
