@@ -58,7 +58,7 @@ $(BIN)/.backend: $(BIN)/.made constraints.txt
 	@$(PIP) hatchling editables
 	@touch $@
 
-$(BIN)/.installed: EXTRAS :=
+$(BIN)/.installed: EXTRAS := [int8]
 $(BIN)/.installed-test: EXTRAS := [test]
 $(BIN)/.installed-dev: EXTRAS := [dev]
 $(BIN)/.installed-docs: EXTRAS := [docs]

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from infer2train.compare import Comparison, compare, print_comparison
 from infer2train.config import from_plain
+from infer2train.oracle.catalogue import resolve_engine
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import available_cores
 
@@ -26,8 +27,9 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
         highlight=False,
     )
     folder = runs_dir / "demo"
+    common = {"gamma": GAMMA, "threads": 1, "oracle": _oracle(console)}
     runs = {
-        (method, seed): from_plain({**regime_defaults("digits", method), "seed": seed, "gamma": GAMMA, "threads": 1})
+        (method, seed): from_plain({**regime_defaults("digits", method), **common, "seed": seed})
         for seed in range(SEEDS)
         for method in METHODS
     }
@@ -35,6 +37,15 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
     print_comparison(summaries, folder, console)
     console.print("now your own data:", highlight=False)
     console.print(f"{_command()} {NEXT}", highlight=False, soft_wrap=True)
+
+
+def _oracle(console: Console) -> str:
+    """An int8 engine, or fp32 where none is installed."""
+    try:
+        return resolve_engine("int8")
+    except ValueError as error:
+        console.print(f"{error}; going on with torch:fp32", highlight=False, markup=False, soft_wrap=True)
+        return "torch:fp32"
 
 
 def _command() -> str:

@@ -84,6 +84,82 @@ class TextEncoder(nn.Module):
         return {"logits": self.classifier(x[:, 0]), "tokens": self.language_head(x)}
 
 
+class ViT(nn.Module):
+    """Patches from a strided convolution, a class token and learned positions that are bare parameters, pre-norm."""
+
+    def __init__(self, width: int = 16, patch: int = 4, depth: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, stride=patch)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, (16 // patch) ** 2 + 1, width) * 0.02)
+        self.blocks = nn.ModuleList(ViTBlock(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm; attention by hand, its queries, keys and values from one linear layer."""
+
+    def __init__(self, width: int, num_heads: int = 2) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        heads = self.qkv(self.norm1(x)).reshape(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*heads.unbind(0))
+        x = x + self.project(attended.transpose(1, 2).reshape(n, length, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class DepthwiseSeparable(nn.Module):
+    """As MobileNet: a convolution of each channel alone, then one of all channels at each pixel; ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self._block(3, 8, stride=2)
+        self.depthwise, self.pointwise = self._block(8, 8, groups=8), self._block(8, 12, size=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(12, NUM_CLASSES)
+
+    @staticmethod
+    def _block(c_in: int, c_out: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(c_in, c_out, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU6())
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pointwise(self.depthwise(self.stem(images)))
+        return self.classifier(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+class InPlace(nn.Module):
+    """ReLU and additions that overwrite what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.conv1, self.norm1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.classifier = nn.Linear(8, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.stem_norm(self.stem(images)))
+        y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        y += x
+        return self.classifier(F.relu_(y).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 def resnet() -> nn.Module:
     return Pixels(resnet8(NUM_CLASSES), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -105,7 +181,15 @@ def tokens(rows: int = 12) -> dict[str, Any]:
     return {"input_ids": torch.randint(0, 20, (rows, 6), generator=generator), "attention_mask": mask}
 
 
-NETWORKS = {"resnet": (resnet, pixels), "vgg": (VGG, images), "shared": (Shared, images), "text": (TextEncoder, tokens)}
+NETWORKS = {
+    "resnet": (resnet, pixels),
+    "vgg": (VGG, images),
+    "shared": (Shared, images),
+    "text": (TextEncoder, tokens),
+    "vit": (ViT, images),
+    "depthwise": (DepthwiseSeparable, images),
+    "inplace": (InPlace, images),
+}
 """Name -> (what builds the network, what gives inputs of so many rows)."""
 
 

@@ -78,7 +78,7 @@ def measure_gamma(
         if value is not None:
             at_least(name, value, 2 if name == "batch_size" else 1)
     torch.set_num_threads(threads or available_cores())
-    source, network, described = _subject(model, data, data_cache, image_size, run)
+    source, network, described = subject(model, data, data_cache, image_size, run)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)
     images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
@@ -137,7 +137,7 @@ def measure_gamma(
     )
 
 
-def _subject(
+def subject(
     model: str, data: str | None, data_cache: str | None, image_size: int | None, run: Path | None
 ) -> tuple[ImageViews, nn.Module, dict[str, Any]]:
     """What is measured: views, a network, and what they are called."""

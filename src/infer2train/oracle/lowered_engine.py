@@ -71,10 +71,10 @@ class LoweredEngine(Engine):
         skeleton, self._pairs = fold_plan(model)
         self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
         self._probe = samples.probe(PROBE_ROWS)[0]
-        self._clipped: frozenset[int] = frozenset()
+        self.clipped: frozenset[int] = frozenset()
         """Sites at which this engine is more exact than it must be, see `Simulation`."""
         self._lowered: Lowered | None = None
-        self._tensors: tuple[Tensor, ...] = ()
+        self.weights: tuple[Tensor, ...] = ()
         self._in_fp32 = False
         self._has_proven = False
         self._totals = dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0.0)
@@ -130,7 +130,7 @@ class LoweredEngine(Engine):
                 RuntimeWarning,
             )
         self._lowered, self._in_fp32 = lowered, lowered is None
-        self._tensors, self.version = tensors, record.version
+        self.weights, self.version = tensors, record.version
         self._totals["refreshes"] += 1
         self._totals["deviation_sum"] += min(found, self._limit)
 
@@ -146,7 +146,7 @@ class LoweredEngine(Engine):
 
     def reference(self, inputs: Any) -> Any:
         """The outputs of the weights in use in float32, by torch."""
-        return self.graph.run(self._tensors, inputs)
+        return self.graph.run(self.weights, inputs)
 
     def precisions(self) -> dict[str, str]:
         if self.version is None:
@@ -178,7 +178,7 @@ class LoweredEngine(Engine):
         if program is None:
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
-            expected = Simulation(self.graph, program, self._clipped)(self._probe)
+            expected = Simulation(self.graph, program, self.clipped)(self._probe)
         found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected, self._bits or 8)
         return (lowered if found <= self._limit else None), found
 

@@ -149,7 +149,7 @@ class OpenVINOEngine(LoweredEngine):
         compiled = self._core.compile_model(model, self._target, self._settings)
         self._compiled = compiled
         if program is not None and not self._clipped_known:
-            self._clipped, self._clipped_known = frozenset(_added_unrounded(compiled)), True
+            self.clipped, self._clipped_known = frozenset(_added_unrounded(compiled)), True
         return _Request(compiled, self._is_channels_last)
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:

@@ -107,13 +107,21 @@ def _template() -> Any:
     return environment.from_string(source)
 
 
+STEP_FIGURES = (
+    ("loss", "training loss", 200),
+    ("lag", "lag, steps", 50),
+    ("captured_gain", "captured gain of the oracle", 100),
+)
+"""Field of the step rows, its label, and about how many points are drawn."""
+
+
 def _step_figures(shown: dict[str, list[Run]], looks: dict[str, plots.Style]) -> dict[str, str]:
-    """Loss and lag over steps, where any method logged them."""
+    """Loss, lag and captured gain over steps, where any method logged them."""
     figures = {}
-    for name, label, points in (("loss", "training loss", 200), ("lag", "lag, steps", 50)):
+    for name, label, points in STEP_FIGURES:
         if curves := step_curves(shown, name, points=points):
             title = f"{label} over steps"
-            figures[name] = plots.step_curves(curves, looks, label=label, title=title, zero=name == "lag")
+            figures[name] = plots.step_curves(curves, looks, label=label, title=title, zero=name != "loss")
     return figures
 
 

@@ -48,11 +48,21 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Wall-clock", run.seconds.get("total"), tables.duration),
         ("Spent on scoring", run.scoring_share, tables.share),
         ("γ asked for", run.config.get("gamma"), str),
+        ("Oracle", run.config.get("oracle") if lag is not None else None, str),
+        ("Captured gain", _mean(logged(run.steps, "step", "captured_gain")), lambda value: f"{value:.2f}"),
+        ("Same view as fp32", _mean(logged(run.steps, "step", "same_view")), _percent),
+        ("Rank correlation with fp32", _mean(logged(run.steps, "step", "rank_correlation")), lambda v: f"{v:.2f}"),
+        ("Versions scored in fp32", _fp32_versions(run), str),
         ("Mean lag", lag, lambda value: f"{value:.1f} steps"),
         ("Speed", speed, lambda value: f"{value:.2f} steps/s"),
         ("Steps", run.steps[-1]["step"] if run.steps else None, _grouped),
     ]
     return [(name, as_text(value)) for name, value, as_text in found if value is not None]
+
+
+def _fp32_versions(run: Run) -> int | None:
+    """How many versions' programs failed their check; None where none did."""
+    return int(sum(logged(run.steps, "step", "fp32_versions").values())) or None
 
 
 def settings(runs: RunSet) -> dict[str, Any]:
