@@ -48,8 +48,9 @@ class EngineSpeed:
     """Images per second by rows of a call."""
 
 
-def timed(call: Callable[[], object], seconds: float = MEASURED_SECONDS, least: int = 3) -> float:
-    """Median seconds of a call, after one that is not counted."""
+def timed(call: Callable[[], object], seconds: float | None = None, least: int = 3) -> float:
+    """Median seconds of a call, after one that is not counted; over `MEASURED_SECONDS` unless told."""
+    seconds = MEASURED_SECONDS if seconds is None else seconds
     call()
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
@@ -64,7 +65,7 @@ def measure_engine(
     model: nn.Module,
     samples: Samples,
     *,
-    chunks: Sequence[int] = CHUNKS,
+    chunks: Sequence[int] | None = None,
     score: Score | None = None,
     gain_samples: int = 32,
 ) -> EngineSpeed:
@@ -74,13 +75,14 @@ def measure_engine(
         spec: the engine.
         model: whose weights it runs.
         samples: where its inputs come from.
-        chunks: rows of a call to try.
+        chunks: rows of a call to try. Default: `CHUNKS`.
         score: with which the captured gain is measured. Default: it is not.
         gain_samples: samples, of `PROBE_VIEWS` views each, on which it is.
 
     Raises:
         ValueError: the engine cannot run the model, or its package is missing.
     """
+    chunks = chunks or CHUNKS
     first = 32 if 32 in chunks else chunks[0]
     engine = build_engine(spec, model, samples=samples, rows=first)
     refresh_seconds = statistics.median(_refresh_seconds(engine, model, samples, first) for _ in range(REFRESHES))

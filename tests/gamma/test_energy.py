@@ -1,0 +1,28 @@
+"""Joules from a made folder of counters, as Linux lays them out."""
+
+from pathlib import Path
+
+from infer2train.gamma.energy import joules_of, read_joules
+
+
+def counter(folder: Path, name: str, microjoules: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "energy_uj").write_text(microjoules)
+
+
+def test_packages_are_added_up_and_their_parts_left_out(tmp_path: Path) -> None:
+    counter(tmp_path, "intel-rapl:0", "2500000\n")
+    counter(tmp_path, "intel-rapl:1", "1000000\n")
+    counter(tmp_path, "intel-rapl:0:0", "9000000\n")
+    assert read_joules(tmp_path) == 3.5
+
+
+def test_nothing_is_made_up_where_nothing_can_be_read(tmp_path: Path) -> None:
+    assert read_joules(tmp_path) is None
+    counter(tmp_path, "intel-rapl:0", "")
+    assert read_joules(tmp_path) is None
+
+
+def test_the_mean_over_calls_or_none() -> None:
+    found = joules_of(lambda: None, seconds=0.01)
+    assert found is None or found >= 0

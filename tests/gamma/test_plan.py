@@ -1,0 +1,58 @@
+"""From measured speeds to a verdict: hand-made machines whose answer is known."""
+
+import pytest
+
+from infer2train.gamma.plan import gammas, recommend
+from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma
+
+
+def engine(name: str = "openvino:int8", images_per_second: float = 3200.0, refresh_seconds: float = 0.1) -> EngineSpeed:
+    return EngineSpeed(
+        name=name,
+        images_per_second=images_per_second,
+        chunk=32,
+        refresh_seconds=refresh_seconds,
+        captured_gain=1.0,
+    )
+
+
+STEP = {"step_seconds": 0.2, "batch_size": 64, "views_per_second": float("inf")}
+
+
+def test_gamma_counts_the_refresh_and_the_views_to_the_device_that_scores() -> None:
+    assert end_to_end_gamma(3200, 0.0, step_seconds=0.2, batch_size=64, update_every=10) == pytest.approx(10)
+    assert end_to_end_gamma(3200, 1.0, step_seconds=0.2, batch_size=64, update_every=10) == pytest.approx(5)
+    halved = end_to_end_gamma(3200, 0.0, step_seconds=0.2, batch_size=64, update_every=10, views_per_second=3200)
+    assert halved == pytest.approx(5)
+    assert end_to_end_gamma(3200, 9.0, step_seconds=0.2, batch_size=64, update_every=10) == 0.0
+
+
+def test_gamma_grows_with_the_steps_between_refreshes() -> None:
+    found = gammas(engine(refresh_seconds=1.0), **STEP)
+    assert list(found) == [10, 50, 100]
+    assert found[10] < found[50] < found[100] < 10
+
+
+@pytest.mark.parametrize(
+    ("gamma", "verdict", "kept"), [(9, "FITS", 9), (15, "COSTS × 1.58", 15), (40, "DOES NOT FIT", 9)]
+)
+def test_verdicts(gamma: int, verdict: str, kept: int) -> None:
+    found = recommend([engine()], gamma=gamma, **STEP)
+    assert (found.verdict, found.gamma) == (verdict, kept)
+
+
+def test_the_engine_with_the_highest_end_to_end_gamma_wins_not_the_fastest_one() -> None:
+    slow_to_refresh = engine("a", images_per_second=4000, refresh_seconds=8.0)
+    quick = engine("b", images_per_second=3000, refresh_seconds=0.02)
+    found = recommend([slow_to_refresh, quick], gamma=5, **STEP)
+    assert (found.engine, found.update_every) == ("b", 10)
+
+
+def test_t_is_the_smallest_at_which_a_refresh_is_not_noticed() -> None:
+    assert recommend([engine(refresh_seconds=0.5)], gamma=5, **STEP).update_every == 50
+    assert recommend([engine(refresh_seconds=99.0)], gamma=5, **STEP).update_every == 100
+
+
+def test_the_delay_covers_refresh_and_first_draw() -> None:
+    found = recommend([engine(refresh_seconds=0.19)], gamma=5, **STEP)
+    assert found.delay_steps == 2, "0.19 s of refresh and 320 candidates in 0.1 s are two steps of 0.2 s"
