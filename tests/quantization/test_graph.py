@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from conformance.networks import NETWORKS, TextEncoder, ViT, experienced, images, tokens
+from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
 from infer2train.quantization.fold import fold_plan, folded_tensors
 from infer2train.quantization.graph import GraphError, WeightGraph
@@ -89,7 +89,8 @@ def test_every_convolution_and_linear_layer_is_listed(name: str) -> None:
         assert layer.sites is not None
         read, weight = (graph.sites[number] for number in layer.sites)
         assert (read.kind, weight.name) == ("input", layer.weight)
-        assert f"{layer.name}." == str(layer.weight)[: len(layer.name) + 1]
+        owned = dict(skeleton.get_submodule(layer.name).named_parameters(recurse=False)).values()
+        assert any(named[id(parameter)] == layer.weight for parameter in owned), (layer.name, layer.weight)
 
 
 @every_network
@@ -188,7 +189,6 @@ def test_the_tied_embeddings_lookup_is_not_rounded_and_its_linear_layer_is() -> 
     torch.testing.assert_close(doubled["tokens"], 2 * plain["tokens"])
 
 
-@pytest.mark.xfail(strict=True, reason="a tied weight is known by its first name only, here the lookup's: `embedding`")
 def test_a_layer_with_a_tied_weight_is_listed_by_its_own_name() -> None:
     graph, _, _, _ = exported("text")
     assert "language_head" in {layer.name for layer in graph.layers}
@@ -246,16 +246,12 @@ class Counting(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a buffer that forward writes to is written in the model, by the runs in __init__"
-)
 def test_building_leaves_a_buffer_alone_that_forward_writes_to() -> None:
     model = Counting().eval()
     WeightGraph(model, drawn(2, 4))
     assert float(model.calls) == 0  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="a buffer that forward writes to is written in the tensors given to run()")
 def test_running_leaves_a_buffer_alone_that_forward_writes_to() -> None:
     graph, tensors = graph_of(Counting(), drawn(2, 4))
     before = [t.clone() for t in tensors]
@@ -298,9 +294,6 @@ def test_layers_that_stay_real_are_listed_without_sites() -> None:
     assert_near([graph.run(tensors, images())], outputs_of(model, images()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="nn_module_stack holds _Lifted only, so a layer with a computed weight is named ''"
-)
 def test_layers_with_computed_weights_are_named_as_in_the_model() -> None:
     graph, _ = graph_of(real_layers(), images(4))
     assert [layer.name for layer in graph.layers] == ["0", "1", "2"]
@@ -388,12 +381,12 @@ def test_a_model_that_counts_its_rows_takes_only_as_many() -> None:
 
 
 def test_building_leaves_model_modes_gradients_and_random_state_alone() -> None:
-    model = experienced(TextEncoder(), tokens())
+    model = experienced(Residual(in_place=True), images())
     model.eval()
-    model.hidden.train()
+    model.conv.train()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    example = tokens(4)
+    example = {"x": images(4)}
     flags = [module.training for module in model.modules()]
     kept = [t.clone() for t in (*model.state_dict().values(), *example.values())]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -402,19 +395,19 @@ def test_building_leaves_model_modes_gradients_and_random_state_alone() -> None:
     WeightGraph(model, example)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == flags
-    assert all(p.requires_grad and bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None)
+    assert all(p.requires_grad and p.grad is not None and bool((p.grad == 1).all()) for p in model.parameters())
     assert all(map(torch.equal, kept, (*model.state_dict().values(), *example.values())))
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
-@pytest.mark.xfail(strict=True, reason="__init__ runs the graph, which draws from torch's generator where forward does")
 def test_building_leaves_the_random_state_alone_even_where_forward_draws() -> None:
     class Noisy(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x + torch.rand_like(x))
 
+    model, example = Noisy(4, 3).eval(), drawn(2, 4)
     state = torch.get_rng_state()
-    WeightGraph(Noisy(4, 3).eval(), drawn(2, 4))
+    WeightGraph(model, example)
     assert torch.equal(torch.get_rng_state(), state)
 
 

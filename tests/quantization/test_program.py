@@ -147,7 +147,7 @@ def error(got: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["default", "paper"])
-@pytest.mark.parametrize("name", ["depthwise", "vit", "text"])
+@pytest.mark.parametrize("name", ["depthwise", "vit"])
 def test_more_bits_come_closer_to_the_model(name: str, scheme: str) -> None:
     graph, tensors, inputs, wanted = network(name)
     ranges = covering(graph, tensors, inputs)
@@ -238,7 +238,7 @@ def test_ranges_and_weights_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_other_widths_are_refused() -> None:
     graph, tensors, inputs, _ = network("depthwise")
-    with pytest.raises(ValueError, match="bits must be one of .*: got 12; "):
+    with pytest.raises(ValueError, match=r"bits must be one of .*: got 12; "):
         specify(graph, tensors, covering(graph, tensors, inputs), bits=12)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of
 from infer2train.oracle.engine import Engine
@@ -70,7 +71,8 @@ class LoweredEngine(Engine):
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
-        self._probe = samples.probe(PROBE_ROWS)[0]
+        self._fixed_rows = None if self.graph.takes_any_rows else self.rows
+        self._probe = map_tensors(Tensor.cpu, samples.probe(self._fixed_rows or PROBE_ROWS)[0])
         self.clipped: frozenset[int] = frozenset()
         """Sites at which this engine is more exact than it must be, see `Simulation`."""
         self._lowered: Lowered | None = None
@@ -146,7 +148,15 @@ class LoweredEngine(Engine):
 
     def reference(self, inputs: Any) -> Any:
         """The outputs of the weights in use in float32, by torch."""
-        return self.graph.run(self.weights, inputs)
+        inputs = self.graph.canonical(inputs)
+        if self._fixed_rows is None:
+            return self.graph.run(self.weights, inputs)
+        structure = pytree.tree_structure(self.graph.example)
+
+        def run(flat: list[Tensor]) -> list[Tensor]:
+            return tensors_of(self.graph.run(self.weights, pytree.tree_unflatten(flat, structure)))
+
+        return self.graph.outputs_from(self._call(run, inputs))
 
     def precisions(self) -> dict[str, str]:
         if self.version is None:
@@ -168,7 +178,7 @@ class LoweredEngine(Engine):
             )
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int) -> dict[str, Tensor]:
-        inputs = map_tensors(Tensor.cpu, self._samples.calibration(record.version, rows))
+        inputs = map_tensors(Tensor.cpu, self._samples.calibration(record.version, self._fixed_rows or rows))
         return measure_ranges(self.graph, tensors, inputs, self._percentile)
 
     def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:

@@ -84,12 +84,10 @@ def affine_of_range(low: Float[Tensor, "*c"] | float, high: Float[Tensor, "*c"] 
     Source: Jacob et al., arXiv 1712.05877, sections 2.1 and 3.
     """
     q_min, q_max = _levels(bits)
-    t_min = torch.as_tensor(low, dtype=torch.float32).clamp(max=0.0)
-    t_max = torch.as_tensor(high, dtype=torch.float32).clamp(min=0.0)
-    if not bool((torch.isfinite(t_min) & torch.isfinite(t_max)).all()):
-        raise ValueError(f"a range must be finite: got [{low}, {high}]; look for NaN or infinity in the weights")
+    t_min, t_max = _range(low, high)
+    t_min, t_max = t_min.clamp(max=0.0), t_max.clamp(min=0.0)
     # Below the least normal number a float32 scale would lose its precision, and on some devices be 0.
-    scale = ((t_max - t_min) / (q_max - q_min)).double()
+    scale = (t_max.double() - t_min.double()) / (q_max - q_min)
     empty = scale < torch.finfo(torch.float32).tiny
     scale = torch.where(empty, 1.0, scale)
     zero_point = torch.where(empty, 0.0, torch.round(q_min - t_min / scale))
@@ -114,9 +112,8 @@ def symmetric(low: Float[Tensor, "*c"] | float, high: Float[Tensor, "*c"] | floa
         tensor([-127,    0,   64], dtype=torch.int32)
     """
     _, q_max = _levels(bits)
-    bound = torch.maximum(torch.as_tensor(low).abs(), torch.as_tensor(high).abs()).float()
-    if not bool(torch.isfinite(bound).all()):
-        raise ValueError(f"a range must be finite: got [{low}, {high}]; look for NaN or infinity in the weights")
+    t_min, t_max = _range(low, high)
+    bound = torch.maximum(t_min.abs(), t_max.abs())
     scale = bound / q_max
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
     return Affine(scale, torch.zeros_like(scale, dtype=torch.int32), -q_max, q_max)
@@ -126,3 +123,12 @@ def _levels(bits: int) -> tuple[int, int]:
     if bits not in BITS:
         raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}: got {bits}; 8 is what int8 devices run")
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _range(low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+    t_min, t_max = torch.as_tensor(low, dtype=torch.float32), torch.as_tensor(high, dtype=torch.float32)
+    if not bool((torch.isfinite(t_min) & torch.isfinite(t_max)).all()):
+        raise ValueError(f"a range must be finite: got [{low}, {high}]; look for NaN or infinity in the weights")
+    if bool((t_min > t_max).any()):
+        raise ValueError(f"a range must not end below its beginning: got [{low}, {high}]; swap the two")
+    return t_min, t_max

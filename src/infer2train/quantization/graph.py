@@ -11,6 +11,7 @@ The last are the "intermediate results" of the paper's section 4: with them addi
 throughout. What a linear layer gives stays real, so logits are not rounded to 256 levels.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,11 +44,15 @@ class Site:
             tensor that a shared layer reads is `/input.1`.
         kind: weight, input or output.
         batch_dim: the dimension that counts samples; None for a weight.
+        flattened: where samples and their rows (tokens, say) were made one dimension: how many rows of other samples
+            lie between two of one, and how many of one lie together. The samples are then dimension `batch_dim` of the
+            tensor with its first dimension taken apart into (flattened[0], samples, flattened[1]).
     """
 
     name: str
     kind: Kind
     batch_dim: int | None = None
+    flattened: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,18 @@ class WeightGraph:
         kept = model.state_dict()
         counter = "num_batches_tracked"  # of batch-norms; nothing reads it in evaluation mode
         tensors = {n: t.detach() for n, t in own.items() if n in kept and not n.endswith(counter)}
-        self.example = canonical(example)
+        self.example = map_tensors(torch.clone, canonical(example))
         self._module = _exported(_Lifted(model, tuple(tensors)), tuple(tensors.values()), self.example, type(model))
-        finder = _SiteFinder(self._module, tuple(tensors))
+        finder = _SiteFinder(self._module, tuple(tensors), _layer_names(model))
         finder.find()
         self.names, self.sites, self.layers = tuple(tensors), tuple(finder.sites), tuple(finder.layers)
         self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors.values()]
-        with torch.no_grad():
-            outputs = self._module(tuple(tensors.values()), self.example)
-        self._leaves, self._structure = pytree.tree_flatten(outputs)
-        self.takes_any_rows = self._takes_other_rows(tuple(tensors.values()))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copies = tuple(tensor.clone() for tensor in tensors.values())
+            outputs = self._module(copies, map_tensors(torch.clone, self.example))
+            self._leaves, self._structure = pytree.tree_flatten(outputs)
+            self._writes = not all(map(_same, copies, tensors.values()))
+            self.takes_any_rows = self._takes_other_rows(copies)
 
     def tensors(self, published: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The graph's weights and buffers in their order, from a mapping by name."""
@@ -126,7 +133,9 @@ class WeightGraph:
             self._at(number).act = (acts or {}).get(number)
         try:
             with torch.no_grad():
-                return self._module(tuple(tensors), self.canonical(inputs))
+                # A forward that counts its calls in a buffer must not count in a record.
+                own = tuple(tensor.clone() for tensor in tensors) if self._writes else tuple(tensors)
+                return self._module(own, self.canonical(inputs))
         finally:
             for number in range(len(self.sites)):
                 self._at(number).act = None
@@ -170,8 +179,7 @@ class WeightGraph:
     def _takes_other_rows(self, tensors: tuple[Tensor, ...]) -> bool:
         """Whether a batch may have any number of rows, or only the example's."""
         try:
-            with torch.no_grad():
-                self._module(tensors, map_tensors(lambda t: t[: batch_size(self.example) - 1], self.example))
+            self._module(tensors, map_tensors(lambda t: t[:-1].clone(), self.example))
         except Exception:  # a shape that was baked in fails in whatever operation meets it first
             return False
         return True
@@ -219,7 +227,13 @@ def export(module: nn.Module, arguments: tuple[Any, ...], rows: Any) -> torch.ex
     """
     free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, rows)  # type: ignore[arg-type,return-value]
     fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]
-    with warnings.catch_warnings(), untyped(), _no_fused_attention(), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        untyped(),
+        _no_fused_attention(),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
         warnings.simplefilter("ignore")
         return torch.export.export(module, arguments, dynamic_shapes=(*fixed, free), strict=False)
 
@@ -263,9 +277,11 @@ class _SiteFinder:
     Args:
         module: of an exported `_Lifted`.
         names: of its tensors, which are its first inputs.
+        layer_names: of the layer that has a weight, by the weight's name.
     """
 
-    def __init__(self, module: fx.GraphModule, names: tuple[str, ...]) -> None:
+    def __init__(self, module: fx.GraphModule, names: tuple[str, ...], layer_names: Mapping[str, str]) -> None:
+        self._layer_names = layer_names
         self._module, self._graph = module, module.graph
         self._inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._held = dict(zip(self._inputs, names, strict=False))
@@ -276,7 +292,7 @@ class _SiteFinder:
 
     def find(self) -> None:
         for node in list(self._graph.nodes):
-            if _kind(node) is aten.dropout:  # the identity, in evaluation mode
+            if _kind(node) is aten.dropout and node.args[2] is False:  # the identity
                 node.replace_all_uses_with(node.args[0])
                 self._graph.erase_node(node)
         calls = [node for node in self._graph.nodes if _kind(node) in (*CONVOLUTIONS, *LINEAR, *OTHER_LAYERS)]
@@ -293,7 +309,7 @@ class _SiteFinder:
         assert isinstance(source, fx.Node)
         held = self._held.get(weight) if isinstance(weight, fx.Node) else None
         if held is None or _kind(node) in OTHER_LAYERS:
-            self.layers.append(Layer(_layer_of(held) if held else _module_of(node), held, None))
+            self.layers.append(Layer(self._layer_of(held or self._source_of(weight)), held, None))
             return False
         assert isinstance(weight, fx.Node)
         if source not in self._number:
@@ -301,7 +317,9 @@ class _SiteFinder:
         if weight not in self._weights:
             self._weights[weight] = self._add(weight, held, "weight", [])
         node.replace_input_with(weight, self._weights[weight])
-        self.layers.append(Layer(_layer_of(held), held, (self._number[source], self._number[self._weights[weight]])))
+        self.layers.append(
+            Layer(self._layer_of(held), held, (self._number[source], self._number[self._weights[weight]]))
+        )
         return True
 
     def _give(self, node: fx.Node) -> None:
@@ -317,8 +335,8 @@ class _SiteFinder:
     def _add(self, source: fx.Node, name: str, kind: Kind, readers: list[fx.Node]) -> fx.Node:
         number = len(self.sites)
         taken = sum(site.name == name or site.name.startswith(f"{name}.") for site in self.sites)
-        dim = None if kind == "weight" else _batch_dim(source)
-        self.sites.append(Site(f"{name}.{taken}" if taken else name, kind, dim))
+        dim, flattened = (None, None) if kind == "weight" else _batch_dim(source)
+        self.sites.append(Site(f"{name}.{taken}" if taken else name, kind, dim, flattened))
         self._module.add_submodule(f"site_{number}", _AtSite())
         with self._graph.inserting_after(self._inputs[-1] if source.op == "placeholder" else source):
             node = self._graph.call_module(f"site_{number}", (source,))
@@ -327,26 +345,66 @@ class _SiteFinder:
         self._number[node] = number
         return node
 
+    def _layer_of(self, weight: str) -> str:
+        layer, parametrised, _ = weight.partition(".parametrizations.")
+        return self._layer_names.get(weight) or (layer if parametrised else weight.rpartition(".")[0])
+
+    def _source_of(self, node: Any) -> str:
+        """The tensor of the model that a computed weight is computed from, or the first of them; else nothing."""
+        waiting = [node]
+        while waiting:
+            found = waiting.pop(0)
+            if found in self._held:
+                return str(self._held[found])
+            waiting += found.all_input_nodes if isinstance(found, fx.Node) else []
+        return ""
+
+
+def _layer_names(model: nn.Module) -> dict[str, str]:
+    """For each weight, under its first name, the layer that has it: the linear one where an embedding shares it."""
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
+    return {
+        first[id(module.weight)]: name
+        for name, module in reversed(list(model.named_modules()))
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and id(module.weight) in first
+    }
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(a.isnan().any())
+
 
 def _kind(node: fx.Node) -> Any:
     """The operation without its overload, `aten.relu` of `aten.relu.default`; None where it is none."""
     return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
 
 
-def _layer_of(weight: str) -> str:
-    return weight.rpartition(".")[0]
+def _batch_dim(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
+    """The dimension that counts samples, and how they lie where they were flattened together with others.
+
+    It is the dimension whose size is the free one of the export. Where there is none, the tensor is followed back to
+    where it was flattened; a tensor of which nothing is known has its samples first.
+    """
+    found: Any = node
+    while isinstance(found, fx.Node) and "val" in found.meta and isinstance(found.meta["val"], Tensor):
+        shape = found.meta["val"].shape
+        for dim, size in enumerate(shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                if found is node:
+                    return dim, None
+                apart = _product(shape[:dim])
+                together = _hint(node.meta["val"].shape[0]) // (apart * _hint(size))
+                return 1, (apart, max(1, together))
+        found = found.args[0] if found.args else None
+    return 0, None
 
 
-def _module_of(node: fx.Node) -> str:
-    """The module whose forward called an operation, by its name in the model."""
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return stack[-1].removeprefix("_model.") if stack else ""
+def _product(sizes: Sequence[Any]) -> int:
+    return math.prod(_hint(size) for size in sizes)
 
 
-def _batch_dim(node: fx.Node) -> int:
-    """The first dimension that varies with the number of rows; the first one where none does."""
-    shape = node.meta["val"].shape
-    return next((dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)), 0)
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
 def _described(inputs: Any) -> str:

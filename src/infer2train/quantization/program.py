@@ -144,9 +144,10 @@ def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) 
     """
     steps = [0.0]
     for g, e in zip(got, expected, strict=True):
-        if not e.is_floating_point():
+        assert g.shape == e.shape, (g.shape, e.shape)
+        if not e.is_floating_point() or not bool(e.isfinite().all()):
             steps.append(0.0 if torch.equal(g, e) else torch.inf)
             continue
         step = affine_of_range(e.min(), e.max(), bits).scale
-        steps.append(float(((g - e).abs() / step).nan_to_num(torch.inf).max()))
+        steps.append(float(((g - e).abs() / step).nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
     return max(steps)

@@ -4,6 +4,7 @@ A pure function of weights and calibration inputs, so every process that has the
 same machine. They are measured once for each version and become part of its record.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.quantization.graph import WeightGraph
+from infer2train.quantization.graph import Site, WeightGraph
 
 
 def measure_ranges(
@@ -33,23 +34,23 @@ def measure_ranges(
     """
     ranges: dict[str, Tensor] = {}
 
-    def watch(name: str, dim: int) -> Any:
-        def measure(x: Tensor) -> Tensor:
+    def watch(site: Site, dim: int) -> Any:
+        def measure(seen: Tensor) -> Tensor:
+            # Samples whose rows were flattened into one dimension are told apart again.
+            x = seen if site.flattened is None else torch.unflatten(seen, 0, (site.flattened[0], -1, site.flattened[1]))
             others = tuple(d for d in range(x.ndim) if d != dim)
             if percentile is None:
                 low, high = (x.amin(others), x.amax(others)) if others else (x, x)
             else:
                 rows = x.movedim(dim, 0).flatten(1).float()
-                low, high = _percentile(rows, 100 - percentile), _percentile(rows, percentile)
-            ranges[name] = torch.stack([low.float().mean(), high.float().mean()])
-            return x
+                low, high = -_percentile(-rows, percentile), _percentile(rows, percentile)
+            ranges[site.name] = torch.stack([low.float().mean(), high.float().mean()])
+            return seen
 
         return measure
 
     acts = {
-        number: watch(site.name, site.batch_dim)
-        for number, site in enumerate(graph.sites)
-        if site.batch_dim is not None
+        number: watch(site, site.batch_dim) for number, site in enumerate(graph.sites) if site.batch_dim is not None
     }
     graph.run(tensors, inputs, acts)
     return ranges
@@ -57,5 +58,5 @@ def measure_ranges(
 
 def _percentile(rows: Float[Tensor, "n m"], percentile: float) -> Float[Tensor, " n"]:
     """The nearest-rank percentile of each row; `torch.quantile` refuses rows as long as a feature map."""
-    rank = max(1, min(rows.shape[1], round(percentile / 100 * rows.shape[1])))
+    rank = max(1, math.ceil(percentile / 100 * rows.shape[1]))
     return rows.kthvalue(rank, dim=1).values

@@ -1,4 +1,4 @@
-"""The affine scheme against its definition, against torch's fake quantisation, and against the paper's printed formula."""
+"""The affine scheme against its definition, torch's fake quantisation and the paper's printed formula."""
 
 import math
 import re
@@ -237,11 +237,10 @@ def test_other_widths_are_refused(make: Callable[..., Affine], bits: int) -> Non
 @pytest.mark.parametrize("make", [affine_of_range, symmetric])
 def test_ranges_that_are_not_finite_are_refused(make: Callable[..., Affine], low: float, high: float) -> None:
     for ends in [(low, high), (torch.tensor([-1.0, low]), torch.tensor([1.0, high]))]:
-        with pytest.raises(ValueError, match="a range must be finite: got .*; look for NaN or infinity in the weights"):
+        with pytest.raises(ValueError, match=r"a range must be finite: got .*; look for NaN or infinity"):
             make(*ends)
 
 
-@pytest.mark.xfail(strict=True, reason="neither looks whether low is above high, which the docstrings say is refused")
 @pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), (3.0, 2.0)])
 @pytest.mark.parametrize("make", [affine_of_range, symmetric])
 def test_a_range_upside_down_is_refused(make: Callable[..., Affine], low: float, high: float) -> None:
@@ -249,13 +248,11 @@ def test_a_range_upside_down_is_refused(make: Callable[..., Affine], low: float,
         make(low, high)
 
 
-@pytest.mark.xfail(strict=True, reason="+inf as low, and -inf as high, are clamped to 0 before they are looked at")
 @pytest.mark.parametrize(("low", "high"), [(math.inf, 1.0), (-1.0, -math.inf)])
 def test_an_infinity_on_the_wrong_side_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="a range must be finite"):
         affine_of_range(low, high)
 
 
-@pytest.mark.xfail(strict=True, reason="T_max - T_min overflows float32, S is infinite and 0 becomes NaN")
 def test_a_finite_range_of_any_size_keeps_zero() -> None:
     assert float(affine_of_range(-3e38, 3e38).fake(torch.zeros(()))) == 0.0
