@@ -1,8 +1,8 @@
 """How much of what mining could gain an int8 oracle captures, at 10, 50 and 100 % of a training.
 
 Trains the baseline and stops at each part of the training to score the same views with the weights of that moment in
-float32 and with every engine: captured gain, share of samples for which the same view wins, rank correlation within each
-sample's views, over --groups samples × γ views.
+float32 and with every engine: captured gain, share of samples for which the same view wins, rank correlation within
+each sample's views, over --groups samples × γ views.
 
     taskset -c 0 python benchmarks/captured_gain.py --data FOLDER --epochs 20 --limit 5000
 """

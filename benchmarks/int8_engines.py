@@ -187,7 +187,7 @@ def pipelines(bench: Bench) -> Iterator[str]:
             ratios.append(other / mine)
             ours.append(rows / mine)
         yield (
-            f"{spec} ÷ {name}: {statistics.median(ratios):.3f} × the images/s ({statistics.median(ours):.0f} images/s); "
+            f"{spec} ÷ {name}: {statistics.median(ratios):.3f} × the images/s ({statistics.median(ours):.0f}); "
             f"refresh {ours_seconds:.2f} s against {theirs_seconds:.2f} s: {theirs_seconds / ours_seconds:.0f} × faster"
         )
 

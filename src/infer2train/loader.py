@@ -44,6 +44,8 @@ class MinedLoader:
     of what was measured, `state_dict()` is all that exact resumption needs besides model and optimiser.
     """
 
+    notes: tuple[str, ...] = ()
+    """What was decided when the loader was made that its user did not say, one line each."""
     last: Draw | None = None
     """The draw handed out last."""
 

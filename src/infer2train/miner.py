@@ -1,6 +1,5 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +32,6 @@ from infer2train.runlog import RunLog, write_config
 from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
-
-logger = logging.getLogger(__name__)
 
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
@@ -79,7 +76,8 @@ def mine(
         optimizer: its steps are counted by a hook. Leave it out and call `loader.step_done()` after each step instead.
         method: baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft or self-distill.
         gamma: candidates for each trained example (γ).
-        oracle: engine and precision, e.g. `torch:fp32` or `torch:bf16`.
+        oracle: engine and precision, e.g. `int8` (the fastest int8 engine installed), `openvino:int8`, `torch:bf16`; or
+            `auto`, measured now. `loader.plan.oracle` says what it became: pass that to resume.
         oracle_chunk: candidates scored at a time. Default: 32 on a CPU, a whole draw elsewhere.
         quantization: how an int8 engine chooses scales: default, paper, percentile.
         update_every: steps between refreshes of the oracle (T).
@@ -157,10 +155,13 @@ def mine(
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
     source = _source(dataloader, transform)
+    notes: tuple[str, ...] = ()
     if choices.has_oracle and oracle == "auto":
-        plan = replace(plan, oracle=_fastest_engine(dataloader, model, source, plan, split))
+        chosen, notes = _fastest_engine(dataloader, model, source, plan, split)
+        plan = replace(plan, oracle=chosen)
     pool = _inline_pool(dataloader, model, source, plan, scores_with, split)
     loader = MinedLoader(dataloader, model, plan, pool, AddressPipeline(source, like=dataloader))
+    loader.notes = notes
     loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
     if log_dir is not None:
         write_config(Path(log_dir), {"method": method, **plan_fields(plan)})
@@ -221,8 +222,8 @@ def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, sp
 
 def _fastest_engine(
     dataloader: "DataLoader[Any]", model: nn.Module, source: Source, plan: MiningPlan, split: Split
-) -> str:
-    """What `auto` is here, told to the user: measured once, and part of the plan from then on."""
+) -> tuple[str, tuple[str, ...]]:
+    """What `auto` is here, and why: measured once, and part of the plan from then on."""
     from infer2train.oracle.measurement import fastest_engine, step_seconds
 
     samples = _samples(dataloader, source, plan, split)
@@ -235,5 +236,4 @@ def _fastest_engine(
         update_every=plan.rule.update_every,
         rows=plan.oracle_chunk,
     )
-    logger.info("oracle auto is %s here: %s", chosen, "; ".join(lines))
-    return chosen
+    return chosen, (f"oracle auto is {chosen} here", *lines)

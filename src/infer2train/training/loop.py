@@ -93,6 +93,9 @@ def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: Ru
         message = f"images left out because they could not be decoded: {run.data.skipped}"
         log.write("event", event="images-skipped", step=step, message=message)
         progress.say(message)
+    for note in run.loader.notes:
+        log.write("event", event="decided", step=step, message=note)
+        progress.say(note)
     if checkpoint is None:
         return
     for rejected in checkpoint.rejected:
