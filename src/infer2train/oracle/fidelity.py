@@ -77,7 +77,7 @@ def _correlation(a: Float[Tensor, "s v"], b: Float[Tensor, "s v"]) -> Float[Tens
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norms = a.norm(dim=1) * b.norm(dim=1)
     both_constant = ((a == 0).all(1) & (b == 0).all(1)).float()
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), both_constant)
+    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), both_constant).clamp(-1, 1)
 
 
 class FidelityMonitor:
