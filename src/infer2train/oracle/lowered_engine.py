@@ -59,6 +59,8 @@ class LoweredEngine(Engine):
     """
 
     has_reference = True
+    takes_any_rows = False
+    """Whether compiled programs take any number of rows, so that the probe need not be padded."""
 
     def __init__(
         self, name: str, model: nn.Module, *, samples: Samples, bits: int | None, scheme: str, rows: int, limit: float
@@ -216,6 +218,8 @@ class LoweredEngine(Engine):
     def _call(self, lowered: Lowered, inputs: Any) -> list[Tensor]:
         """A compiled program on any number of rows."""
         total, parts = batch_size(inputs), []
+        if self.takes_any_rows and self._fixed_rows is None and total < self.rows:
+            return lowered([tensor.cpu() for tensor in tensors_of(inputs)])
         for start in range(0, total, self.rows):
             rows = min(self.rows, total - start)
             piece = inputs if total == self.rows else map_tensors(lambda t: t[start : start + rows], inputs)  # noqa: B023

@@ -51,6 +51,8 @@ class ONNXRuntimeEngine(LoweredEngine):
         GraphError: the model cannot be made into a graph.
     """
 
+    takes_any_rows = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -6,7 +6,9 @@ Z) in the places of the sites, and compiles. Pixels come in as uint8, channels l
 operations.
 """
 
+import functools
 import itertools
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ HINTS = dict.fromkeys(("fp32", *BITS), "f32") | {"bf16": "bf16"}
 """Precision -> of what stays real. It must be said: left alone, OpenVINO takes bf16 where the CPU has it."""
 RAN_IN = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 SITE = "site "
+KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 LAYERS = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 ON_THE_WAY = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 """Operations between a weight and the layer that reads it."""
@@ -67,6 +70,7 @@ class OpenVINOEngine(LoweredEngine):
             raise ValueError(f"precision of the openvino engine must be one of {', '.join(HINTS)}: got {precision!r}")
         import openvino as ov
 
+        _keep_no_kernels()
         self._core = ov.Core()
         self._target = device or "CPU"
         if not any(found.startswith(self._target.partition(".")[0]) for found in self._core.available_devices):
@@ -181,6 +185,29 @@ class OpenVINOEngine(LoweredEngine):
                     if found.setdefault(layer, precision) != precision:
                         found[layer] = "+".join(sorted({*found[layer].split("+"), precision}))
         return found
+
+
+@functools.cache
+def _keep_no_kernels() -> None:
+    """Have OpenVINO's oneDNN keep no kernels of earlier programs, once a process.
+
+    Scales are compiled into them, so no later refresh finds its own there, and they would grow to a hundred megabytes.
+    The setting is read from the environment at the first use; torch has a oneDNN of its own, which needs its kernels
+    kept, and so is used first.
+    """
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    torch.nn.functional.conv2d(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3))
+    own = os.environ.get(KERNEL_CACHE)
+    os.environ.setdefault(KERNEL_CACHE, "0")
+    try:
+        one = ops.parameter([8, 8], np.float32)
+        product = ops.matmul(one, ops.constant(np.ones((8, 8), np.float32)), False, False)
+        ov.Core().compile_model(ov.Model([product], [one]), "CPU")([np.ones((8, 8), np.float32)])
+    finally:
+        if own is None:
+            del os.environ[KERNEL_CACHE]
 
 
 class _Request:

@@ -27,6 +27,8 @@ class SimulatedEngine(LoweredEngine):
         GraphError: the model cannot be made into a graph.
     """
 
+    takes_any_rows = True
+
     def __init__(
         self,
         model: nn.Module,

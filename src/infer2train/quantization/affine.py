@@ -44,7 +44,10 @@ class Affine:
     def fake(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """`dequantize(quantize(x))` without leaving float32."""
         scale, zero_point = self._for(x)
-        return (x / scale).round_().clamp_(self.low - zero_point, self.high - zero_point).mul_(scale)
+        low, high = self.low - zero_point, self.high - zero_point
+        if scale.ndim == 0:  # plain numbers are clamped to faster
+            return (x / scale).round_().clamp_(int(low), int(high)).mul_(scale)
+        return (x / scale).round_().clamp_(low, high).mul_(scale)
 
     def clip(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Real numbers held to `limits`, but not rounded."""

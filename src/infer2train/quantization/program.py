@@ -4,11 +4,12 @@
 Engines that run integers are compared with it at every refresh.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from infer2train.batches import tensors_of
@@ -89,15 +90,22 @@ def specify(
             "a pool, or call engine.calibrated(record)"
         )
     chosen = get_scheme(scheme)
+    read = [site.name for site in graph.sites if site.kind != "weight"]
+    measured = iter(_affines_of_ranges(torch.stack([ranges[name].float() for name in read]), bits) if read else ())
     return Program(
         tuple(tensors),
         tuple(
-            _affine_of_weight(by_name[site.name], bits, chosen)
-            if site.kind == "weight"
-            else affine_of_range(ranges[site.name][0], ranges[site.name][1], bits)
+            _affine_of_weight(by_name[site.name], bits, chosen) if site.kind == "weight" else next(measured)
             for site in graph.sites
         ),
     )
+
+
+def _affines_of_ranges(ranges: Float[Tensor, "s 2"], bits: int) -> Iterator[Affine]:
+    """One quantisation for each range, worked out together."""
+    found = affine_of_range(ranges[:, 0], ranges[:, 1], bits)
+    for scale, zero_point in zip(found.scale, found.zero_point, strict=True):
+        yield Affine(scale, zero_point, found.low, found.high)
 
 
 def _affine_of_weight(weight: Tensor, bits: int, scheme: Scheme) -> Affine:
