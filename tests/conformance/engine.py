@@ -1,20 +1,32 @@
 """What every engine must do: run it for an engine, a model and inputs, and an AssertionError says what it did wrong."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-from conformance.networks import experienced
+from conformance.networks import NETWORKS, experienced
 from infer2train.batches import batch_size, call_model, map_tensors, take_rows, tensors_of
+from infer2train.oracle.catalogue import EXTRAS, build_engine, parse_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import Record, snapshot
 
-TOLERANCES = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.25}
-"""Largest error of the outputs, relative to their spread between rows, by the precision in the engine's name."""
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.6}
+"""Largest error of the outputs, relative to their spread between rows, by the precision in the engine's name. Integers
+are as far off as ranges cut that are a mean over samples: at 16 bits no less than at 8. How near they are to what they
+should be is the simulation's to say."""
+BETWEEN_BATCHES = 0.05
+"""Largest error of a row's outputs, relative likewise, by what else is in its batch."""
+GIVEN_ROWS = 13
+ENGINE_ROWS = 12
+"""Neither divides the other: of every batch of a test some call is padded."""
 
 MakeEngine = Callable[[nn.Module], Engine]
 
@@ -62,7 +74,7 @@ def check_refresh(engine: Engine, model: nn.Module, inputs: Any) -> None:
     experienced(model, inputs, seed=1)
     assert _same(first, _kept(engine.outputs(inputs))), "training went on, and the engine moved without a record"
     new = _expected(model, inputs)
-    assert _error(old, new) > 4 * _tolerance(engine), "the canary is too weak: weights must change what the model says"
+    assert _error(old, new) > 2 * _tolerance(engine), "the canary is too weak: weights must change what the model says"
     engine.refresh(snapshot(model, 7))
     assert engine.version == 7, "the version in use must be the record's"
     _assert_near(engine.outputs(inputs), new, engine, "the new weights' outputs")
@@ -122,13 +134,15 @@ def check_rows_are_independent(engine: Engine, model: nn.Module, inputs: Any) ->
         part = engine.outputs(map_tensors(lambda t, a=start, b=stop: t[a:b], inputs))
         wanted = map_tensors(lambda t, a=start, b=stop: t[a:b], whole)
         error = max(_error(p, w, whole=f) for p, w, f in _triples(part, wanted, whole))
-        assert error < _tolerance(engine), (
+        assert error < min(_tolerance(engine), BETWEEN_BATCHES), (
             f"rows {start}:{stop} alone differ by {error:.2g} from the same rows in a batch"
         )
     others = map_tensors(lambda t: torch.cat([t[:1], t[1:].flip(0)]), inputs)
     first = take_rows(engine.outputs(others), 1)
     error = max(_error(p, w, whole=f) for p, w, f in _triples(first, take_rows(whole, 1), whole))
-    assert error < _tolerance(engine), f"a row's outputs depend on the other rows: they differ by {error:.2g}"
+    assert error < min(_tolerance(engine), BETWEEN_BATCHES), (
+        f"a row's outputs depend on the other rows: they differ by {error:.2g}"
+    )
 
 
 CHECKS = (
@@ -204,4 +218,53 @@ def _raised(call: Callable[[], Any]) -> Exception | None:
 
 
 def _tolerance(engine: Engine) -> float:
-    return TOLERANCES[engine.name.partition(":")[2]]
+    precision = engine.name.partition("@")[0].partition(":")[2]
+    return TOLERANCES["int8" if precision in ("b8", "b16") else precision]
+
+
+class CountedSamples(GivenSamples):
+    """Other inputs at every version, and what was asked for: (version, rows)."""
+
+    def __init__(self, inputs: Any, targets: Any = None) -> None:
+        super().__init__(inputs, targets)
+        self.asked: list[tuple[int, int]] = []
+
+    def calibration(self, version: int, rows: int) -> Any:
+        self.asked.append((version, rows))
+        index = (torch.arange(rows) + version) % batch_size(self._inputs)
+        return map_tensors(lambda tensor: tensor[index], self._inputs)
+
+
+@functools.cache
+def given_samples(network: str) -> CountedSamples:
+    """Of the engines that `converted` gives for a network."""
+    return CountedSamples(NETWORKS[network][1](GIVEN_ROWS))
+
+
+def trained(network: str, version: int = 0) -> nn.Module:
+    """A network as it is at some version, the same at every call."""
+    build, inputs = NETWORKS[network]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return experienced(build(), inputs(GIVEN_ROWS), version)
+
+
+def needs(spec: str) -> None:
+    """Skip a test where a package of its engine is missing."""
+    for package in EXTRAS.get(parse_engine(spec).name, ()):
+        pytest.importorskip(package, reason=f"{spec} needs {package}")
+
+
+def converted(spec: str, network: str, scheme: str = "default") -> LoweredEngine:
+    """An engine as new, for one of `NETWORKS`; its conversion, which takes seconds, is done once and shared."""
+    needs(spec)
+    engine = copy.copy(_converted(spec, network, scheme))
+    engine._totals = dict(engine._totals)
+    return engine
+
+
+@functools.cache
+def _converted(spec: str, network: str, scheme: str) -> LoweredEngine:
+    engine = build_engine(spec, trained(network), samples=given_samples(network), scheme=scheme, rows=ENGINE_ROWS)
+    assert isinstance(engine, LoweredEngine)
+    return engine

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import Samples
-from infer2train.oracle.snapshot import Record, RecordGate
+from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate
 from infer2train.quantization.fold import fold_plan, folded_tensors
 from infer2train.quantization.graph import WeightGraph
 from infer2train.quantization.program import Program, Simulation, deviation, get_scheme, specify
@@ -77,6 +77,8 @@ class LoweredEngine(Engine):
         self._probe = map_tensors(Tensor.cpu, samples.probe(self._fixed_rows or PROBE_ROWS)[0])
         self.clipped: frozenset[int] = frozenset()
         """Sites at which this engine is more exact than it must be, see `Simulation`."""
+        self.may_clip: frozenset[int] = frozenset()
+        """Sites at which it might be, as far as its compiled graph tells."""
         self._lowered: Lowered | None = None
         self.weights: tuple[Tensor, ...] = ()
         self._in_fp32 = False
@@ -181,7 +183,15 @@ class LoweredEngine(Engine):
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int) -> dict[str, Tensor]:
         inputs = map_tensors(Tensor.cpu, self._samples.calibration(record.version, self._fixed_rows or rows))
-        return measure_ranges(self.graph, tensors, inputs, self._percentile)
+        ranges = measure_ranges(self.graph, tensors, inputs, self._percentile)
+        for name, found in ranges.items():
+            if not bool(found.isfinite().all()):
+                raise NotFiniteError(
+                    f"activations must be finite: got NaN or infinity at {name} with the weights of version "
+                    f"{record.version}; the engine keeps version {self.version}; lower the learning rate, or clip "
+                    "gradients, if training has diverged"
+                )
+        return ranges
 
     def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:
         """A program that does what its specification says, or None; and how far off it is."""
@@ -191,7 +201,12 @@ class LoweredEngine(Engine):
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
             expected = Simulation(self.graph, program, self.clipped)(self._probe)
-        found = deviation(self._call(lowered, self.graph.canonical(self._probe)), expected, self._bits or 8)
+        got = self._call(lowered, self.graph.canonical(self._probe))
+        found = deviation(got, expected, self._bits or 8)
+        if program is not None and self.may_clip != self.clipped and found > 0:
+            other = deviation(got, Simulation(self.graph, program, self.may_clip)(self._probe), self._bits or 8)
+            if other < found:
+                self.clipped, found = self.may_clip, other
         return (lowered if found <= self._limit else None), found
 
     def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:

@@ -100,10 +100,9 @@ class ONNXRuntimeEngine(LoweredEngine):
             assert program is not None
             self._template = _Template(program.model_proto, graph, quantised=self._bits is not None)
         except Exception as error:  # the exporter raises many kinds, with the operation in the text
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ValueError(
-                f"ONNX must have every operation of the model: got {type(error).__name__}: "
-                f"{' '.join(lines[:3])[:400]}; use oracle='torch:bf16', or 'openvino:int8' if it knows them"
+                f"ONNX must have every operation of the model: got {_reason(error)}; use oracle='torch:bf16', or "
+                "'openvino:int8' if it knows them"
             ) from error
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
@@ -243,3 +242,14 @@ class _Template:
 def _scale(site: int) -> str:
     """Name of the initialiser that holds S of a site."""
     return f"site.{site}.s"
+
+
+def _reason(error: BaseException) -> str:
+    """The lines of an exporter's long error that name what it cannot export."""
+    chain: list[str] = []
+    found: BaseException | None = error
+    while found is not None:
+        chain += [line.strip() for line in str(found).splitlines() if line.strip()]
+        found = found.__cause__
+    named = [line for line in chain if "OpOverload" in line]
+    return f"{type(error).__name__}: {' '.join(dict.fromkeys(named[:3] or chain[:3]))[:600]}"

@@ -10,7 +10,8 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,11 @@ HINTS = dict.fromkeys(("fp32", *BITS), "f32") | {"bf16": "bf16"}
 RAN_IN = {"u8": "int8", "i8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 SITE = "site "
 KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+COMBINED = ("AUTO", "HETERO", "MULTI")
+"""Devices that are several others."""
+RUNTIME_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 LAYERS = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+FUSED = ("Add", "Subtract", "Multiply", "Divide", "Relu")
 ON_THE_WAY = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 """Operations between a weight and the layer that reads it."""
 
@@ -73,7 +78,8 @@ class OpenVINOEngine(LoweredEngine):
         _keep_no_kernels()
         self._core = ov.Core()
         self._target = device or "CPU"
-        if not any(found.startswith(self._target.partition(".")[0]) for found in self._core.available_devices):
+        kinds = {found.partition(".")[0] for found in self._core.available_devices} | set(COMBINED)
+        if self._target.partition(":")[0].partition(".")[0] not in kinds:
             raise ValueError(
                 f"openvino runs on the devices that it finds: got @{self._target}, found "
                 f"{', '.join(self._core.available_devices)}; leave the device out for CPU"
@@ -104,7 +110,7 @@ class OpenVINOEngine(LoweredEngine):
                 self._model: ov.Model = ov.convert_model(exported)
         except Exception as error:  # the converter raises many kinds, with the operation in the text
             raise ValueError(
-                f"openvino must know every operation of the model: got {_first_lines(error)}; use oracle='torch:bf16', "
+                f"openvino must know every operation of the model: got {_reason(error)}; use oracle='torch:bf16', "
                 "or 'onnxruntime:int8' if it knows them"
             ) from error
         count = len(tensors) + len(marks) + len(tensors_of(graph.example))
@@ -112,14 +118,26 @@ class OpenVINOEngine(LoweredEngine):
         self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
         by_name = dict(zip(graph.names, self._model.get_parameters(), strict=False))
         self._clipped_known = False
+        self._name_layers(by_name)
+
+    def _name_layers(self, by_name: Mapping[str, Any]) -> None:
+        """Give layers names by which the compiled graph can be read; a fused one may go by what stands around it."""
+        marks = self._model.get_parameters()[len(self.graph.names) :]
+        site_of = {mark.get_name(): f"{SITE}{number}" for number, mark in enumerate(marks[: len(self.graph.sites)])}
+        readers_of_site = Counter(layer.sites[0] for layer in self.graph.layers if layer.sites)
         self._layer_of: dict[str, str] = {}
-        for layer in graph.layers:
-            if layer.weight is not None:
-                for node in _readers(by_name[layer.weight]):
-                    name = f"{layer.name} reads {node.get_friendly_name()}"
-                    if node.get_friendly_name() not in self._layer_of:
-                        node.set_friendly_name(name)
-                        self._layer_of |= {name: layer.name} | dict.fromkeys(_bias_additions(node), layer.name)
+        self._also_known_as: dict[str, str] = {}
+        for layer in self.graph.layers:
+            if layer.weight is None:
+                continue
+            for node in _readers(by_name[layer.weight]):
+                if node.get_friendly_name() not in self._layer_of:
+                    node.set_friendly_name(f"{layer.name} reads {node.get_friendly_name()}")
+                    self._layer_of[node.get_friendly_name()] = layer.name
+                    for name in _behind(node, site_of):
+                        self._also_known_as.setdefault(name, layer.name)
+            if layer.sites and readers_of_site[layer.sites[0]] == 1:
+                self._also_known_as.setdefault(f"{SITE}{layer.sites[0]}", layer.name)
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         from openvino import opset13 as ops
@@ -153,7 +171,7 @@ class OpenVINOEngine(LoweredEngine):
         compiled = self._core.compile_model(model, self._target, self._settings)
         self._compiled = compiled
         if program is not None and not self._clipped_known:
-            self.clipped, self._clipped_known = frozenset(_added_unrounded(compiled)), True
+            self.may_clip, self._clipped_known = frozenset(_added_unrounded(compiled)), True
         return _Request(compiled, self._is_channels_last)
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
@@ -178,13 +196,22 @@ class OpenVINOEngine(LoweredEngine):
         found: dict[str, str] = {}
         for node in self._compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
+            if _text(info, "layerType") not in RUNTIME_LAYERS:
+                continue
             precision = RAN_IN.get(_text(info, "runtimePrecision"), _text(info, "runtimePrecision"))
-            for name in _text(info, "originalLayersNames").split(","):
-                if name in self._layer_of:
-                    layer = self._layer_of[name]
-                    if found.setdefault(layer, precision) != precision:
-                        found[layer] = "+".join(sorted({*found[layer].split("+"), precision}))
+            for layer in self._layers_named(_text(info, "originalLayersNames").split(",")):
+                if found.setdefault(layer, precision) != precision:
+                    found[layer] = "+".join(sorted({*found[layer].split("+"), precision}))
         return found
+
+    def _layers_named(self, names: Sequence[str]) -> set[str]:
+        """The layers that a compiled operation was made of, by their own names, else by those of their neighbours."""
+        for known in (self._layer_of, self._also_known_as):
+            # Transformations add a suffix.
+            layers = {known[base] for base in known for name in names if name == base or name.startswith(f"{base}/")}
+            if layers:
+                return layers
+        return set()
 
 
 @functools.cache
@@ -248,16 +275,14 @@ def _readers(node: Any) -> Iterator[Any]:
             yield from _readers(found)
 
 
-def _bias_additions(layer: Any) -> Iterator[str]:
-    """Names of the additions of a bias to what a layer gives: a fused layer may go by these alone."""
-    for reader in layer.output(0).get_target_inputs():
-        addition = reader.get_node()
-        if addition.get_type_name() == "Add":
-            other = next(v.get_node() for v in addition.input_values() if v.get_node().get_name() != layer.get_name())
-            while other.get_type_name() in ON_THE_WAY:
-                other = other.input_value(0).get_node()
-            if other.get_type_name() == "Parameter":
-                yield addition.get_friendly_name()
+def _behind(node: Any, site_of: Mapping[str, str]) -> Iterator[str]:
+    """Names of the operations on single numbers that alone read a layer, one after another: it is fused with them."""
+    while len(readers := node.output(0).get_target_inputs()) == 1:
+        node = next(iter(readers)).get_node()
+        if node.get_type_name() not in FUSED:
+            return
+        inputs = [value.get_node().get_name() for value in node.input_values()]
+        yield next((site_of[name] for name in inputs if name in site_of), node.get_friendly_name())
 
 
 def _added_unrounded(compiled: "ov.CompiledModel") -> Iterator[int]:
@@ -284,6 +309,8 @@ def _text(info: Any, name: str) -> str:
     return str(getattr(value, "value", value))
 
 
-def _first_lines(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The lines of a converter's long error that name what it cannot convert."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}"
+    named = [line for line in lines if "aten" in line or "No conversion" in line]
+    return f"{type(error).__name__}: {' '.join(dict.fromkeys(named or lines[:3]))[:600]}"

@@ -132,7 +132,8 @@ class WeightGraph:
         for number in range(len(self.sites)):
             self._at(number).act = (acts or {}).get(number)
         try:
-            with torch.no_grad():
+            # The caller may stand inside the trainer's autocast.
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
                 # A forward that counts its calls in a buffer must not count in a record.
                 own = tuple(tensor.clone() for tensor in tensors) if self._writes else tuple(tensors)
                 return self._module(own, self.canonical(inputs))
@@ -232,6 +233,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], rows: Any) -> torch.ex
     with (
         warnings.catch_warnings(),
         untyped(),
+        torch.autocast("cpu", torch.bfloat16, enabled=False),
         _no_fused_attention(),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),

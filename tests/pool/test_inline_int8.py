@@ -1,0 +1,200 @@
+"""The inline pool with engines that run integers: ranges are published, measured once, and totals come out."""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from conformance.engine import needs
+from conformance.pool import (
+    CHECKS,
+    CHUNK,
+    Case,
+    Task,
+    case,
+    check_ahead_and_workers,
+    check_published_again,
+    check_retire,
+    check_trainer_is_left_alone,
+    check_versions_interleaved,
+)
+from infer2train.batches import split_batch
+from infer2train.losses import mean_log_probabilities
+from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.samples import GivenSamples
+from infer2train.oracle.scorer import Scorer, Scores
+from infer2train.oracle.snapshot import NotFiniteError, Record
+from infer2train.pipeline import AddressPipeline
+from infer2train.pool.inline import InlinePool
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+INTEGERS = ("openvino:int8", "onnxruntime:int8")
+ENGINES = ("simulated:b8", *INTEGERS)
+CPU = torch.device("cpu")
+
+
+def task(name: str) -> Task:
+    return case(name).task
+
+
+class Counted(GivenSamples):
+    """The same inputs for every version, and what was asked for: (version, rows)."""
+
+    def __init__(self, inputs: Any, targets: Any) -> None:
+        super().__init__(inputs, targets)
+        self.asked: list[tuple[int, int]] = []
+
+    def calibration(self, version: int, rows: int) -> Any:
+        self.asked.append((version, rows))
+        return super().calibration(version, rows)
+
+
+@functools.cache
+def samples(name: str) -> Counted:
+    return Counted(*split_batch(task(name).source.batch(case(name).addresses(9))))
+
+
+@functools.cache
+def converted(spec: str, name: str) -> LoweredEngine:
+    needs(spec)
+    model = task(name).model
+    assert model is not None
+    engine = build_engine(spec, model, samples=samples(name), rows=CHUNK)
+    assert isinstance(engine, LoweredEngine)
+    return engine
+
+
+def engine_of(spec: str, name: str) -> LoweredEngine:
+    engine = copy.copy(converted(spec, name))
+    engine._totals = dict(engine._totals)
+    return engine
+
+
+class ByItself(Case):
+    """What an engine says when it is given one candidate at a time."""
+
+    def __init__(self, spec: str, name: str) -> None:
+        super().__init__(task(name))
+        self.spec, self.name = spec, name
+        self.engine = functools.cache(self._engine)
+
+    def _engine(self, version: int) -> LoweredEngine:
+        engine = engine_of(self.spec, self.name)
+        engine.refresh(engine.calibrated(self.record(version)))
+        return engine
+
+    def _expected(self, draw: int, version: int | None) -> Scores:
+        assert version is not None
+        engine, addresses = self.engine(version), self.addresses(draw)
+        alone = [split_batch(self.task.source.batch(addresses[i : i + 1])) for i in range(len(addresses))]
+        outputs = [engine.outputs(inputs) for inputs, _ in alone]
+        score, views = self.task.score, self.task.distill_views
+        return Scores(
+            draw=draw,
+            version=version,
+            targets=default_collate([target[0] for _, target in alone]),
+            values=score and torch.cat([score(o, target) for o, (_, target) in zip(outputs, alone, strict=True)]),
+            log_probabilities=mean_log_probabilities(torch.cat(outputs), views) if views else None,
+        )
+
+
+def pool_of(spec: str, name: str, own: Task | None = None, monitored: bool = False) -> InlinePool:
+    own = own or task(name)
+    scorer = Scorer(score=own.score, distill_views=own.distill_views, device=CPU, chunk=CHUNK)
+    loader: DataLoader[Any] = DataLoader([0], num_workers=own.num_workers)
+    monitor = FidelityMonitor(samples(name), own.score, CPU) if monitored and own.score else None
+    return InlinePool(engine_of(spec, name), scorer, AddressPipeline(own.source, like=loader), monitor)
+
+
+OF_ENGINES = (check_versions_interleaved, check_published_again, check_retire, check_trainer_is_left_alone)
+"""Checks in which it matters what engine a pool has."""
+
+
+@pytest.mark.parametrize("spec", INTEGERS)
+def test_conformance(spec: str) -> None:
+    by_itself = ByItself(spec, "images")
+    for check in OF_ENGINES if spec == "onnxruntime:int8" else OF_ENGINES[:1]:  # the other's refreshes take longer
+        check(lambda own: pool_of(spec, "images", own), by_itself)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["images", "dictionaries", "distillation"])
+@pytest.mark.parametrize("spec", ENGINES)
+def test_conformance_in_full(spec: str, name: str) -> None:
+    by_itself = ByItself(spec, name)
+    for check in CHECKS:
+        check(lambda own: pool_of(spec, name, own), by_itself)
+
+
+def test_worker_processes_for_views_are_forked_from_one_with_an_integer_engine() -> None:
+    spec = "onnxruntime:int8"
+    check_ahead_and_workers(lambda own: pool_of(spec, "images", own), ByItself(spec, "images"))
+
+
+@pytest.mark.parametrize("spec", ENGINES)
+def test_a_record_is_published_with_ranges_and_never_measured_twice(spec: str) -> None:
+    first, second = pool_of(spec, "images"), pool_of(spec, "images")
+    images, asked = case("images"), samples("images").asked
+    asked.clear()
+    records = [first.publish(images.record(version)) for version in (0, 100)]
+    assert asked == [(0, 16), (100, 16)]
+    engine = engine_of(spec, "images")
+    assert records[0].ranges.keys() == {site.name for site in engine.graph.sites if site.kind != "weight"}
+    assert all(
+        torch.equal(r, engine.calibrated(images.record(0)).ranges[name]) for name, r in records[0].ranges.items()
+    )
+    asked.clear()
+    assert [second.publish(record) for record in records] == records
+    assert asked == []
+    said = []
+    for pool in (first, second):
+        pool.submit(0, images.addresses(0), 0)
+        pool.collect(0)
+        asked.clear()
+        pool.submit(1, images.addresses(1), 100)
+        said.append(pool.collect(1).values)
+        assert asked == [], "a refresh uses the ranges that were published"
+        pool.close()
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("spec", ENGINES)
+def test_totals_are_those_of_refreshes_and_of_fidelity(spec: str) -> None:
+    images = case("images")
+    pool = pool_of(spec, "images", monitored=True)
+    assert pool.totals() == dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0)
+    for draw, version in enumerate((0, 0, 100)):
+        if version not in (0, 0)[:draw]:
+            pool.publish(images.record(version))
+        pool.submit(draw, images.addresses(draw), version)
+        pool.collect(draw)
+    pool.close()
+    totals = pool.totals()
+    assert (totals["refreshes"], totals["recalibrations"], totals["fp32_versions"]) == (2, 0, 0)
+    assert totals["fidelity_count"] == 2, "at every refresh, and only there"
+    assert 0.5 < totals["captured_gain_sum"] / 2 <= 1
+    assert 0.5 < totals["rank_correlation_sum"] / 2 < 1, "it rounds"
+    assert 0 <= totals["deviation_sum"] <= 4
+
+
+@pytest.mark.parametrize("spec", ENGINES)
+def test_a_ruined_record_is_refused_when_it_is_published(spec: str) -> None:
+    images = case("images")
+    pool = pool_of(spec, "images")
+    pool.publish(images.record(0))
+    ruined: dict[str, Tensor] = dict(images.record(100).tensors)
+    ruined["stem.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"NaN or infinity in stem\.weight"):
+        pool.publish(Record(100, ruined))
+    with pytest.raises(ValueError, match="got 100 for draw 0, published"):
+        pool.submit(0, images.addresses(0), 100)
+    pool.submit(0, images.addresses(0), 0)
+    assert pool.collect(0).version == 0
+    pool.close()
