@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -466,18 +465,19 @@ def test_weights_that_training_has_ruined_are_refused_and_the_old_ones_stay(spec
         engine.calibrated(Record(1, {**good, "hidden.weight": nan}))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [ValueError, NotFiniteError],
-)
 @pytest.mark.parametrize("spec", ENGINES)
-def test_finite_weights_whose_activations_are_not_are_refused(spec: str, error: type[ValueError]) -> None:
+def test_finite_weights_whose_activations_are_not_are_refused(spec: str) -> None:
     engine, _ = refreshed(spec, "vgg")
     outputs = kept(engine.outputs(inputs_of("vgg")))
     good = snapshot(trained("vgg", 1), 1).tensors
     exploded = {name: 1e25 * good[name] for name in ("features.0.weight", "features.4.weight")}
-    with pytest.raises(error, match="finite"):
-        engine.refresh(engine.calibrated(Record(1, {**good, **exploded})))
+    record, message = (
+        Record(1, {**good, **exploded}),
+        r"activations must be finite: got .* at features\.4\.weight/output",
+    )
+    for call in (engine.calibrated, engine.refresh):
+        with pytest.raises(NotFiniteError, match=message):
+            call(record)
     assert engine.version == 0
     assert same(outputs, engine.outputs(inputs_of("vgg")))
 
@@ -521,33 +521,21 @@ REFUSED = {
     "onnxruntime:int8": ("digamma", torch.digamma, "torch:bf16"),
 }
 """Engine -> (an operation that it does not have, a function that needs it, an engine that has it)."""
-
-
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
-@functools.cache
-def refusal(spec: str) -> str:
-    needs(spec)
-    with pytest.raises(ValueError, match="every operation of the model") as raised:
-        build_engine(spec, OnFeatures(REFUSED[spec][1]), samples=GivenSamples(X))
-    return str(raised.value)
-
-
 @pytest.mark.parametrize("spec", INTEGERS)
-def test_an_operation_that_an_engine_lacks_is_refused_with_an_engine_that_has_it(spec: str) -> None:
-    _, function, other = REFUSED[spec]
-    assert re.search(rf"must (have|know) every operation of the model: got .*; use .*{other}", refusal(spec))
+def test_an_operation_that_an_engine_lacks_is_refused_by_its_name_with_an_engine_that_has_it(spec: str) -> None:
+    needs(spec)
+    operation, function, other = REFUSED[spec]
+    message = rf"must (have|know) every operation of the model: got .*{operation}.*; use .*{other}"
+    with pytest.raises(ValueError, match=message):
+        build_engine(spec, OnFeatures(function), samples=GivenSamples(X))
     needs(other)
     model = OnFeatures(function)
     engine = build_engine(other, model, samples=GivenSamples(X))
     engine.refresh(engine.calibrated(snapshot(model, 0)))
     assert engine.outputs(X).shape == (6, 4)
-
-
-@pytest.mark.parametrize("spec", INTEGERS)
-def test_an_operation_that_an_engine_lacks_is_named(spec: str) -> None:
-    assert REFUSED[spec][0] in refusal(spec)
 
 
 @pytest.mark.parametrize("spec", ENGINES)
