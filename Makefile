@@ -17,7 +17,7 @@ demo: $(BIN)/.installed ## install, then compare the paper's methods on real dat
 	@$(BIN)/infer2train demo
 
 test: $(BIN)/.installed-test ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(BIN)/.installed-dev ## formatting, lint, types and tests: what a change must pass
 	@echo "ruff format --check"
@@ -27,7 +27,7 @@ check: $(BIN)/.installed-dev ## formatting, lint, types and tests: what a change
 	@echo "mypy --strict"
 	@$(BIN)/mypy
 	@echo "pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: $(BIN)/.installed-docs ## build the documentation into site/
 	@echo "mkdocs build --strict"
