@@ -45,7 +45,13 @@ def parse_engine(spec: str) -> EngineName:
         >>> parse_engine("openvino:int8@GPU.0")
         EngineName(name='openvino', precision='int8', device='GPU.0')
     """
-    rest, _, device = spec.partition("@")
+    rest, at, device = spec.partition("@")
+    if rest == "auto":
+        raise ValueError(
+            "oracle 'auto' is decided by mine() and train: got it where one engine is built; name an engine"
+        )
+    if at and not device:
+        raise ValueError(f"an engine's device stands behind the @: got {spec!r}; name one, or leave the @ out")
     name, colon, precision = rest.partition(":")
     if name not in ENGINES:
         raise unknown("engine", name, [*ENGINES, *AUTOMATIC])
