@@ -157,7 +157,7 @@ Point = namedtuple("Point", "x y")
             {1.5: 1},
         ),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_would_not_come_back_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"state\['outer'\]\[0\]"):
