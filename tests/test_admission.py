@@ -184,7 +184,7 @@ def trained(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:
     loader = mine(jittered(), wrapped, optimizer, gamma=3, update_every=2)
     assert [draw.version for draw in draws(loader, wrapped, optimizer)] == [0, 0, 2, 2, 4, 4]
     for record in loader.state_dict()["records"].values():
-        assert record.keys() == model.state_dict().keys(), "a run goes on without its wrapper too"
+        assert record["tensors"].keys() == model.state_dict().keys(), "a run goes on without its wrapper too"
     return state_of(model)
 
 

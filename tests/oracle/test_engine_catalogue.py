@@ -160,5 +160,5 @@ def test_the_extra_of_an_engine_installs_what_it_needs(extra: str) -> None:
 
 def test_automatic_names_are_no_engines() -> None:
     assert resolve_engine("auto") == "auto"
-    with pytest.raises(ValueError, match="unknown engine 'auto'"):
+    with pytest.raises(ValueError, match=r"'auto' is decided by mine\(\)"):
         built("auto")
