@@ -151,15 +151,16 @@ def memory(bench: Bench) -> Iterator[str]:
             engine.refresh(engine.calibrated(snapshot(bench.model, version)))
             sizes.append(_resident())
         yield (
-            f"{spec}: {bench.options.refreshes} refreshes, resident {sizes[9]:.0f} -> {sizes[-1]:.0f} MB "
+            f"{spec}: {bench.options.refreshes} refreshes, own memory {sizes[9]:.0f} -> {sizes[-1]:.0f} MB "
             f"(growth {sizes[-1] - sizes[9]:+.0f}, peak of the process "
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f})"
         )
 
 
 def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    """Memory of the process's own (MB), without pages of the memory-mapped data set, which fill up as views are made."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def pipelines(bench: Bench) -> Iterator[str]:
