@@ -158,7 +158,7 @@ def memory(bench: Bench) -> Iterator[str]:
 
 
 def _resident() -> float:
-    """Memory of the process's own (MB), without pages of the memory-mapped data set, which fill up as views are made."""
+    """Memory of the process itself (MB), without pages of the memory-mapped data set, which views fill up."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
