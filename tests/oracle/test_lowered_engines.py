@@ -544,3 +544,15 @@ def test_control_flow_that_depends_on_the_data_is_refused(spec: str) -> None:
     model = OnFeatures(lambda y: y if y.sum() > 0 else -y)
     with pytest.raises(GraphError, match=r"follow OnFeatures\.forward: got .*; use oracle='torch:fp32'.* control flow"):
         build_engine(spec, model, samples=GivenSamples(X))
+
+
+def test_a_record_is_looked_at_anew_at_every_refresh() -> None:
+    """What calibrating prepared is used once: a mapping that holds other weights by then must not be taken for read."""
+    model = nn.Sequential(nn.Linear(4, 3))
+    engine = build_engine("simulated:b8", model, samples=GivenSamples(X), rows=3)
+    tensors = dict(snapshot(model, 0).tensors)
+    engine.refresh(Record(0, tensors))
+    before = engine.outputs(X).clone()
+    tensors["0.weight"] = tensors["0.weight"] * 2
+    engine.refresh(Record(1, tensors))
+    assert not torch.equal(engine.outputs(X), before)

@@ -124,7 +124,10 @@ class LoweredEngine(Engine):
         tensors = self._admitted(record)
         if not self._has_proven:
             self._prove(record, tensors)
-        lowered, found = self._checked(tensors, self.calibrated(record).ranges)
+        measured = self._bits is None or record.ranges
+        lowered, found = self._checked(
+            tensors, record.ranges if measured else self._ranges(record, tensors, CALIBRATION_ROWS)
+        )
         if lowered is None and self._bits is not None:
             self._totals["recalibrations"] += 1
             ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR)
@@ -175,9 +178,9 @@ class LoweredEngine(Engine):
 
     def _admitted(self, record: Record) -> tuple[Tensor, ...]:
         """The record's tensors, folded, if they may be used. Calibrating does the work that the refresh then needs."""
-        if self._prepared is not None and self._prepared[0] is record.tensors:
-            tensors, self._prepared = self._prepared[1], None
-            return tensors
+        prepared, self._prepared = self._prepared, None  # once: a record that comes again is looked at again
+        if prepared is not None and prepared[0] is record.tensors:
+            return prepared[1]
         self._gate.check(record, self.version)
         tensors = self._folded(record)
         self._gate.check_finite(dict(zip(self.graph.names, tensors, strict=True)), self.version, " once folded")
