@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from infer2train.gamma.energy import joules_of, read_joules
 
 
@@ -23,6 +25,11 @@ def test_nothing_is_made_up_where_nothing_can_be_read(tmp_path: Path) -> None:
     assert read_joules(tmp_path) is None
 
 
-def test_the_mean_over_calls_or_none() -> None:
-    found = joules_of(lambda: None, seconds=0.01)
-    assert found is None or found >= 0
+@pytest.mark.parametrize(("readings", "expected"), [((10.0, 13.0), 3.0), ((None,), None), ((13.0, 10.0), None)])
+def test_energy_of_a_call_is_what_the_counter_gained(
+    readings: tuple[float | None, ...], expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that went back has overflowed, and says nothing."""
+    left = list(readings)
+    monkeypatch.setattr("infer2train.gamma.energy.read_joules", lambda: left.pop(0))
+    assert joules_of(lambda: None, seconds=0.0) == expected

@@ -15,7 +15,7 @@ def joules_of(call: Callable[[], object], seconds: float = 1.0) -> float | None:
     if before is None:
         return None
     started, count = perf_counter(), 0
-    while perf_counter() - started < seconds:
+    while count == 0 or perf_counter() - started < seconds:
         call()
         count += 1
     after = read_joules()

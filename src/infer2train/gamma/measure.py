@@ -13,22 +13,20 @@ from torch import nn
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import at_least, from_plain
+from infer2train.config import RunConfig, at_least, from_plain
 from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.gamma.energy import joules_of
 from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
 from infer2train.gamma.plan import recommend
 from infer2train.gamma.report import GammaReport
 from infer2train.gamma.trainer import TrainerSpeed, step_parts, training_speeds
-from infer2train.models.catalogue import build_model
-from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
 from infer2train.oracle.measurement import measure_engine, timed
 from infer2train.oracle.samples import SourceSamples
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
 from infer2train.training.folder import CHECKPOINTS
-from infer2train.training.setup import GREY_MEAN, GREY_STD, RGB_MEAN, RGB_STD, available_cores
+from infer2train.training.setup import available_cores, pixel_model
 from infer2train.views.catalogue import make_view
 from infer2train.views.image_views import ImageViews
 
@@ -163,8 +161,7 @@ def subject(
         size = pixels.shape[1]
     view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)
     channels = pixels.shape[3]
-    mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (RGB_MEAN, RGB_STD)
-    network = Pixels(build_model(model, num_classes=classes, in_channels=channels, seed=0), mean, std)
+    network = pixel_model(RunConfig(model=model), classes, channels)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = 0
     if weights is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from infer2train.batches import call_model, tensors_of, to_device
-from infer2train.oracle.catalogue import ENGINES, INT8, build_engine, missing_packages, parse_engine
+from infer2train.oracle.catalogue import INT8, build_engine, missing_packages, parse_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
@@ -209,6 +209,3 @@ def fastest_engine(
     chosen = found or refused
     assert chosen, "the torch engine runs every model"
     return max(chosen, key=chosen.__getitem__), lines
-
-
-assert all(parse_engine(spec).name in ENGINES for spec in CANDIDATES)
