@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
-config addresses source batches replay views data models scores losses selection methods versions quantization oracle
-pipeline pool metrics runlog state manifest checkpoint statistics reporting order acknowledgement admission plan picking
+config timeline addresses source batches replay views data models scores losses selection methods versions quantization state
+oracle pipeline pool metrics runlog manifest checkpoint statistics reporting order acknowledgement admission plan picking
 audit loader miner training compare demo gamma integrations reproduce cli __main__
 """
 LAYERS = ORDER.split()

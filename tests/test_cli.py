@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from infer2train.cli import VERBS, field_texts, main, parse
-from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
+from infer2train.config import DataConfig, MachineConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
 from infer2train.runlog import read_config, read_rows
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
@@ -331,9 +331,10 @@ def test_each_flag_has_words_and_a_default(verb: str, command: Command, monkeypa
 
 
 def test_every_number_has_its_unit() -> None:
-    texts = {**field_texts(DataConfig), **field_texts(MiningConfig), **field_texts(TrainingConfig)}
+    groups = (DataConfig, MiningConfig, MachineConfig, TrainingConfig)
+    texts = {name: text for group in groups for name, text in field_texts(group).items()}
     assert texts.keys() == {field.name for field in fields(RunConfig)}
-    units = r"images?|pixels|epochs?|steps?|candidates|part of the training|share|threads|processes|seed|weight λ|rate"
+    units = r"images?|pixels|epochs?|steps?|candidates|part of the training|share|threads|processes|draws|seed|weight λ|rate"
     dimensionless = {"momentum", "weight_decay"}
     for field in fields(RunConfig):
         if field.type in (int, float, int | None, float | None) and field.name not in dimensionless:

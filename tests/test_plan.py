@@ -55,6 +55,9 @@ CHANGES = {
     "accumulation_steps": 2,
     "epochs": None,
     "seed": 1,
+    "staleness": "freshest",
+    "when_late": "skip",
+    "on_oracle_loss": "continue",
 }
 
 

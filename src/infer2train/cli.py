@@ -14,13 +14,13 @@ from typing import Any
 import jsonargparse
 
 from infer2train import __version__
-from infer2train.config import DataConfig, MiningConfig, RunConfig, TrainingConfig, at_least, from_plain
+from infer2train.config import DataConfig, MachineConfig, MiningConfig, RunConfig, TrainingConfig, at_least, from_plain
 from infer2train.training.regimes import regime_defaults
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 WIDTH_OF_A_FILE = 120
 """Columns of a table where nobody has a terminal's width."""
-GROUPS = {"data": DataConfig, "mining": MiningConfig, "training": TrainingConfig}
+GROUPS = {"data": DataConfig, "mining": MiningConfig, "machine": MachineConfig, "training": TrainingConfig}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

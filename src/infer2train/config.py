@@ -72,6 +72,26 @@ class MiningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where the oracle runs, and what happens when it is late or lost."""
+
+    pool: Literal["inline", "process"] = "inline"
+    """inline: the oracle scores in the trainer's own time; process: in processes of its own, ahead of the trainer."""
+    oracle_workers: int = 1
+    """Processes of the oracle, with pool=process."""
+    oracle_cores: str | None = None
+    """Cores of the oracle, such as 1 or 4-7; the trainer gets the others. Default: the last ones, one a worker."""
+    queue_depth: int = 4
+    """How far the oracle scores ahead of the trainer, with pool=process (draws)."""
+    staleness: Literal["strict", "freshest"] = "strict"
+    """strict: the step decides which weights score a draw, so a run repeats bit for bit; freshest: the newest there."""
+    when_late: Literal["wait", "skip"] = "wait"
+    """When scores are late, with staleness=freshest: wait for them, or train on the draw unmined and count it."""
+    on_oracle_loss: Literal["stop", "continue"] = "stop"
+    """When no oracle can be started any more, with staleness=freshest: stop with a checkpoint, or go on unmined."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How the trainer trains."""
 
@@ -116,19 +136,21 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(DataConfig, MiningConfig, TrainingConfig):
+class RunConfig(DataConfig, MiningConfig, MachineConfig, TrainingConfig):
     """One complete run: every setting that its result depends on, in one flat namespace."""
 
     def __post_init__(self) -> None:
         check_run(self)
 
 
+WITHOUT_EFFECT_ON_RESULTS = ("pool", "oracle_workers", "oracle_cores", "queue_depth")
+"""Settings that a resumed run may change: where it is computed, not what."""
 POSITIVE = (
-    *("gamma", "update_every", "mine_every", "epochs", "batch_size"),
+    *("oracle_workers", "gamma", "update_every", "mine_every", "epochs", "batch_size"),
     *("evaluate_every", "checkpoint_every", "log_every"),
 )
 NON_NEGATIVE = (
-    *("delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs"),
+    *("queue_depth", "delay_steps", "validation_split", "num_workers", "train_error_samples", "seed", "warmup_epochs"),
     *("momentum", "weight_decay", "distill_weight"),
 )
 
@@ -146,8 +168,23 @@ def check_run(config: RunConfig) -> None:
     for name in ("limit", "image_size", "crop_size", "threads", "oracle_chunk", "lr_reference_batch"):
         if getattr(config, name) is not None:
             at_least(name, getattr(config, name), 1)
+    check_staleness(config.staleness, config.when_late, config.on_oracle_loss)
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
+
+
+def check_staleness(staleness: str, when_late: str, on_oracle_loss: str) -> None:
+    """Refuse what would make a strict run depend on time.
+
+    Raises:
+        ValueError: it would.
+    """
+    if staleness == "strict" and (when_late == "skip" or on_oracle_loss == "continue"):
+        got = "when_late='skip'" if when_late == "skip" else "on_oracle_loss='continue'"
+        raise ValueError(
+            f"a strict run never depends on how fast an oracle is: got {got}; pass staleness='freshest' too, or leave "
+            "it out"
+        )
 
 
 def at_least(name: str, value: float, bound: int) -> None:

@@ -9,8 +9,8 @@ from rich.console import Console
 from infer2train.compare import Comparison, compare, print_comparison
 from infer2train.config import from_plain
 from infer2train.oracle.catalogue import resolve_engine
+from infer2train.pool.cores import available_cores
 from infer2train.training.regimes import regime_defaults
-from infer2train.training.setup import available_cores
 
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")
 SEEDS = 5
@@ -33,7 +33,7 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
         for seed in range(SEEDS)
         for method in METHODS
     }
-    summaries = compare(Comparison(runs=runs), folder, resume=True, jobs=available_cores(), quiet=quiet)
+    summaries = compare(Comparison(runs=runs), folder, resume=True, jobs=len(available_cores()), quiet=quiet)
     print_comparison(summaries, folder, console)
     console.print("now your own data:", highlight=False)
     console.print(f"{_command()} {NEXT}", highlight=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan, plan_fields
 from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
+from infer2train.timeline import TRAINER, Span
 from infer2train.versions import EpochSteps
 
 REMEDIES = (
@@ -54,7 +55,6 @@ class MinedLoader:
     ) -> None:
         self.plan = plan
         self._dataloader, self._model, self._pool = dataloader, model, pool
-        self._records: dict[int, Record] = {}
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
         self._is_open, self._is_resumed, self._has_warned = False, False, False
         self._epoch_steps: EpochSteps | None = None
@@ -62,6 +62,7 @@ class MinedLoader:
         self._batches: Batches = []
         self._epoch_ids = np.empty(0, dtype=np.int64)
         self._iteration = 0
+        self._handed_out: float | None = None
         self._meter = Meter()
         self._picker = Picker(plan, pool, trainer, self._meter)
         self._started = perf_counter()
@@ -98,6 +99,7 @@ class MinedLoader:
 
     def _begin_epoch(self) -> None:
         self._picker.stop()
+        self._handed_out = None
         self._iteration += 1
         if self._is_open and not self._is_resumed:
             self._epoch, self._position = self._epoch + 1, 0
@@ -118,7 +120,7 @@ class MinedLoader:
         self._order, self._is_resumed, self._is_open = order, False, True
         if (
             self.plan.method.has_oracle
-            and self._steps not in self._records
+            and self._steps not in self._pool.records
             and self.plan.rule.is_published(self._steps)
         ):
             self._publish()
@@ -154,14 +156,24 @@ class MinedLoader:
 
     def _next_batch(self) -> Any:
         started = perf_counter()
+        self._note_training()
         self._require_version(self._draws)
         self._submit_ahead()
         self.last, batch = self._picker.take()
         assert self.last.draw == self._draws, (self.last.draw, self._draws)
         self._draws, self._position = self._draws + 1, self._position + 1
         self._retire_records()
-        self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=perf_counter() - started)
+        self._handed_out = perf_counter()
+        self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
+
+    def _note_training(self) -> None:
+        """What the host did with the draw that it was handed last."""
+        if self._handed_out is not None and self.last is not None:
+            details = {"draw": self.last.draw, "step": self.last.step}
+            seconds = perf_counter() - self._handed_out
+            self._pool.timeline.add(Span(TRAINER, "train", self._handed_out, seconds, details))
+        self._handed_out = None
 
     def _step_of(self, draw: int) -> int:
         assert self._epoch_steps is not None
@@ -169,13 +181,15 @@ class MinedLoader:
 
     def _version_of(self, draw: int) -> int | None:
         step = self._step_of(draw)
-        return (
-            self.plan.rule.version_of_step(step) if self.plan.method.has_oracle and self.plan.is_mined(step) else None
-        )
+        if not self.plan.method.has_oracle or not self.plan.is_mined(step):
+            return None
+        if self.plan.staleness == "freshest":
+            return max(self._pool.records, default=0)
+        return self.plan.rule.version_of_step(step)
 
     def _require_version(self, draw: int) -> None:
         version = self._version_of(draw)
-        if version is None or version in self._records:
+        if version is None or version in self._pool.records:
             return
         step = self._step_of(draw)
         ahead = step - self._steps
@@ -191,7 +205,7 @@ class MinedLoader:
             ahead = len(self._picker)
             draw, ids = self._draws + ahead, self._batches[self._position + ahead]
             version = self._version_of(draw)
-            if version is not None and version not in self._records:
+            if version is not None and version not in self._pool.records:
                 return
             slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
             self._picker.submit(slots, self._step_of(draw), version)
@@ -211,6 +225,7 @@ class MinedLoader:
                 "the optimizer steps more than once a draw or elsewhere too, leave it out of mine() and call "
                 "loader.step_done() once"
             )
+        self._note_training()
         self._steps += 1
         if self.plan.method.has_oracle and self.plan.rule.is_published(self._steps):
             self._publish()
@@ -218,16 +233,19 @@ class MinedLoader:
             self._write_step(self._log[0], self.last)
 
     def _publish(self) -> None:
-        started = perf_counter()
-        record = snapshot(self._model, self._steps)
-        self._meter.add(publishing_seconds=perf_counter() - started)
-        self._records[record.version] = self._pool.publish(record)
+        with self._pool.timeline.span(TRAINER, "publish", version=self._steps):
+            started = perf_counter()
+            record = snapshot(self._model, self._steps, self._pool.room)
+            self._meter.add(copying_seconds=perf_counter() - started)
+            self._pool.publish(record)
 
     def _retire_records(self) -> None:
         # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
         oldest = self.plan.rule.version_of_step(min(self._step_of(self._draws), self._steps))
-        for version in [v for v in self._records if v < oldest]:
-            del self._records[version]
+        records = self._pool.records
+        if self.plan.staleness == "freshest":
+            oldest = max(records, default=0)
+        if any(version < oldest for version in records):
             self._pool.retire(oldest)
 
     # The loss
@@ -260,13 +278,16 @@ class MinedLoader:
 
     def totals(self) -> Totals:
         """Running totals since the loader was made, for `infer2train.metrics.window`."""
-        pool = {f"{name}_seconds": value for name, value in self._pool.seconds().items()}
+        timeline, spent = self._pool.timeline, self._pool.seconds()
         own = self._meter.totals(seconds=perf_counter() - self._started)
         return {
             **own,
             **self._pool.totals(),
-            **pool,
-            "publishing_seconds": own.get("publishing_seconds", 0.0) + pool["publishing_seconds"],
+            "views_seconds": spent["views"],
+            "scoring_seconds": spent["scoring"],
+            "publishing_seconds": spent["publishing"] + own.get("copying_seconds", 0.0),
+            **{f"trainer_{name}_seconds": value for name, value in timeline.seconds(TRAINER).items()},
+            **{f"oracle_{name}_seconds": value for name, value in timeline.oracle_seconds().items()},
         }
 
     def metrics(self) -> dict[str, float]:
@@ -302,6 +323,7 @@ class MinedLoader:
     def close(self) -> None:
         """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
         self._picker.stop()
+        self._pool.close()
         while self._closing:
             self._closing.pop()()
         if self._log is not None:
@@ -332,7 +354,7 @@ class MinedLoader:
             "first_step": steps.first_step if steps else 0,
             "records": {
                 str(version): {"tensors": dict(record.tensors), "ranges": dict(record.ranges)}
-                for version, record in self._records.items()
+                for version, record in self._pool.records.items()
             },
             "plan": plan_fields(self.plan),
             "rng": rng_state(),
@@ -365,9 +387,9 @@ class MinedLoader:
             first_step=state["first_step"],
             accumulation_steps=self.plan.accumulation_steps,
         )
+        self._pool.retire(max(self._pool.records, default=0) + 1)
         device = next(self._model.parameters()).device
-        self._records.clear()
         for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
             tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
-            self._records[int(version)] = self._pool.publish(Record(int(version), tensors, saved["ranges"]))
+            self._pool.publish(Record(int(version), tensors, saved["ranges"]))
         restore_rng(state["rng"])

@@ -7,14 +7,22 @@ own print do not disturb one another.
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from infer2train.timeline import ORACLE_SPANS, TRAINER_SPANS
+
 Totals = dict[str, float]
 
 SECONDS = ("waiting", "views", "scoring", "publishing")
-"""Time of the training process: in the loader altogether, and of that for candidates' views, scoring, new weights."""
-
+"""Time of the training process: in the loader altogether, and of that for candidates' views, scores, new weights."""
+LANES = (
+    *("trainer_scores", "trainer_views", "trainer_train", "trainer_publish"),
+    *("oracle_views", "oracle_forward", "oracle_refresh", "oracle_available"),
+)
+"""Time of the trainer and of all oracles, by what it went into; what an oracle was available and idle is left."""
 
 LOGGED = (
     *("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share"),
+    *("skipped_draws", "oracle_lost_draws", "worker_restarts", "waiting_share", "oracle_busy"),
+    *(f"{name}_seconds" for name in LANES),
     *("captured_gain", "same_view", "rank_correlation", "deviation", "recalibrations", "fp32_versions"),
 )
 """What of a metrics window goes into each step row; what was not measured in it is left out."""
@@ -45,6 +53,10 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         `draws`, `mined_draws`, `nonfinite_scores`, `duplicates`: counts; `lag` (steps), `mined_share` (of the trained
         examples), `score_mean` and `score_chosen` (of all finite candidates, of the mined): means; `*_seconds`: time of
         the training process; `scoring_share`: of the wall-clock, in views of candidates, scoring and publishing.
+        `trainer_*_seconds` and `oracle_*_seconds` of all that trainer and oracles did at all, see
+        `infer2train.timeline`. Where oracles have processes of their own, also `oracle_busy`, the share of their time
+        in which they had something to do, and `waiting_share`, the part of the trainer's that it waited for scores.
+        `skipped_draws`, `oracle_lost_draws` and `worker_restarts` where there were any.
         Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
         whose program failed its check), `deviation` (mean over refreshes, output quantisation steps) and the means of
         `captured_gain`, `same_view` and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
@@ -67,9 +79,22 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         "duplicates": new.get("duplicates", 0.0),
         **_refreshes(new, ratio),
         **seconds,
+        **_lanes(new),
         "seconds": new.get("seconds", 0.0),
         "scoring_share": mining / new["seconds"] if new.get("seconds") else 0.0,
     }
+
+
+def _lanes(new: Mapping[str, float]) -> dict[str, float]:
+    """What trainer and oracles did, and what befell the oracles' processes."""
+    figures = {name: new[name] for name in ("skipped_draws", "oracle_lost_draws", "worker_restarts") if new.get(name)}
+    figures |= {f"{name}_seconds": new[f"{name}_seconds"] for name in LANES if f"{name}_seconds" in new}
+    if available := new.get("oracle_available_seconds"):
+        spent = sum(new.get(f"oracle_{name}_seconds", 0.0) for name in ORACLE_SPANS)
+        trainer = sum(new.get(f"trainer_{name}_seconds", 0.0) for name in TRAINER_SPANS)
+        figures["oracle_busy"] = min(1.0, spent / available)
+        figures["waiting_share"] = new.get("trainer_scores_seconds", 0.0) / trainer if trainer else 0.0
+    return figures
 
 
 def _refreshes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from infer2train.acknowledgement import acknowledge_steps
 from infer2train.addresses import check_seed
 from infer2train.admission import check_loader, check_model
 from infer2train.batches import split_batch
-from infer2train.config import at_least, unknown
+from infer2train.config import at_least, check_staleness, unknown
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
@@ -23,9 +23,12 @@ from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.order import epoch_batches
-from infer2train.pipeline import AddressPipeline
-from infer2train.plan import MiningPlan, plan_fields
+from infer2train.pipeline import AddressPipeline, ViewWorkers
+from infer2train.plan import MiningPlan, OnOracleLoss, Staleness, WhenLate, plan_fields
+from infer2train.pool.cores import as_text, shared_out
 from infer2train.pool.inline import InlinePool
+from infer2train.pool.pool import Pool
+from infer2train.pool.task import ScoringTask
 from infer2train.quantization.program import get_scheme
 from infer2train.replay import Replay
 from infer2train.runlog import RunLog, write_config
@@ -33,6 +36,8 @@ from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
 
+PoolName = Literal["inline", "process"]
+POOLS = ("inline", "process")
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
 
@@ -61,6 +66,13 @@ def mine(
     accumulation_steps: int = 1,
     scaler: "torch.amp.GradScaler | None" = None,
     seed: int = 0,
+    pool: PoolName = "inline",
+    oracle_workers: int = 1,
+    oracle_cores: str | None = None,
+    queue_depth: int = 4,
+    staleness: Staleness = "strict",
+    when_late: WhenLate = "wait",
+    on_oracle_loss: OnOracleLoss = "stop",
     log_dir: str | Path | None = None,
     log_every: int = 20,
 ) -> MinedLoader:
@@ -95,6 +107,16 @@ def mine(
         accumulation_steps: draws in one optimiser step.
         scaler: your GradScaler, whose skipped steps count too.
         seed: of everything random here.
+        pool: inline, the oracle scores in the trainer's own time; or process, in processes of its own, ahead of the
+            trainer. What is selected is the same. A script needs `if __name__ == "__main__":` for process.
+        oracle_workers: processes of the oracle.
+        oracle_cores: cores of the oracle, such as "1" or "4-7". Default: the last ones, one for each worker. Leave the
+            others to the trainer: `torch.set_num_threads(...)`.
+        queue_depth: draws that are scored ahead of the trainer, as far as their version is published.
+        staleness: strict, the version of a draw follows from its step and nothing depends on time; or freshest, an
+            oracle uses the newest weights that it has.
+        when_late: with freshest: wait for late scores, or skip, train on the draw unmined and count it.
+        on_oracle_loss: with freshest, when no oracle can be started any more: stop with an error, or continue unmined.
         log_dir: writes config.yaml, metrics.jsonl and, on `loader.close()`, report.html there.
         log_every: steps between rows of metrics.jsonl.
 
@@ -121,6 +143,7 @@ def mine(
         "mine_every": mine_every,
         "accumulation_steps": accumulation_steps,
         "log_every": log_every,
+        "oracle_workers": oracle_workers,
         "oracle_chunk": oracle_chunk,
         "epochs": epochs,
     }
@@ -128,6 +151,10 @@ def mine(
         if value is not None:
             at_least(name, value, 1)
     at_least("delay_steps", delay_steps, 0)
+    at_least("queue_depth", queue_depth, 0)
+    check_staleness(staleness, when_late, on_oracle_loss)
+    if pool not in POOLS:
+        raise unknown("pool", pool, POOLS)
     own_score = None if isinstance(score, str) else score
     choices = get_method(method, score=score if isinstance(score, str) else None, pick=pick, schedule=ramp)
     if choices.schedule.needs_length and epochs is None:
@@ -149,6 +176,9 @@ def mine(
         accumulation_steps=accumulation_steps,
         epochs=epochs,
         seed=check_seed(seed),
+        staleness=staleness,
+        when_late=when_late,
+        on_oracle_loss=on_oracle_loss,
     )
     get_scheme(quantization)
     if balance not in BALANCES:
@@ -159,8 +189,14 @@ def mine(
     if choices.has_oracle and oracle == "auto":
         chosen, notes = _fastest_engine(dataloader, model, source, plan, split)
         plan = replace(plan, oracle=chosen)
-    pool = _inline_pool(dataloader, model, source, plan, scores_with, split)
-    loader = MinedLoader(dataloader, model, plan, pool, AddressPipeline(source, like=dataloader))
+    in_process = pool == "process" and choices.asks_the_pool
+    task = _task(dataloader, model, source, plan, scores_with, split, torch.device("cpu") if in_process else None)
+    if in_process:
+        started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
+        notes += more_notes
+    else:
+        started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
+    loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader))
     loader.notes = notes
     loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
     if log_dir is not None:
@@ -186,32 +222,58 @@ def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) 
     return CHUNK_ON_CPU if is_on_cpu else gamma * (dataloader.batch_size or CHUNK_ON_CPU)
 
 
-def _inline_pool(
+def _task(
     dataloader: "DataLoader[Any]",
     model: nn.Module,
     source: Source,
     plan: MiningPlan,
     score: Score | None,
     split: Split,
-) -> InlinePool:
-    device = next(model.parameters()).device
+    device: torch.device | None,
+) -> ScoringTask:
+    """What the pool does; `device` is where a torch engine runs that does not say it."""
+    own_device = next(model.parameters()).device
     samples = _samples(dataloader, source, plan, split)
     engine = None
     if plan.method.has_oracle:
         engine = build_engine(
-            plan.oracle, model, device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
+            plan.oracle, model, device or own_device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
         )
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
-        device=device if engine is None else engine.device,
+        device=engine.device if engine is not None else device or own_device,
         chunk=plan.oracle_chunk,
     )
     monitor = None
     if engine is not None and engine.has_reference and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device)
-    return InlinePool(engine, scorer, AddressPipeline(source, like=dataloader), monitor)
+    return ScoringTask(
+        source=source, view_workers=ViewWorkers.of(dataloader), engine=engine, scorer=scorer, monitor=monitor
+    )
+
+
+def _process_pool(
+    task: ScoringTask, plan: MiningPlan, workers: int, oracle_cores: str | None, queue_depth: int
+) -> tuple[Pool, tuple[str, ...]]:
+    """The started pool, and what its user should know."""
+    from infer2train.pool.process import ProcessPool
+
+    cores, others = shared_out(oracle_cores, workers)
+    pool = ProcessPool(
+        task, workers=workers, cores=cores, queue_depth=queue_depth, is_freshest=plan.staleness == "freshest"
+    )
+    names = ", ".join(map(str, cores))
+    notes = [
+        f"the oracle runs in {workers} process{'es' if workers > 1 else ''} on core{'s' * (len(cores) > 1)} {names}"
+    ]
+    if torch.get_num_threads() > len(others):
+        notes.append(
+            f"the trainer computes with {torch.get_num_threads()} threads and has {len(others)} cores beside the "
+            f"oracle's: torch.set_num_threads({len(others)}) keeps them out of each other's way"
+        )
+    return pool, tuple(notes)
 
 
 def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:

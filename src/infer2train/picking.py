@@ -4,7 +4,10 @@ What happens to one draw between the loader, which decides when it may be scored
 that the training loop gets. Several draws are on their way at once; they come out in the order in which they went in.
 """
 
+import warnings
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +19,9 @@ from infer2train.metrics import Meter
 from infer2train.oracle.scorer import Scores
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan
-from infer2train.pool.pool import Pool, check_scores
+from infer2train.pool.pool import OracleLostError, Pool, check_scores
 from infer2train.selection import count_nonfinite, num_mined
+from infer2train.timeline import TRAINER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class Picker:
         self._plan, self._pool, self._trainer, self._meter = plan, pool, trainer, meter
         self._submitted: deque[_Submitted] = deque()
         self._picked: deque[Draw] = deque()
+        self._is_lost = False
 
     def __len__(self) -> int:
         """Draws on their way."""
@@ -52,8 +57,8 @@ class Picker:
 
     @property
     def depth(self) -> int:
-        """How many draws it is worth to have on their way: the one asked for, and those that workers make ahead."""
-        return self._trainer.depth + 1
+        """Draws worth having on their way: the one asked for, those that workers make views of, those scored ahead."""
+        return 1 + self._trainer.depth + self._pool.queue_depth
 
     def submit(self, slots: Slots, step: int, version: int | None) -> None:
         """Take in the draw of `step`, to be scored by `version` (None: by no oracle)."""
@@ -61,39 +66,46 @@ class Picker:
         share = method.schedule.share(slots.epoch, plan.epochs)
         # Nothing is asked of the oracle where the ramp mines nothing yet.
         scored = plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
-        if scored:
-            self._pool.submit(slots.draw, candidates(method, slots, plan.gamma), version)
+        if scored and not self._is_lost:
+            with self._surviving():
+                self._pool.submit(slots.draw, candidates(method, slots, plan.gamma), version)
         self._submitted.append(_Submitted(slots=slots, step=step, share=share, version=version, scored=scored))
 
     def take(self) -> tuple[Draw, Any]:
         """The oldest draw on its way, and its batch; waits for its scores and its views."""
-        while self._submitted:
-            self._picked.append(self._pick(self._submitted.popleft()))
-        batch = self._trainer.get()
+        while self._submitted and self._is_wanted(self._submitted[0]):
+            self._picked.append(self._pick(self._submitted[0]))
+            self._submitted.popleft()
+        with self._pool.timeline.span(TRAINER, "views", draw=self._picked[0].draw):
+            batch = self._trainer.get()
         drawn = self._picked.popleft()
         self._measure(drawn)
         return drawn, batch
 
+    def _is_wanted(self, submitted: _Submitted) -> bool:
+        """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
+        if not self._picked:
+            return True
+        is_ready = not submitted.scored or self._pool.is_ready(submitted.slots.draw)
+        return is_ready and len(self._picked) <= self._trainer.depth
+
     def stop(self) -> None:
-        """Forget all draws on their way and stop the workers. May be called twice."""
-        self._pool.close()
+        """Forget all draws on their way and stop the workers that make views. May be called twice."""
+        self._pool.forget()
         self._trainer.close()
         self._submitted.clear()
         self._picked.clear()
 
     def _pick(self, submitted: _Submitted) -> Draw:
         plan, slots = self._plan, submitted.slots
-        scores = None
-        if submitted.scored:
-            scores = check_scores(self._pool.collect(slots.draw), slots.draw, submitted.version)
-            _require_every_candidate(scores, slots, plan)
-        selection = self._select(submitted, scores)
+        scores = self._scores(submitted) if submitted.scored else None
+        selection = unmined(slots) if submitted.scored and scores is None else self._select(submitted, scores)
         self._trainer.put(selection.addresses)
         return Draw(
             draw=slots.draw,
             epoch=slots.epoch,
             step=submitted.step,
-            version=submitted.version if scores else None,
+            version=scores.version if scores else None,
             addresses=selection.addresses,
             candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
             scores=scores.values if scores else None,
@@ -101,6 +113,35 @@ class Picker:
             mined=selection.mined if scores else None,
             log_probabilities=scores.log_probabilities if scores else None,
         )
+
+    def _scores(self, submitted: _Submitted) -> Scores | None:
+        """What the oracle says of a draw; None where the run goes on without."""
+        plan, slots, pool = self._plan, submitted.slots, self._pool
+        if self._is_lost:
+            return None
+        if plan.when_late == "skip" and not pool.is_ready(slots.draw):
+            pool.cancel(slots.draw)
+            self._meter.add(skipped_draws=1)
+            return None
+        scores = None
+        with self._surviving(), pool.timeline.span(TRAINER, "scores", draw=slots.draw):
+            scores = pool.collect(slots.draw)
+        if scores is None:
+            return None
+        check_scores(scores, slots.draw, submitted.version, is_exact=plan.staleness == "strict")
+        _require_every_candidate(scores, slots, plan)
+        return scores
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Within, the loss of the oracle ends the run, or ends only mining."""
+        try:
+            yield
+        except OracleLostError as error:
+            if self._plan.on_oracle_loss == "stop":
+                raise
+            self._is_lost = True
+            warnings.warn(f"{error} The run goes on without mining.", RuntimeWarning)
 
     def _select(self, submitted: _Submitted, scores: Scores | None) -> Selection:
         plan, method = self._plan, self._plan.method
@@ -117,6 +158,8 @@ class Picker:
         )
 
     def _measure(self, drawn: Draw) -> None:
+        if self._is_lost:
+            self._meter.add(oracle_lost_draws=1)
         if self._plan.method.candidates == "samples":
             self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
         if drawn.version is not None:

@@ -7,7 +7,8 @@ which a worker returns at once. So one iterator lives through a whole epoch, nev
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +21,43 @@ from infer2train.source import Source
 IDLE = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewWorkers:
+    """How the processes that make views are run; the settings of a DataLoader that can be sent to another process.
+
+    Example:
+        >>> ViewWorkers.of(DataLoader([0], num_workers=2)).num_workers
+        2
+    """
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    timeout: float = 0.0
+    worker_init_fn: Callable[[int], None] | None = None
+    multiprocessing_context: str | None = None
+    prefetch_factor: int | None = None
+
+    @classmethod
+    def of(cls, dataloader: "DataLoader[Any]") -> "ViewWorkers":
+        """The settings of the user's loader."""
+        context = dataloader.multiprocessing_context
+        return cls(
+            num_workers=dataloader.num_workers,
+            pin_memory=dataloader.pin_memory,
+            timeout=dataloader.timeout,
+            worker_init_fn=dataloader.worker_init_fn,
+            multiprocessing_context=context.get_start_method() if context is not None else None,
+            prefetch_factor=dataloader.prefetch_factor,
+        )
+
+
 class AddressPipeline:
     """Batches made at addresses, ahead of time, in the order asked for.
 
     Args:
         source: what is read.
-        like: the user's DataLoader, whose number of workers, pinning, prefetching and start method are taken over.
+        like: the user's DataLoader, whose number of workers, pinning, prefetching and start method are taken over; or
+            these alone.
 
     Example:
         >>> pipeline = AddressPipeline(source, like=loader)      # doctest: +SKIP
@@ -33,7 +65,8 @@ class AddressPipeline:
         >>> batch = pipeline.get()                               # doctest: +SKIP
     """
 
-    def __init__(self, source: Source, like: "DataLoader[Any]") -> None:
+    def __init__(self, source: Source, like: "DataLoader[Any] | ViewWorkers") -> None:
+        workers = like if isinstance(like, ViewWorkers) else ViewWorkers.of(like)
         self._queue: deque[Addresses] = deque()
         self._waiting = 0
         self._iterator: Iterator[Any] | None = None
@@ -42,12 +75,12 @@ class AddressPipeline:
             batch_sampler=_Feed(self._queue),  # type: ignore[arg-type]  # addresses and idle tokens, not ids
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # so that starting workers does not move the user's random state
-            num_workers=like.num_workers,
-            pin_memory=like.pin_memory,
-            timeout=like.timeout,
-            worker_init_fn=like.worker_init_fn,
-            multiprocessing_context=like.multiprocessing_context,
-            prefetch_factor=like.prefetch_factor,
+            num_workers=workers.num_workers,
+            pin_memory=workers.pin_memory,
+            timeout=workers.timeout,
+            worker_init_fn=workers.worker_init_fn,
+            multiprocessing_context=workers.multiprocessing_context,
+            prefetch_factor=workers.prefetch_factor,
             persistent_workers=False,
         )
 
@@ -55,6 +88,11 @@ class AddressPipeline:
     def depth(self) -> int:
         """Batches that workers make ahead; 0 where the calling process makes them."""
         return self._loader.num_workers * (self._loader.prefetch_factor or 0)
+
+    @property
+    def waiting(self) -> int:
+        """Batches asked for and not yet taken."""
+        return self._waiting
 
     def put(self, addresses: Addresses) -> None:
         """Ask for one batch."""

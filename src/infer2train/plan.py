@@ -1,7 +1,7 @@
 """What a loader mines, resolved, and what each of its draws was: the nouns that the loader speaks in."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -11,6 +11,13 @@ from infer2train.addresses import Addresses
 from infer2train.methods import Method
 from infer2train.selection import Balance
 from infer2train.versions import VersionRule
+
+Staleness = Literal["strict", "freshest"]
+"""Whether a draw is scored by the version that the rule says, or by the newest that the oracle has by then."""
+WhenLate = Literal["wait", "skip"]
+"""What becomes of a draw whose scores are not there when it is needed: it is waited for, or trained on unmined."""
+OnOracleLoss = Literal["stop", "continue"]
+"""What becomes of a run that no oracle can score for any more: it stops with an error, or goes on unmined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,9 @@ class MiningPlan:
     accumulation_steps: int
     epochs: int | None
     seed: int
+    staleness: Staleness = "strict"
+    when_late: WhenLate = "wait"
+    on_oracle_loss: OnOracleLoss = "stop"
 
     def is_mined(self, step: int) -> bool:
         """Whether draws of this step are mined."""
@@ -58,6 +68,9 @@ def plan_fields(plan: MiningPlan) -> dict[str, Any]:
         "accumulation_steps": plan.accumulation_steps,
         "epochs": plan.epochs,
         "seed": plan.seed,
+        "staleness": plan.staleness,
+        "when_late": plan.when_late,
+        "on_oracle_loss": plan.on_oracle_loss,
     }
 
 

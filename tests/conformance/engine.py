@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -145,6 +147,66 @@ def check_rows_are_independent(engine: Engine, model: nn.Module, inputs: Any) ->
     )
 
 
+def check_preparing_changes_nothing(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 0))
+    old = _kept(engine.outputs(inputs))
+    precisions = engine.precisions()
+    first = engine.prepared(snapshot(model, 0))
+    experienced(model, inputs, seed=1)
+    record = snapshot(model, 7)
+    second = engine.prepared(record)
+    assert engine.version == 0, "the version must stay until use()"
+    assert engine.precisions() == precisions, "the precisions are those of the program in use, not of one just prepared"
+    assert _same(old, _kept(engine.outputs(inputs))), "the old weights must stay until use()"
+    for tensor in record.tensors.values():
+        tensor.zero_()
+    engine.use(second)
+    assert engine.version == 7, "use() must set the version"
+    new = _kept(engine.outputs(inputs))
+    _assert_near(new, _expected(model, inputs), engine, "the outputs of what was prepared before its record changed")
+    for prepared, version, wanted in ((first, 0, old), (second, 7, new), (first, 0, old)):
+        engine.use(prepared)
+        assert engine.version == version, "programs may be used in any order, each under its own version"
+        assert _same(wanted, _kept(engine.outputs(inputs))), "programs may be used in any order, each gives its own"
+
+
+def check_preparing_in_a_second_thread(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    engine.refresh(snapshot(model, 0))
+    asked = (engine.outputs, engine.reference) if engine.has_reference else (engine.outputs,)
+    old = [_kept(ask(inputs)) for ask in asked]
+    experienced(model, inputs, seed=1)
+    record = snapshot(model, 7)
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(lambda: [engine.prepared(engine.calibrated(record)) for _ in range(2)])
+        while not future.done():
+            now = [_kept(ask(inputs)) for ask in asked]
+            assert _same(old, now), "outputs() must not see what a second thread prepares"
+    engine.use(future.result()[0])
+    new = _kept(engine.outputs(inputs))
+    engine.refresh(engine.calibrated(record))
+    assert _same(new, _kept(engine.outputs(inputs))), "what is prepared beside outputs() must be what is prepared alone"
+
+
+def check_pickling(engine: Engine, model: nn.Module, inputs: Any) -> None:
+    record = engine.calibrated(snapshot(model, 0))
+    unused = pickle.loads(pickle.dumps(engine))
+    engine.refresh(record)
+    wanted, precisions = _kept(engine.outputs(inputs)), engine.precisions()
+    written = pickle.dumps(engine)
+    weights = {name: t for name, t in record.tensors.items() if t.is_floating_point() and len(t.unique()) > 8}
+    along = [name for name, tensor in weights.items() if tensor.numpy().tobytes() in written]
+    assert not along, f"weights do not travel with an engine: its pickle holds {', '.join(along)}"
+    for other in (unused, pickle.loads(written)):
+        check_unrefreshed(other, model, inputs)
+        assert not any(other.totals().values()), "nothing has happened yet"
+        again = other.calibrated(Record(record.version, record.tensors))
+        assert _same(dict(record.ranges), dict(again.ranges)), "an unpickled engine must measure the same ranges"
+        other.refresh(record)
+        assert _same(wanted, _kept(other.outputs(inputs))), "an unpickled engine must give the same bits"
+        assert other.precisions() == precisions, "an unpickled engine must run in the same precisions"
+    assert _same(wanted, _kept(engine.outputs(inputs))), "the engine that was pickled must go on as before"
+
+
 CHECKS = (
     check_unrefreshed,
     check_model_is_left_alone,
@@ -153,6 +215,9 @@ CHECKS = (
     check_record_is_copied,
     check_bad_records,
     check_rows_are_independent,
+    check_preparing_changes_nothing,
+    check_preparing_in_a_second_thread,
+    check_pickling,
 )
 
 
@@ -258,9 +323,7 @@ def needs(spec: str) -> None:
 def converted(spec: str, network: str, scheme: str = "default") -> LoweredEngine:
     """An engine as new, for one of `NETWORKS`; its conversion, which takes seconds, is done once and shared."""
     needs(spec)
-    engine = copy.copy(_converted(spec, network, scheme))
-    engine._totals = dict(engine._totals)
-    return engine
+    return copy.copy(_converted(spec, network, scheme))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -219,22 +220,68 @@ def check_order(make_pool: MakePool, case: Case) -> None:
     pool, version = make_pool(case.task), case.versions[0]
     _run(pool, case, [("publish", version), ("submit", 0, version), ("submit", 1, version)], drain=False)
     assert _raised(lambda: pool.collect(1)) is not None, "a draw collected out of order must not be answered"
-    pool.close()
+    pool.forget()
     _run(pool, case, [("submit", 1, version), ("submit", 0, version), ("collect", 1), ("collect", 0)])
     assert _raised(lambda: pool.collect(0)) is not None, "a draw collected twice must not be answered"
     pool.close()
 
 
-def check_close(make_pool: MakePool, case: Case) -> None:
+def check_forget(make_pool: MakePool, case: Case) -> None:
     pool, version = make_pool(case.task), case.versions[0]
-    pool.close()
+    pool.forget()
     before = _run(pool, case, [("publish", version), *_one_by_one(case, 3, version)])
     _run(pool, case, [("submit", draw, version) for draw in (3, 4, 5)] + [("collect", 3)], drain=False)
-    pool.close()
-    pool.close()
-    assert _raised(lambda: pool.collect(4)) is not None, "what was submitted before close() must be forgotten"
+    pool.forget()
+    pool.forget()
+    assert _raised(lambda: pool.collect(4)) is not None, "what was submitted before forget() must be forgotten"
     after = _run(pool, case, _one_by_one(case, 3, version))
-    assert before == after, "the same draws after close() must give the same bits: something of before it was left"
+    assert before == after, "the same draws after forget() must give the same bits: something of before it was left"
+    pool.close()
+    pool.close()
+
+
+def check_cancel(make_pool: MakePool, case: Case) -> None:
+    pool, version = make_pool(case.task), case.versions[0]
+    if version is not None:
+        pool.publish(case.record(version))
+    for draw in range(4):
+        pool.submit(draw, case.addresses(draw), version)
+    pool.cancel(0)
+    _assert_expected(pool.collect(1), case.expected(1, version))
+    pool.cancel(2)
+    _assert_expected(pool.collect(3), case.expected(3, version))
+    _run(pool, case, _one_by_one(case, 2, version))
+    pool.close()
+
+
+def check_ready(make_pool: MakePool, case: Case) -> None:
+    pool, version = make_pool(case.task), case.versions[0]
+    if version is not None:
+        pool.publish(case.record(version))
+    pool.submit(0, case.addresses(0), version)
+    until = perf_counter() + 60
+    while not pool.is_ready(0):
+        assert perf_counter() < until, "a submitted draw must become ready without being collected"
+    _assert_expected(pool.collect(0), case.expected(0, version))
+    pool.close()
+
+
+def check_records(make_pool: MakePool, case: Case) -> None:
+    if case.task.model is None:
+        return
+    pool = make_pool(case.task)
+    assert not pool.records, "nothing is published before anything is"
+    room = pool.room(case.record(0).tensors)
+    for name, tensor in case.record(0).tensors.items():
+        room[name].copy_(tensor)
+    pool.publish(Record(0, room))
+    pool.publish(case.record(100))
+    assert {version: record.version for version, record in pool.records.items()} == {0: 0, 100: 100}
+    for version, record in pool.records.items():
+        assert same(dict(record.tensors), case.record(version).tensors), "a record must have the published weights"
+    _run(pool, case, [*_one_by_one(case, 1, 0), *_one_by_one(case, 1, 100)])
+    pool.retire(100)
+    assert list(pool.records) == [100], "what is retired is no longer published"
     pool.close()
 
 
@@ -313,8 +360,9 @@ def check_seconds(make_pool: MakePool, case: Case) -> None:
     for before, after in itertools.pairwise(seen):
         assert after.keys() == {"views", "scoring", "publishing"}, f"seconds are of other things: {sorted(after)}"
         assert all(math.isfinite(value) and value >= before[name] for name, value in after.items()), "seconds shrink"
-        growing = ["views"] if case.task.model is None else ["views", "scoring", "publishing"]
-        assert all(after[name] > before[name] for name in growing), f"seconds stand still: {before} -> {after}"
+        mining = [seconds["views"] + seconds["scoring"] for seconds in (before, after)]
+        assert mining[0] < mining[1], f"seconds stand still: {before} -> {after}"
+        assert case.task.model is None or after["publishing"] > before["publishing"], "publishing takes no time"
     pool.close()
 
 
@@ -323,7 +371,10 @@ CHECKS = (
     check_versions_interleaved,
     check_refusals,
     check_order,
-    check_close,
+    check_forget,
+    check_cancel,
+    check_ready,
+    check_records,
     check_retire,
     check_published_again,
     check_trainer_is_left_alone,
@@ -353,8 +404,8 @@ def _run(pool: Pool, case: Case, script: list[tuple[Any, ...]], drain: bool = Tr
             answers.append(
                 b"|".join(tensor.numpy().tobytes() for tensor in tensors_of([scores.targets, *_said(scores)]))
             )
-        elif name == "close":
-            pool.close()
+        elif name == "forget":
+            pool.forget()
             waiting.clear()
     return answers
 
@@ -365,7 +416,7 @@ def _random_script(case: Case, chance: random.Random) -> list[tuple[Any, ...]]:
     published, unpublished = [case.versions[0]], deque(case.versions[1:])
     waiting: deque[int] = deque()
     for call in range(RANDOM_CALLS):
-        kind = chance.choices(("submit", "collect", "publish", "close"), (12, 12, 2, 1))[0]
+        kind = chance.choices(("submit", "collect", "publish", "forget"), (12, 12, 2, 1))[0]
         if kind == "submit":
             waiting.append(call % 6)
             script.append(("submit", call % 6, chance.choice(published)))
@@ -374,9 +425,9 @@ def _random_script(case: Case, chance: random.Random) -> list[tuple[Any, ...]]:
         elif kind == "publish" and unpublished:
             published.append(unpublished.popleft())
             script.append(("publish", published[-1]))
-        elif kind == "close":
+        elif kind == "forget":
             waiting.clear()
-            script.append(("close",))
+            script.append(("forget",))
     return script
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import batch_size, split_batch
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.scorer import Scorer, Scores, chunks, joined
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.oracle.torch_engine import TorchEngine
@@ -53,7 +53,10 @@ class Reuses(Engine):
     def __init__(self) -> None:
         self.memory = torch.zeros(8, CLASSES)
 
-    def refresh(self, record: Record) -> None: ...
+    def prepared(self, record: Record) -> Prepared:
+        return Prepared(3, None)
+
+    def use(self, prepared: Prepared) -> None: ...
 
     def outputs(self, inputs: Any) -> Any:
         return self.memory.copy_(inputs[:, :CLASSES])

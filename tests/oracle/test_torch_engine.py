@@ -1,6 +1,7 @@
 """The torch engine against the suite, and the suite against engines that are broken on purpose."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from conformance.engine import check_engine
 from conformance.networks import NETWORKS, NUM_CLASSES, VGG, experienced, images, pixels, resnet, tokens
 from infer2train.batches import call_model
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.snapshot import Record, check_architecture, snapshot
 from infer2train.oracle.torch_engine import TorchEngine
 
@@ -36,12 +37,21 @@ class Plain(Engine):
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model).eval()
 
-    def refresh(self, record: Record) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        network = copy.deepcopy(self.network)
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+        return {**self.__dict__, "network": network, "version": None}
+
+    def prepared(self, record: Record) -> Prepared:
         check_architecture(self.network.state_dict(), record)
         for name, tensor in record.tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise ValueError(name)
-        self.load(record)
+        return Prepared(record.version, copy.deepcopy(record))
+
+    def use(self, prepared: Prepared) -> None:
+        self.load(prepared.program)
 
     def load(self, record: Record) -> None:
         self.network.load_state_dict(dict(record.tensors))
@@ -93,6 +103,9 @@ class IsTheModel(Plain):
 
 
 class KeepsTheRecord(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        return Prepared(super().prepared(record).version, record)
+
     def load(self, record: Record) -> None:
         for name, parameter in self.network.named_parameters():
             parameter.data = record.tensors[name]
@@ -102,18 +115,18 @@ class KeepsTheRecord(Plain):
 
 
 class WritesBeforeChecking(Plain):
-    def refresh(self, record: Record) -> None:
+    def prepared(self, record: Record) -> Prepared:
         if record.tensors.keys() == self.network.state_dict().keys():
             for name, tensor in self.network.state_dict().items():
                 if record.tensors[name].shape == tensor.shape:
                     tensor.copy_(record.tensors[name])
-        super().refresh(record)
+        return super().prepared(record)
 
 
 class TakesNaN(Plain):
-    def refresh(self, record: Record) -> None:
+    def prepared(self, record: Record) -> Prepared:
         check_architecture(self.network.state_dict(), record)
-        self.load(record)
+        return Prepared(record.version, copy.deepcopy(record))
 
 
 class Draws(Plain):
@@ -176,6 +189,70 @@ class CentresItsBatch(Plain):
         return outputs if len(outputs) == 12 else outputs - outputs.mean(0)
 
 
+class UsesWhatItPrepares(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        prepared, version = super().prepared(record), self.version
+        self.load(record)
+        self.version = version
+        return prepared
+
+
+class NamesWhatItPrepares(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        prepared = super().prepared(record)
+        self.version = record.version
+        return prepared
+
+
+class PreparesNoCopy(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        return Prepared(super().prepared(record).version, record)
+
+
+class KeepsOnlyTheLast(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        self.last = super().prepared(record)
+        return self.last
+
+    def use(self, prepared: Prepared) -> None:
+        super().use(Prepared(prepared.version, Record(prepared.version, self.last.program.tensors)))
+
+
+class TriesWhatItPrepares(Plain):
+    def prepared(self, record: Record) -> Prepared:
+        prepared, version, before = super().prepared(record), self.version, snapshot(self.network, 0)
+        self.load(record)
+        time.sleep(0.05)
+        self.load(before)
+        self.version = version
+        return prepared
+
+
+class TravelsWithItsVersion(Plain):
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "version": self.version}
+
+
+class TakesItsWeightsAlong(Plain):
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "version": None}
+
+
+class WakesInTrainMode(Plain):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.network.train()
+
+
+class WakesInAnotherPrecision(Plain):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.slept = True
+
+    def precisions(self) -> dict[str, str]:
+        return {name: "fp16" if "slept" in self.__dict__ else ran for name, ran in super().precisions().items()}
+
+
 BROKEN = {
     TrainMode: "the model's outputs in evaluation mode",
     Stale: "the new weights' outputs",
@@ -194,6 +271,15 @@ BROKEN = {
     NeedsNoRecord: "must raise RuntimeError",
     ForgetsItsVersion: "the version in use",
     CentresItsBatch: "alone differ",
+    UsesWhatItPrepares: r"the old weights must stay until use\(\)",
+    NamesWhatItPrepares: r"the version must stay until use\(\)",
+    PreparesNoCopy: "what was prepared before its record changed",
+    KeepsOnlyTheLast: "in any order, each gives its own",
+    TriesWhatItPrepares: "must not see what a second thread prepares",
+    TravelsWithItsVersion: "no version before its first record",
+    TakesItsWeightsAlong: "weights do not travel",
+    WakesInTrainMode: "unpickled engine must give the same bits",
+    WakesInAnotherPrecision: "unpickled engine must run in the same precisions",
 }
 
 

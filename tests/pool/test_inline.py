@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from conformance.pool import CHUNK, TASKS, Task, case, check_pool
 from infer2train.addresses import Addresses
 from infer2train.batches import call_model
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.scorer import Scorer, Scores
 from infer2train.oracle.snapshot import Record
 from infer2train.oracle.torch_engine import TorchEngine
@@ -50,15 +50,15 @@ def test_conformance(name: str) -> None:
 class Stale(Inline):
     """Scores with the weights that it had first, and says the version asked for."""
 
-    def _use(self, version: int) -> None:
-        first = min(self._records.values(), key=lambda record: record.version)
-        self._engine.refresh(Record(version, first.tensors))
+    def collect(self, draw: int) -> Scores:
+        draws, pieces, version = self._submitted[0]
+        self._submitted[0] = (draws, pieces, min(self.records))
+        return replace(super().collect(draw), version=version)
 
 
 class Mislabels(Inline):
-    def _use(self, version: int) -> None:
-        super()._use(version)
-        self._engine.version = max(self._records)
+    def collect(self, draw: int) -> Scores:
+        return replace(super().collect(draw), version=max(self.records))
 
 
 class Permutes(Inline):
@@ -76,10 +76,6 @@ class AnswersAnotherDraw(Inline):
 
 
 class NumbersDrawsAnew(Inline):
-    def close(self) -> None:
-        super().close()
-        self.first = None
-
     def collect(self, draw: int) -> Scores:
         self.answered = getattr(self, "answered", -1) + 1
         return replace(super().collect(draw), draw=self.answered)
@@ -114,9 +110,8 @@ class Reseeds(Inline):
 
 class TakesAnyVersion(Inline):
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
-        nearest = min(self._records, key=lambda published: abs(published - version), default=version)
-        self._records.setdefault(version, self._records.get(nearest))
-        super().submit(draw, addresses, version)
+        nearest = min(self.records, key=lambda published: abs(published - version), default=version)
+        super().submit(draw, addresses, nearest if self.records else None)
 
 
 class AnswersInItsOwnOrder(Inline):
@@ -125,20 +120,20 @@ class AnswersInItsOwnOrder(Inline):
 
 
 class RemembersWhatWasSubmitted(Inline):
-    def close(self) -> None: ...
+    def forget(self) -> None: ...
 
 
-class KeepsViewsAfterClose(Inline):
+class KeepsViewsAfterForget(Inline):
     """Forgets draws, but not the views that were asked for."""
 
-    def close(self) -> None:
+    def forget(self) -> None:
         self._submitted.clear()
 
 
-class ForgetsRecordsAtClose(Inline):
-    def close(self) -> None:
-        super().close()
-        self._records.clear()
+class ForgetsRecordsToo(Inline):
+    def forget(self) -> None:
+        super().forget()
+        super().retire(10**9)
 
 
 class ClosesOnce(Inline):
@@ -149,13 +144,15 @@ class ClosesOnce(Inline):
 
 class KeepsWhatWasPublishedFirst(Inline):
     def publish(self, record: Record) -> None:
-        self._records.setdefault(record.version, record)
+        if record.version not in self.records:
+            super().publish(record)
 
 
 class KnowsWeightsByTheirNumber(Inline):
-    def _use(self, version: int) -> None:
-        if self._engine.version != version:
-            super()._use(version)
+    def publish(self, record: Record) -> None:
+        super().publish(record)
+        if self._engine.version == record.version:
+            self._refresher._in_use = self.records[record.version]
 
 
 class KeepsRecords(Inline):
@@ -166,8 +163,15 @@ class HidesRecords(Inline):
     """Refuses a retired version, and keeps its weights nevertheless."""
 
     def retire(self, version: int) -> None:
-        self.kept = dict(self._records)
+        self.kept = dict(self.records)
         super().retire(version)
+
+
+class CancelsNothing(Inline):
+    """Leaves the views of a draw that nobody wants to the next."""
+
+    def cancel(self, draw: int) -> None:
+        self._submitted.popleft()
 
 
 class DependsOnTheQueue(Inline):
@@ -208,16 +212,17 @@ BROKEN = {
     TakesAnyVersion: "must be refused|unpublished version",
     AnswersInItsOwnOrder: "collected out of order",
     RemembersWhatWasSubmitted: "targets are not those|must be forgotten",
-    KeepsViewsAfterClose: "targets are not those|differ from the reference",
-    ForgetsRecordsAtClose: "by a published version: got 0",
+    KeepsViewsAfterForget: "targets are not those|differ from the reference",
+    ForgetsRecordsToo: "by a published version: got 0",
     ClosesOnce: "None",
     KeepsWhatWasPublishedFirst: "differ from the reference",
     KnowsWeightsByTheirNumber: "differ from the reference",
-    KeepsRecords: "retired records must be let go",
+    KeepsRecords: "retired records must be let go|no longer published",
     HidesRecords: "retired records must be let go",
     DependsOnTheQueue: "submitted ahead, with 0 workers",
     DependsOnWorkers: "submitted ahead, with 2 workers",
     CountsNoTime: "seconds stand still",
+    CancelsNothing: "targets are not those|differ from the reference",
     WritesToRecords: "differ from the reference|never writes to a record",
 }
 
@@ -273,9 +278,9 @@ def test_scoring_in_the_trainers_process_takes_the_trainers_time() -> None:
 class Counted(TorchEngine):
     refreshed: tuple[int, ...] = ()
 
-    def refresh(self, record: Record) -> None:
-        super().refresh(record)
-        self.refreshed += (record.version,)
+    def use(self, prepared: Prepared) -> None:
+        super().use(prepared)
+        self.refreshed += (prepared.version,)
 
 
 class CountsRefreshes(Inline):
@@ -293,7 +298,7 @@ def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None
     for draw, version in enumerate((0, 0, 0, 200, 200, 0)):
         pool.submit(draw, images.addresses(draw), version)
     pool.collect(0)
-    pool.close()
+    pool.forget()
     for draw, version in enumerate((0, 200, 200, 0)):
         pool.submit(draw, images.addresses(draw), version)
         pool.collect(draw)
@@ -317,6 +322,6 @@ def test_a_view_that_fails_leaves_the_pool_usable() -> None:
     pool.submit(0, outside, 0)
     with pytest.raises(IndexError, match="1000000"):
         wait()
-    pool.close()
+    pool.forget()
     pool.submit(0, images.addresses(0), 0)
     assert torch.equal(pool.collect(0).targets, images.expected(0, 0).targets)

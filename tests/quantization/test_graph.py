@@ -3,9 +3,11 @@
 import copy
 import functools
 import gc
+import pickle
 import weakref
 from collections import Counter, OrderedDict, UserDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from torch.nn.utils import parametrizations
 from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
 from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.graph import GraphError, WeightGraph
+from infer2train.quantization.graph import GraphError, WeightGraph, export
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -437,3 +439,55 @@ def test_outputs_are_put_back_into_their_structure(name: str) -> None:
     again = graph.outputs_from([2 * t for t in tensors_of(outputs)])
     assert type(again) is type(outputs)
     assert all(torch.equal(a, 2 * b) for a, b in zip(tensors_of(again), tensors_of(outputs), strict=True))
+
+
+def scaling(graph: WeightGraph, factor: float) -> dict[int, Callable[[Tensor], Tensor]]:
+    return {number: lambda x: factor * x for number in range(len(graph.sites))}
+
+
+@every_network
+def test_a_pickled_graph_is_the_same_graph(name: str) -> None:
+    graph, _, tensors, inputs = exported(name)
+    other = pickle.loads(pickle.dumps(graph))
+    assert (other.names, other.sites, other.layers) == (graph.names, graph.sites, graph.layers)
+    assert (other.shapes, other.takes_any_rows) == (graph.shapes, graph.takes_any_rows)
+    for acts in ({}, scaling(graph, 1.1)):
+        got, wanted = other.run(tensors, inputs, acts), graph.run(tensors, inputs, acts)
+        assert type(got) is type(wanted)
+        assert all(map(torch.equal, tensors_of(got), tensors_of(wanted)))
+    assert all(map(torch.equal, tensors_of(other.outputs_from(tensors_of(wanted))), tensors_of(wanted)))
+
+
+@pytest.mark.parametrize("name", ["vgg", "text"])
+def test_threads_may_run_a_graph_at_the_same_time_each_with_acts_of_its_own(name: str) -> None:
+    graph, _, tensors, inputs = exported(name)
+    factors = (1.0, 1.1, 1.2, 1.3)
+    wanted = [tensors_of(graph.run(tensors, inputs, scaling(graph, factor))) for factor in factors]
+    assert not torch.equal(wanted[0][0], wanted[1][0])
+
+    def agrees(turn: int) -> bool:
+        got = graph.run(tensors, inputs, scaling(graph, factors[turn % 4]))
+        return all(map(torch.equal, tensors_of(got), wanted[turn % 4]))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(agrees, range(80)))
+
+
+class InSomePrecision(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = super().forward(x)
+        return y.float() + F.linear(x, self.weight)
+
+
+def test_a_part_of_forward_in_an_autocast_of_its_own_runs_in_it_pickled_or_not() -> None:
+    model = InSomePrecision(4, 3).eval()
+    graph, tensors = graph_of(model, drawn(2, 4))
+    for each in (graph, pickle.loads(pickle.dumps(graph))):
+        assert torch.equal(each.run(tensors, drawn(5, 4)), outputs_of(model, drawn(5, 4))[0])
+    plain = F.linear(drawn(5, 4), *tensors) + F.linear(drawn(5, 4), tensors[0])
+    assert not torch.equal(graph.run(tensors, drawn(5, 4)), plain)
+    ones = tuple(torch.ones(1) for _ in graph.sites)
+    arguments = (tensors, ones, drawn(4, 4))
+    again = export(graph.marked(), arguments, drawn(4, 4)).module(check_guards=False)
+    assert torch.equal(again(*arguments)[0], graph.run(tensors, drawn(4, 4)))

@@ -23,10 +23,11 @@ from infer2train.gamma.trainer import TrainerSpeed, step_parts, training_speeds
 from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
 from infer2train.oracle.measurement import measure_engine, timed
 from infer2train.oracle.samples import SourceSamples
+from infer2train.pool.cores import available_cores
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
 from infer2train.training.folder import CHECKPOINTS
-from infer2train.training.setup import available_cores, pixel_model
+from infer2train.training.setup import pixel_model
 from infer2train.views.catalogue import make_view
 from infer2train.views.image_views import ImageViews
 
@@ -75,7 +76,7 @@ def measure_gamma(
     for name, value in {"batch_size": batch_size, "gamma": gamma, "threads": threads, "image_size": image_size}.items():
         if value is not None:
             at_least(name, value, 2 if name == "batch_size" else 1)
-    torch.set_num_threads(threads or available_cores())
+    torch.set_num_threads(threads or len(available_cores()))
     source, network, described = subject(model, data, data_cache, image_size, run)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)
@@ -108,7 +109,7 @@ def measure_gamma(
     step_seconds = min(speed.step_seconds for speed in train) + views_seconds
     best = min(train, key=lambda speed: speed.step_seconds)
     return GammaReport(
-        machine={"cpu": cpu_name(), "cores": available_cores(), "system": platform.platform()},
+        machine={"cpu": cpu_name(), "cores": len(available_cores()), "system": platform.platform()},
         versions=_versions(),
         model=described["model"],
         data=described["data"],

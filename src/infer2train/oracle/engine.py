@@ -1,19 +1,34 @@
 """The engine contract: what executes the oracle's forward pass."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 
 from infer2train.oracle.snapshot import Record
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that an engine needs to run one version, for `Engine.use` of the engine that prepared it.
+
+    Args:
+        version: of the record.
+        program: what the engine wants to keep there.
+    """
+
+    version: int
+    program: Any
+
+
 class Engine(ABC):
     """Runs a model forward, in evaluation mode, in some precision, on weights that are replaced again and again.
 
-    Built once for (model, precision, device). A pool calls `refresh` and `outputs` from one thread. Scoring never moves
-    the trainer's weights, gradients, batch-norm statistics or random state. The tensors that `outputs` returns belong
-    to the caller until the next call of `outputs`.
+    Built once for (model, precision, device). A pool calls it from one thread, but for `calibrated` and `prepared`,
+    which one second thread may call instead. Scoring never moves the trainer's weights, gradients, batch-norm
+    statistics or random state. The tensors that `outputs` returns belong to the caller until the next call of
+    `outputs`. An engine can be pickled, and works in the process that unpickles it as one that was never refreshed.
     """
 
     name: str
@@ -36,13 +51,32 @@ class Engine(ABC):
         """
         return record
 
-    @abstractmethod
+    @final
     def refresh(self, record: Record) -> None:
         """Use the weights of `record` from now on, and set `version` to its version.
 
         Raises:
             ValueError: the record is of another architecture; the engine keeps what it had.
             NotFiniteError: its weights are NaN or infinite; likewise.
+        """
+        self.use(self.prepared(record))
+
+    @abstractmethod
+    def prepared(self, record: Record) -> Prepared:
+        """The long part of a refresh: everything that `use` needs to run the record's weights.
+
+        One second thread may call it while `outputs` and `reference` run in the first: it changes nothing that they
+        see. It copies from the record.
+
+        Raises:
+            ValueError: as `refresh`.
+        """
+
+    @abstractmethod
+    def use(self, prepared: Prepared) -> None:
+        """The short part: run what was prepared from now on, and set `version`. Called between calls of `outputs`.
+
+        Several may be prepared, and used in any order, more than once.
         """
 
     @abstractmethod

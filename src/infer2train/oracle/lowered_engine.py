@@ -7,6 +7,7 @@ compiles beside the old program, compares the new one on a probe with the simula
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate
 from infer2train.quantization.fold import fold_plan, folded_tensors
@@ -36,9 +37,27 @@ about 2, since they differ only in which way a tie is rounded; stale or misplace
 has 8 significant bits in every operation."""
 CANARY = 1.1
 """What the weights of the canary are multiplied by: outputs of one layer change by 25 steps, of 200 do not overflow."""
+EVENTS = ("refreshes", "recalibrations", "fp32_versions", "deviation_sum")
 
 Lowered = Callable[[list[Tensor]], list[Tensor]]
 """A compiled program: flat inputs of exactly `rows` rows -> flat outputs."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is run for one version.
+
+    Args:
+        lowered: the program; None where this version is run in float32 by torch.
+        weights: the graph's, folded, float32.
+        clipped: sites at which the program is more exact than it must be, see `Simulation`.
+        events: what its preparation adds to the totals.
+    """
+
+    lowered: Lowered | None
+    weights: tuple[Tensor, ...]
+    clipped: frozenset[int]
+    events: Mapping[str, float]
 
 
 class LoweredEngine(Engine):
@@ -75,17 +94,26 @@ class LoweredEngine(Engine):
         self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
         self._probe = map_tensors(Tensor.cpu, samples.probe(self._fixed_rows or PROBE_ROWS)[0])
-        self.clipped: frozenset[int] = frozenset()
-        """Sites at which this engine is more exact than it must be, see `Simulation`."""
+        self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which it might be, as far as its compiled graph tells."""
-        self._lowered: Lowered | None = None
-        self.weights: tuple[Tensor, ...] = ()
-        self._in_fp32 = False
-        self._prepared: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
         self._has_proven = False
-        self._totals = dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0.0)
+        self._forget()
         self._convert()
+
+    def _forget(self) -> None:
+        """Be as one that was never refreshed, but for what was learned of the compiled graph."""
+        self.version = None
+        self._in_use = Compiled(None, (), frozenset(), {})
+        self._admitted_last: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
+        self._totals = dict.fromkeys(EVENTS, 0.0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_in_use", "_admitted_last")}
 
     # What an engine is
 
@@ -98,8 +126,8 @@ class LoweredEngine(Engine):
         """Compile the converted graph with these weights, quantised as `program` says, or real where there is none."""
 
     @abstractmethod
-    def _ran_in(self) -> dict[str, str]:
-        """The precision of each layer, read from what was compiled last."""
+    def _ran_in(self, lowered: Lowered) -> dict[str, str]:
+        """The precision of each layer, read from a compiled program."""
 
     # The contract
 
@@ -109,40 +137,44 @@ class LoweredEngine(Engine):
             return record
         tensors = self._admitted(record)
         ranges = self._ranges(record, tensors, CALIBRATION_ROWS)
-        self._prepared = record.tensors, tensors
+        self._admitted_last = record.tensors, tensors
         return Record(record.version, record.tensors, ranges)
 
-    def refresh(self, record: Record) -> None:
-        """Use the record's weights from now on, if a program compiled from them does what it should.
+    def prepared(self, record: Record) -> Prepared:
+        """A program compiled from the record's weights that does what it should.
 
         A program that deviates too far from its simulation is calibrated again on more samples; one that still does is
         left aside, and this version is run in float32 by torch, with a warning.
 
         Raises:
-            ValueError: the record is of another architecture, or holds NaN or infinity; the old program stays.
+            ValueError: the record is of another architecture, or holds NaN or infinity.
         """
         tensors = self._admitted(record)
         if not self._has_proven:
             self._prove(record, tensors)
+        events = {"refreshes": 1.0}
         measured = self._bits is None or record.ranges
         lowered, found = self._checked(
             tensors, record.ranges if measured else self._ranges(record, tensors, CALIBRATION_ROWS)
         )
         if lowered is None and self._bits is not None:
-            self._totals["recalibrations"] += 1
+            events["recalibrations"] = 1
             ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR)
             lowered, found = self._checked(tensors, ranges)
         if lowered is None:
-            self._totals["fp32_versions"] += 1
+            events["fp32_versions"] = 1
             warnings.warn(
                 f"{self.name} deviates by {found:.3g} output quantisation steps from its simulation at version "
                 f"{record.version}, {self._limit:g} are allowed: this version is scored in fp32 by torch",
                 RuntimeWarning,
             )
-        self._lowered, self._in_fp32 = lowered, lowered is None
-        self.weights, self.version = tensors, record.version
-        self._totals["refreshes"] += 1
-        self._totals["deviation_sum"] += min(found, self._limit)
+        events["deviation_sum"] = min(found, self._limit)
+        return Prepared(record.version, Compiled(lowered, tensors, self._clipped, events))
+
+    def use(self, prepared: Prepared) -> None:
+        self._in_use, self.version = prepared.program, prepared.version
+        for name, number in self._in_use.events.items():
+            self._totals[name] += number
 
     def outputs(self, inputs: Any) -> Any:
         if self.version is None:
@@ -150,9 +182,9 @@ class LoweredEngine(Engine):
                 "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
             )
         inputs = self.graph.canonical(inputs)
-        if self._lowered is None:
+        if self._in_use.lowered is None:
             return self.reference(inputs)
-        return self.graph.outputs_from(self._call(self._lowered, inputs))
+        return self.graph.outputs_from(self._call(self._in_use.lowered, inputs))
 
     def reference(self, inputs: Any) -> Any:
         """The outputs of the weights in use in float32, by torch."""
@@ -169,7 +201,19 @@ class LoweredEngine(Engine):
     def precisions(self) -> dict[str, str]:
         if self.version is None:
             return {}
-        return {layer.name: "fp32" for layer in self.graph.layers} if self._in_fp32 else self._ran_in()
+        if self._in_use.lowered is None:
+            return {layer.name: "fp32" for layer in self.graph.layers}
+        return self._ran_in(self._in_use.lowered)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """In use: the graph's, folded, float32."""
+        return self._in_use.weights
+
+    @property
+    def clipped(self) -> frozenset[int]:
+        """Sites at which the program in use is more exact than it must be, see `Simulation`."""
+        return self._in_use.clipped
 
     def totals(self) -> dict[str, float]:
         return dict(self._totals)
@@ -178,9 +222,9 @@ class LoweredEngine(Engine):
 
     def _admitted(self, record: Record) -> tuple[Tensor, ...]:
         """The record's tensors, folded, if they may be used. Calibrating does the work that the refresh then needs."""
-        prepared, self._prepared = self._prepared, None  # once: a record that comes again is looked at again
-        if prepared is not None and prepared[0] is record.tensors:
-            return prepared[1]
+        known, self._admitted_last = self._admitted_last, None  # once: a record that comes again is looked at again
+        if known is not None and known[0] is record.tensors:
+            return known[1]
         self._gate.check(record, self.version)
         tensors = self._folded(record)
         self._gate.check_finite(dict(zip(self.graph.names, tensors, strict=True)), self.version, " once folded")
@@ -214,7 +258,7 @@ class LoweredEngine(Engine):
         if program is None:
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
-            expected = Simulation(self.graph, program, self.clipped)(self._probe)
+            expected = Simulation(self.graph, program, self._clipped)(self._probe)
         got = self._call(lowered, self.graph.canonical(self._probe))
         shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
         if shapes[0] != shapes[1]:
@@ -223,10 +267,10 @@ class LoweredEngine(Engine):
                 "converts an operation of the model wrongly; use oracle='torch:bf16'"
             )
         found = deviation(got, expected, self._bits or 8)
-        if program is not None and self.may_clip != self.clipped and found > 0:
+        if program is not None and self.may_clip != self._clipped and found > 0:
             other = deviation(got, Simulation(self.graph, program, self.may_clip)(self._probe), self._bits or 8)
             if other < found:
-                self.clipped, found = self.may_clip, other
+                self._clipped, found = self.may_clip, other
         return (lowered if found <= self._limit else None), found
 
     def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:

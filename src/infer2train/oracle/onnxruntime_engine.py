@@ -75,10 +75,6 @@ class ONNXRuntimeEngine(LoweredEngine):
                 f"onnxruntime runs on the execution providers that it was built with: got @{self._provider}, there is "
                 f"{', '.join(ort.get_available_providers())}; leave it out for the CPU"
             )
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = torch.get_num_threads()
-        self._options.inter_op_num_threads = 1
-        self._options.log_severity_level = 3
         super().__init__(
             f"onnxruntime:{precision}" + (f"@{device}" if device else ""),
             model,
@@ -108,21 +104,25 @@ class ONNXRuntimeEngine(LoweredEngine):
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         import onnxruntime as ort
 
-        self._newest = self._template.filled(tensors, program)
-        session = ort.InferenceSession(self._newest, self._options, providers=[self._provider])
-        return _Session(session)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        model = self._template.filled(tensors, program)
+        return _Session(ort.InferenceSession(model, options, providers=[self._provider]), model)
 
-    def _ran_in(self) -> dict[str, str]:
-        """Read from the graph that the runtime made of the newest program."""
+    def _ran_in(self, lowered: Lowered) -> dict[str, str]:
+        """Read from the graph that the runtime makes of the program."""
         import onnx
         import onnxruntime as ort
 
+        assert isinstance(lowered, _Session)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimised.onnx"
             options.optimized_model_filepath = str(path)
-            ort.InferenceSession(self._newest, options, providers=[self._provider])
+            ort.InferenceSession(lowered.model, options, providers=[self._provider])
             nodes = onnx.load(path).graph.node
         readers = Counter(name for node in nodes if node.op_type in INTEGER_LAYERS for name in {*node.input})
         calls = Counter(layer.sites[1] for layer in self.graph.layers if layer.sites)
@@ -147,10 +147,10 @@ def _quiet() -> Iterator[None]:
 
 
 class _Session:
-    """A session, called with flat tensors."""
+    """A session, called with flat tensors, and the model that it runs."""
 
-    def __init__(self, session: "ort.InferenceSession") -> None:
-        self._session = session
+    def __init__(self, session: "ort.InferenceSession", model: bytes) -> None:
+        self._session, self.model = session, model
         self._names = [node.name for node in session.get_inputs()]
 
     def __call__(self, flat: list[Tensor]) -> list[Tensor]:

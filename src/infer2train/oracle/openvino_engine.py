@@ -9,9 +9,11 @@ operations.
 import functools
 import itertools
 import os
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,20 +75,14 @@ class OpenVINOEngine(LoweredEngine):
     ) -> None:
         if precision not in HINTS:
             raise ValueError(f"precision of the openvino engine must be one of {', '.join(HINTS)}: got {precision!r}")
-        import openvino as ov
-
-        _keep_no_kernels()
-        self._core = ov.Core()
         self._target = device or "CPU"
-        kinds = {found.partition(".")[0] for found in self._core.available_devices} | set(COMBINED)
+        kinds = {found.partition(".")[0] for found in _core().available_devices} | set(COMBINED)
         if self._target.partition(":")[0].partition(".")[0] not in kinds:
             raise ValueError(
                 f"openvino runs on the devices that it finds: got @{self._target}, found "
-                f"{', '.join(self._core.available_devices)}; leave the device out for CPU"
+                f"{', '.join(_core().available_devices)}; leave the device out for CPU"
             )
-        self._settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        if self._target == "CPU":
-            self._settings |= {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        self._hint = HINTS[precision]
         super().__init__(
             f"openvino:{precision}" + (f"@{device}" if device else ""),
             model,
@@ -107,22 +103,21 @@ class OpenVINOEngine(LoweredEngine):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about torch
-                self._model: ov.Model = ov.convert_model(exported)
+                self._converted = _Converted(ov.convert_model(exported))
         except Exception as error:  # the converter raises many kinds, with the operation in the text
             raise ValueError(
                 f"openvino must know every operation of the model: got {_reason(error)}; use oracle='torch:bf16', "
                 "or 'onnxruntime:int8' if it knows them"
             ) from error
         count = len(tensors) + len(marks) + len(tensors_of(graph.example))
-        assert len(self._model.get_parameters()) == count, (len(self._model.get_parameters()), count)
+        parameters = self._converted.model.get_parameters()
+        assert len(parameters) == count, (len(parameters), count)
         self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
-        by_name = dict(zip(graph.names, self._model.get_parameters(), strict=False))
         self._clipped_known = False
-        self._name_layers(by_name)
+        self._name_layers(dict(zip(graph.names, parameters, strict=False)), parameters[len(graph.names) :])
 
-    def _name_layers(self, by_name: Mapping[str, Any]) -> None:
+    def _name_layers(self, by_name: Mapping[str, Any], marks: Sequence[Any]) -> None:
         """Give layers names by which the compiled graph can be read; a fused one may go by what stands around it."""
-        marks = self._model.get_parameters()[len(self.graph.names) :]
         site_of = {mark.get_name(): f"{SITE}{number}" for number, mark in enumerate(marks[: len(self.graph.sites)])}
         readers_of_site = Counter(layer.sites[0] for layer in self.graph.layers if layer.sites)
         self._layer_of: dict[str, str] = {}
@@ -142,7 +137,7 @@ class OpenVINOEngine(LoweredEngine):
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         from openvino import opset13 as ops
 
-        model = self._model.clone()
+        model = self._converted.model.clone()
         parameters = model.get_parameters()
         weights, marks = parameters[: len(tensors)], parameters[len(tensors) : len(tensors) + len(self.graph.sites)]
         inputs = parameters[len(tensors) + len(self.graph.sites) :]
@@ -168,8 +163,10 @@ class OpenVINOEngine(LoweredEngine):
                 reader.replace_source_output(constant.output(0))
             model.remove_parameter(parameter)
         self._shape_inputs(model, inputs)
-        compiled = self._core.compile_model(model, self._target, self._settings)
-        self._compiled = compiled
+        settings = {"INFERENCE_PRECISION_HINT": self._hint, "PERFORMANCE_HINT": "LATENCY"}
+        if self._target == "CPU":
+            settings |= {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        compiled = _core().compile_model(model, self._target, settings)
         if program is not None and not self._clipped_known:
             self.may_clip, self._clipped_known = frozenset(_added_unrounded(compiled)), True
         return _Request(compiled, self._is_channels_last)
@@ -192,9 +189,10 @@ class OpenVINOEngine(LoweredEngine):
             model.replace_parameter(index, fresh)
         model.validate_nodes_and_infer_types()
 
-    def _ran_in(self) -> dict[str, str]:
+    def _ran_in(self, lowered: Lowered) -> dict[str, str]:
+        assert isinstance(lowered, _Request)
         found: dict[str, str] = {}
-        for node in self._compiled.get_runtime_model().get_ops():
+        for node in lowered.compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
             if _text(info, "layerType") not in RUNTIME_LAYERS:
                 continue
@@ -215,8 +213,16 @@ class OpenVINOEngine(LoweredEngine):
 
 
 @functools.cache
+def _core() -> "ov.Core":
+    """OpenVINO, once a process."""
+    import openvino as ov
+
+    _keep_no_kernels()
+    return ov.Core()
+
+
 def _keep_no_kernels() -> None:
-    """Have OpenVINO's oneDNN keep no kernels of earlier programs, once a process.
+    """Have OpenVINO's oneDNN keep no kernels of earlier programs.
 
     Scales are compiled into them, so no later refresh finds its own there, and they would grow to a hundred megabytes.
     The setting is read from the environment at the first use; torch has a oneDNN of its own, which needs its kernels
@@ -237,11 +243,29 @@ def _keep_no_kernels() -> None:
             del os.environ[KERNEL_CACHE]
 
 
+class _Converted:
+    """A model, pickled as OpenVINO writes it."""
+
+    def __init__(self, model: "ov.Model") -> None:
+        self.model = model
+
+    def __getstate__(self) -> tuple[bytes, bytes]:
+        import openvino as ov
+
+        with tempfile.TemporaryDirectory() as folder:
+            operations, constants = Path(folder) / "model.xml", Path(folder) / "model.bin"
+            ov.serialize(self.model, operations, constants)
+            return operations.read_bytes(), constants.read_bytes()
+
+    def __setstate__(self, state: tuple[bytes, bytes]) -> None:
+        self.model = _core().read_model(*state)
+
+
 class _Request:
     """A compiled model, called with flat tensors."""
 
     def __init__(self, compiled: "ov.CompiledModel", is_channels_last: Sequence[bool]) -> None:
-        self._request = compiled.create_infer_request()
+        self.compiled, self._request = compiled, compiled.create_infer_request()
         self._is_channels_last = is_channels_last
         self._outputs = range(len(compiled.outputs))
 

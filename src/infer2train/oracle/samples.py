@@ -45,8 +45,13 @@ class SourceSamples(Samples):
         seed: int,
         split: Callable[[Any], tuple[Any, Any]],
     ) -> None:
-        self._source, self._ids, self._seed, self._split = source, ids, seed, split
+        self._source, self._seed, self._split = source, seed, split
+        self._ids: Callable[[], Int64[np.ndarray, " n"]] | None = ids
         self._known: Int64[np.ndarray, " n"] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who gives the ids holds the user's loader, which another process has no use for.
+        return {**self.__dict__, "_known": self._sorted_ids(), "_ids": None}
 
     def calibration(self, version: int, rows: int) -> Any:
         slots = np.arange(rows)
@@ -62,6 +67,7 @@ class SourceSamples(Samples):
 
     def _sorted_ids(self) -> Int64[np.ndarray, " n"]:
         if self._known is None:
+            assert self._ids is not None
             self._known = np.unique(self._ids())
         return self._known
 

@@ -63,6 +63,6 @@ class SimulatedEngine(LoweredEngine):
         structure = pytree.tree_structure(self.graph.example)
         return lambda flat: simulation(pytree.tree_unflatten(flat, structure))
 
-    def _ran_in(self) -> dict[str, str]:
+    def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert self._bits is not None
         return {layer.name: f"b{self._bits}" if layer.sites else "fp32" for layer in self.graph.layers}

@@ -1,10 +1,13 @@
 """Published records: the weights of one version, as everything behind the oracle receives them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+Room = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Uninitialised memory for a copy of tensors, under the same names."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,22 @@ class Record:
     ranges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def snapshot(model: nn.Module, version: int) -> Record:
-    """A copy of the model's state as the record of `version`, on the model's own device."""
+def snapshot(model: nn.Module, version: int, room: Room | None = None) -> Record:
+    """A copy of the model's state as the record of `version`.
+
+    Args:
+        model: what is copied.
+        version: steps that it has made.
+        room: gives the memory for the copy. Default: fresh, on the model's own device.
+    """
     with torch.no_grad():
-        return Record(version, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+        state = model.state_dict()
+        if room is None:
+            return Record(version, {name: tensor.detach().clone() for name, tensor in state.items()})
+        copies = room(state)
+        for name, tensor in state.items():
+            copies[name].copy_(tensor)
+        return Record(version, copies)
 
 
 def check_architecture(expected: Mapping[str, Tensor], record: Record) -> None:

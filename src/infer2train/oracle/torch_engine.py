@@ -5,6 +5,7 @@ and fed in chunks, it runs small networks more than twice as fast as the trainer
 live in static tensors that a refresh overwrites, so a refresh allocates and traces nothing that stays.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import call_model, map_tensors, to_device
-from infer2train.oracle.engine import Engine
+from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.snapshot import Record, RecordGate
 from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors, frozen_copy
 
@@ -72,23 +73,38 @@ class TorchEngine(Engine):
         self._ran: dict[str, str] = {}
         for name, module in self._network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-                module.register_forward_hook(partial(self._note, name))
+                module.register_forward_hook(partial(_note, self._ran, name))
 
-    def refresh(self, record: Record) -> None:
-        """Copy the record's weights, folded in float32, into the engine's own tensors.
+    def __getstate__(self) -> dict[str, Any]:
+        """Without weights: they come with the first record."""
+        known: dict[int, Any] = {id(tensor): _without_storage(tensor) for tensor in self._static.values()}
+        return copy.deepcopy({**self.__dict__, "version": None}, known | {id(self._ran): {}})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        for static in self._static.values():
+            static.data = static.data.contiguous()
+        _lay_out(self._network, self._format)
+
+    def prepared(self, record: Record) -> Prepared:
+        """The record's weights, folded in float32, as the engine's own tensors are.
 
         Raises:
-            ValueError: the record is of another architecture, or holds NaN or infinity, or overflows the precision; the
-                engine keeps what it had. A buffer that held infinity at construction (an attention mask) may do so.
+            ValueError: the record is of another architecture, or holds NaN or infinity, or overflows the precision. A
+                buffer that held infinity at construction (an attention mask) may do so.
         """
         self._gate.check(record, self.version)
         with torch.no_grad():
             folded = folded_tensors(self._pairs, record.tensors)
-            fresh = {name: folded[name].to(static.device, static.dtype) for name, static in self._static.items()}
+            fresh = {name: torch.empty_like(static).copy_(folded[name]) for name, static in self._static.items()}
             self._gate.check_finite(fresh, self.version, f" once folded and in {NAMES[self._dtype]}")
+        return Prepared(record.version, fresh)
+
+    def use(self, prepared: Prepared) -> None:
+        with torch.no_grad():
             for name, static in self._static.items():
-                static.copy_(fresh[name])
-        self.version = record.version
+                static.copy_(prepared.program[name])
+        self.version = prepared.version
 
     def outputs(self, inputs: Any) -> Any:
         if self.version is None:
@@ -120,8 +136,15 @@ class TorchEngine(Engine):
         # Entered for fp32 as well: the caller may stand inside the trainer's autocast.
         return torch.autocast(self.device.type, self._dtype if low else torch.bfloat16, enabled=low)
 
-    def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        self._ran[name] = NAMES.get(output.dtype, str(output.dtype))
+
+def _note(ran: dict[str, str], name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+    ran[name] = NAMES.get(output.dtype, str(output.dtype))
+
+
+def _without_storage(tensor: Tensor) -> Tensor:
+    """A tensor of that kind and shape that takes no room in a pickle."""
+    bare = tensor.detach().new_zeros(()).expand(tensor.shape)
+    return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """The inline pool: the oracle in the trainer's own process and time. The reference for every other pool."""
 
 from collections import deque
+from collections.abc import Mapping
 from time import perf_counter
 
 from infer2train.addresses import Addresses
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.refresher import Refresher
 from infer2train.oracle.scorer import Scorer, Scores, chunks
 from infer2train.oracle.snapshot import Record
 from infer2train.pipeline import AddressPipeline
-from infer2train.pool.pool import Pool
+from infer2train.pool.pool import Pool, require_published
+
+LANE = "oracle"
 
 
 class InlinePool(Pool):
@@ -29,74 +33,62 @@ class InlinePool(Pool):
         pipeline: AddressPipeline,
         monitor: FidelityMonitor | None = None,
     ) -> None:
-        self._monitor = monitor
+        super().__init__()
+        self._refresher = None if engine is None else Refresher(engine, monitor, self.timeline, LANE)
         self._engine = engine
         self._scorer = scorer
         self._pipeline = pipeline
-        self._records: dict[int, Record] = {}
-        self._in_use: Record | None = None
         self._submitted: deque[tuple[int, int, int | None]] = deque()
-        self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
+        self._publishing_seconds = 0.0
 
-    def publish(self, record: Record) -> Record:
-        started = perf_counter()
-        if self._engine is not None:
-            record = self._engine.calibrated(record)
-        self._records[record.version] = record
-        self._seconds["publishing"] += perf_counter() - started
-        return record
+    @property
+    def records(self) -> Mapping[int, Record]:
+        return {} if self._refresher is None else self._refresher.records
+
+    def publish(self, record: Record) -> None:
+        if self._refresher is not None:
+            started = perf_counter()
+            self._refresher.publish(record)
+            self._publishing_seconds += perf_counter() - started
 
     def retire(self, version: int) -> None:
-        self._records = {v: record for v, record in self._records.items() if v >= version}
-        if self._in_use is not None and self._in_use.version < version:
-            self._in_use = None  # the engine has copied what it needs
+        if self._refresher is not None:
+            self._refresher.retire(version)
 
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
-        if version is not None and version not in self._records:
-            raise ValueError(
-                f"a draw must be scored by a published version: got {version} for draw {draw}, published "
-                f"{sorted(self._records)}; publish it first"
-            )
+        require_published(draw, version, self.records)
         pieces = chunks(addresses, self._scorer.chunk)
         for piece in pieces:
             self._pipeline.put(piece)
         self._submitted.append((draw, len(pieces), version))
 
+    def is_ready(self, draw: int) -> bool:
+        return True
+
     def collect(self, draw: int) -> Scores:
         expected, num_chunks, version = self._submitted.popleft()
         assert draw == expected, (draw, expected)
         if version is not None:
-            self._use(version)
-        started, views = perf_counter(), self._seconds["views"]
-        scores = self._scorer.score(self._engine, draw, (self._view() for _ in range(num_chunks)))
-        self._seconds["scoring"] += perf_counter() - started - (self._seconds["views"] - views)
-        return scores
+            assert self._refresher is not None
+            self._refresher.use(version)
+        views = (self._pipeline.get() for _ in range(num_chunks))
+        watched = self.timeline.watch(views, LANE, "views", "forward", draw=draw, version=version)
+        return self._scorer.score(self._engine, draw, watched)
 
-    def _view(self) -> object:
-        started = perf_counter()
-        batch = self._pipeline.get()
-        self._seconds["views"] += perf_counter() - started
-        return batch
-
-    def _use(self, version: int) -> None:
-        assert self._engine is not None
-        record = self._records[version]
-        if self._in_use is record:
-            return
-        started = perf_counter()
-        self._engine.refresh(record)
-        if self._monitor is not None:
-            self._monitor.measure(self._engine)
-        self._in_use = record
-        self._seconds["publishing"] += perf_counter() - started
+    def cancel(self, draw: int) -> None:
+        expected, num_chunks, _ = self._submitted.popleft()
+        assert draw == expected, (draw, expected)
+        for _ in range(num_chunks):
+            self._pipeline.get()
 
     def seconds(self) -> dict[str, float]:
-        return dict(self._seconds)
+        spent = self.timeline.seconds(LANE)
+        publishing = self._publishing_seconds + spent.get("refresh", 0.0)
+        return {"views": spent.get("views", 0.0), "scoring": spent.get("forward", 0.0), "publishing": publishing}
 
     def totals(self) -> dict[str, float]:
-        engine = self._engine.totals() if self._engine is not None else {}
-        return engine | (self._monitor.totals() if self._monitor is not None else {})
+        return {} if self._refresher is None else self._refresher.totals()
 
-    def close(self) -> None:
+    def forget(self) -> None:
         self._submitted.clear()
         self._pipeline.close()

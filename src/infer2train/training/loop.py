@@ -15,13 +15,15 @@ import torch
 from infer2train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.config import RunConfig, as_plain
 from infer2train.oracle.snapshot import NotFiniteError
+from infer2train.pool.cores import on_cores
+from infer2train.pool.pool import OracleLostError
 from infer2train.reporting.report import write_report
 from infer2train.runlog import RunLog, take_back, write_config
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.progress import RunProgress
 from infer2train.training.schedule import learning_rate
-from infer2train.training.setup import Run, prepare
+from infer2train.training.setup import Run, cores, prepare
 from infer2train.training.step import EpochSums, train_step
 from infer2train.training.watch import Watch
 
@@ -56,6 +58,12 @@ def train(
         CheckpointError: the disk refused a checkpoint; the earlier ones are good.
     """
     config = enter_folder(config, folder, resume)
+    oracles, trainers = cores(config)
+    with on_cores(trainers if oracles else ()):
+        return _train(config, folder, resume, quiet, title, report)
+
+
+def _train(config: RunConfig, folder: Path, resume: bool, quiet: bool, title: str | None, report: bool) -> Result:
     run = prepare(config, progress=not quiet)
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
@@ -76,6 +84,10 @@ def train(
         _announce(run, checkpoint, log, progress)
         try:
             _train_epochs(run, folder, sums, log, progress, interrupt)
+        except OracleLostError as error:
+            _checkpoint(run, folder, sums, log)
+            log.write("event", event="oracle-lost", step=run.loader.steps, message=str(error))
+            raise
         except NotFiniteError as error:
             _stop_diverged(run, folder, "the oracle's weights must stay finite: got NaN or infinity", log, error)
         finally:

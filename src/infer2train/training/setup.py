@@ -1,6 +1,5 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
+from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
@@ -84,21 +84,23 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     oracle = config.oracle
     if oracle in AUTOMATIC_ORACLES and get_method(config.method).has_oracle:
         oracle = (earlier or {}).get("oracle") or resolve_engine(oracle)
+    oracles, trainers = cores(config)
     chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
     return replace(
         config,
-        threads=config.threads or available_cores(),
+        threads=config.threads or len(trainers),
+        oracle_cores=as_text(oracles) if oracles else config.oracle_cores,
         oracle=oracle,
         oracle_chunk=config.oracle_chunk or chunk,
         data_cache=config.data_cache or str(default_cache_dir()),
     )
 
 
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The oracle's cores and the trainer's; none are the oracle's alone where it scores in the trainer's time."""
+    if config.pool == "inline" or not get_method(config.method).asks_the_pool:
+        return (), available_cores()
+    return shared_out(config.oracle_cores, config.oracle_workers)
 
 
 def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData, ImageSplit, ImageSplit]:
@@ -130,7 +132,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         ValueError: data, model, method or device are not to be had; it says which and what there is.
     """
     device = torch_device(config.device)
-    torch.set_num_threads(config.threads or available_cores())
+    torch.set_num_threads(config.threads or len(available_cores()))
     seed_everything(config.seed)
     if config.precision != "fp32" and config.method == "self-distill":
         raise ValueError(
@@ -204,6 +206,13 @@ def mined(base: "DataLoader[Any]", model: nn.Module, optimizer: SGD, config: Run
         epochs=config.epochs,
         distill_weight=config.distill_weight,
         seed=config.seed,
+        pool=config.pool,
+        oracle_workers=config.oracle_workers,
+        oracle_cores=config.oracle_cores,
+        queue_depth=config.queue_depth,
+        staleness=config.staleness,
+        when_late=config.when_late,
+        on_oracle_loss=config.on_oracle_loss,
     )
 
 

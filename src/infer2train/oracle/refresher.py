@@ -1,0 +1,124 @@
+"""Which weights an engine uses: that of the version a draw asks for, whatever came before.
+
+Records are prepared as they are published, beside the program in use where a thread is given for that, so that an
+engine goes on scoring draws of the old version while the new one is folded, quantised and compiled.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from time import perf_counter
+
+from infer2train.oracle.engine import Engine, Prepared
+from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.snapshot import Record
+from infer2train.timeline import BESIDE, Span, Timeline
+
+
+@dataclass
+class _Published:
+    record: Record
+    program: "Future[tuple[Prepared, Span]] | None" = None
+
+
+class Refresher:
+    """Keeps published records and refreshes one engine from them; called by one thread.
+
+    Args:
+        engine: what is refreshed.
+        monitor: measures the engine's fidelity after each refresh; None where none is measured.
+        timeline: where refreshes are noted, on `lane`.
+        lane: of the engine.
+        beside: prepares programs beside the one in use; None prepares them when they are first asked for.
+        on_calibrated: told of every record whose ranges were measured here, in the thread that measured them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        monitor: FidelityMonitor | None,
+        timeline: Timeline,
+        lane: str,
+        *,
+        beside: Executor | None = None,
+        on_calibrated: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        self.engine = engine
+        self._monitor, self._timeline, self._lane = monitor, timeline, lane
+        self._beside, self._on_calibrated = beside, on_calibrated
+        self._published: dict[int, _Published] = {}
+        self._in_use: Record | None = None
+
+    @property
+    def records(self) -> dict[int, Record]:
+        """What is published and not retired, by version."""
+        return {version: published.record for version, published in self._published.items()}
+
+    def publish(self, record: Record) -> None:
+        """Keep a record, with the ranges that the engine needs.
+
+        Raises:
+            ValueError: as `Engine.calibrated`, where nothing is prepared beside.
+        """
+        if self._beside is None:
+            self._published[record.version] = _Published(self._calibrated(record))
+            return
+        published = _Published(record)
+        self._published[record.version] = published
+        published.program = self._beside.submit(self._prepare, published)
+
+    def retire(self, version: int) -> None:
+        """Forget the versions below this one."""
+        self._published = {v: published for v, published in self._published.items() if v >= version}
+        if self._in_use is not None and self._in_use.version < version:
+            self._in_use = None  # the engine has copied what it needs
+
+    def use(self, version: int) -> None:
+        """Have the engine use the weights of a version; waits until they are prepared.
+
+        Raises:
+            ValueError: as `Engine.prepared`.
+        """
+        published = self._published[version]
+        if self._in_use is published.record:
+            return
+        with self._timeline.span(self._lane, "refresh", version=version):
+            self.engine.use(self._program(published))
+            self._in_use = published.record
+            if self._monitor is not None:
+                self._monitor.measure(self.engine)
+
+    def newest_ready(self) -> int | None:
+        """The newest version that could be used without waiting, or is in use; None where there is none."""
+        ready = [v for v, p in self._published.items() if p.program is None or p.program.done()]
+        return max(ready, default=None)
+
+    def is_preparing(self) -> bool:
+        """Whether a program is being prepared beside the one in use."""
+        return any(p.program is not None and not p.program.done() for p in self._published.values())
+
+    def totals(self) -> dict[str, float]:
+        """Of the engine's refreshes and of its fidelity, see `infer2train.metrics.window`."""
+        return self.engine.totals() | (self._monitor.totals() if self._monitor is not None else {})
+
+    def _program(self, published: _Published) -> Prepared:
+        if self._beside is None:
+            return self.engine.prepared(published.record)
+        # An engine prepares one program at a time, so also one that was let go before is prepared beside.
+        program, published.program = published.program or self._beside.submit(self._prepare, published), None
+        prepared, span = program.result()
+        self._timeline.add(span)
+        return prepared
+
+    def _prepare(self, published: _Published) -> tuple[Prepared, Span]:
+        started = perf_counter()
+        published.record = self._calibrated(published.record)
+        prepared = self.engine.prepared(published.record)
+        details = {"version": prepared.version}
+        return prepared, Span(self._lane + BESIDE, "prepare", started, perf_counter() - started, details)
+
+    def _calibrated(self, record: Record) -> Record:
+        calibrated = self.engine.calibrated(record)
+        if calibrated is not record:
+            self._on_calibrated(calibrated)
+        return calibrated
