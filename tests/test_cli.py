@@ -334,7 +334,7 @@ def test_every_number_has_its_unit() -> None:
     groups = (DataConfig, MiningConfig, MachineConfig, TrainingConfig)
     texts = {name: text for group in groups for name, text in field_texts(group).items()}
     assert texts.keys() == {field.name for field in fields(RunConfig)}
-    units = r"images?|pixels|epochs?|steps?|candidates|part of the training|share|threads|processes|draws|seed|weight λ|rate"
+    units = r"images?|pixels|epochs?|steps?|candidates|draws|part of the training|share|threads|processes|seed|λ|rate"
     dimensionless = {"momentum", "weight_decay"}
     for field in fields(RunConfig):
         if field.type in (int, float, int | None, float | None) and field.name not in dimensionless:

@@ -134,6 +134,8 @@ def _train_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
         description="Train a model with one of the paper's methods.", exit_on_error=False
     )
     _add_folder(parser, "Name of the run's folder. Default: REGIME-METHOD-seedN.")
+    trace_help = "Write what trainer and oracles do when to this file, for ui.perfetto.dev or chrome://tracing."
+    parser.add_argument("--trace", type=str | None, default=None, help=trace_help)
     _add_settings(parser, arguments)
     return parser
 
@@ -268,7 +270,8 @@ def _train(options: dict[str, Any]) -> None:
     folder = Path(options["runs_dir"]) / name
     from infer2train.training.loop import train
 
-    result = train(config, folder, resume=options["resume"], quiet=options["quiet"])
+    trace = None if options["trace"] is None else Path(options["trace"])
+    result = train(config, folder, resume=options["resume"], quiet=options["quiet"], trace=trace)
     top5 = "" if result.evaluation.top5_error is None else f", top-5 error {result.evaluation.top5_error:.2%}"
     print(  # noqa: T201
         f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "

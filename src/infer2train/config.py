@@ -75,8 +75,9 @@ class MiningConfig:
 class MachineConfig:
     """Where the oracle runs, and what happens when it is late or lost."""
 
-    pool: Literal["inline", "process"] = "inline"
-    """inline: the oracle scores in the trainer's own time; process: in processes of its own, ahead of the trainer."""
+    pool: Literal["inline", "process", "stream"] = "inline"
+    """inline: the oracle scores in the trainer's own time; process: in processes of its own, ahead of the trainer;
+    stream: in a CUDA stream beside the trainer's."""
     oracle_workers: int = 1
     """Processes of the oracle, with pool=process."""
     oracle_cores: str | None = None

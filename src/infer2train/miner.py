@@ -25,7 +25,7 @@ from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.order import epoch_batches
 from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.plan import MiningPlan, OnOracleLoss, Staleness, WhenLate, plan_fields
-from infer2train.pool.cores import as_text, shared_out
+from infer2train.pool.cores import shared_out
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
@@ -36,8 +36,8 @@ from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
 
-PoolName = Literal["inline", "process"]
-POOLS = ("inline", "process")
+PoolName = Literal["inline", "process", "stream"]
+POOLS = ("inline", "process", "stream")
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
 
@@ -107,8 +107,9 @@ def mine(
         accumulation_steps: draws in one optimiser step.
         scaler: your GradScaler, whose skipped steps count too.
         seed: of everything random here.
-        pool: inline, the oracle scores in the trainer's own time; or process, in processes of its own, ahead of the
-            trainer. What is selected is the same. A script needs `if __name__ == "__main__":` for process.
+        pool: inline, the oracle scores in the trainer's own time; process, in processes of its own, ahead of the
+            trainer; stream, in a CUDA stream beside the trainer's. What is selected is the same. A script needs
+            `if __name__ == "__main__":` for process.
         oracle_workers: processes of the oracle.
         oracle_cores: cores of the oracle, such as "1" or "4-7". Default: the last ones, one for each worker. Leave the
             others to the trainer: `torch.set_num_threads(...)`.
@@ -189,11 +190,14 @@ def mine(
     if choices.has_oracle and oracle == "auto":
         chosen, notes = _fastest_engine(dataloader, model, source, plan, split)
         plan = replace(plan, oracle=chosen)
-    in_process = pool == "process" and choices.asks_the_pool
-    task = _task(dataloader, model, source, plan, scores_with, split, torch.device("cpu") if in_process else None)
-    if in_process:
+    hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
+    cpu = torch.device("cpu") if hybrid == "process" else None
+    task = _task(dataloader, model, source, plan, scores_with, split, cpu)
+    if hybrid == "process":
         started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
         notes += more_notes
+    elif hybrid == "stream":
+        started = _stream_pool(task, model, queue_depth)
     else:
         started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
     loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader))
@@ -274,6 +278,18 @@ def _process_pool(
             f"oracle's: torch.set_num_threads({len(others)}) keeps them out of each other's way"
         )
     return pool, tuple(notes)
+
+
+def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
+    from infer2train.pool.stream import StreamPool
+
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(
+            f"pool='stream' shares a CUDA device with the trainer: got a model on {device}; use pool='process', or "
+            "move the model to CUDA"
+        )
+    return StreamPool(task, device, queue_depth=queue_depth)
 
 
 def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:

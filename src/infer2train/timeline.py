@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -42,7 +43,7 @@ class Span:
 
 
 class Timeline:
-    """Collects spans; called by one thread.
+    """Collects spans; any thread may call it.
 
     Example:
         >>> timeline = Timeline()
@@ -56,13 +57,15 @@ class Timeline:
         self.recent: deque[Span] = deque(maxlen=KEPT)
         self._seconds: dict[str, Counter[str]] = {}
         self._listeners: list[Callable[[Span], None]] = []
+        self._lock = Lock()
 
     def add(self, span: Span) -> None:
         """Take in what was done."""
-        self.recent.append(span)
-        self._seconds.setdefault(span.lane, Counter())[span.name] += span.seconds  # type: ignore[assignment]
-        for listener in self._listeners:
-            listener(span)
+        with self._lock:
+            self.recent.append(span)
+            self._seconds.setdefault(span.lane, Counter())[span.name] += span.seconds  # type: ignore[assignment]
+            for listener in self._listeners:
+                listener(span)
 
     @contextmanager
     def span(self, lane: str, name: str, **details: Any) -> Iterator[None]:
@@ -86,18 +89,21 @@ class Timeline:
 
     def lanes(self) -> list[str]:
         """The lanes that did anything, in the order in which they began to."""
-        return list(self._seconds)
+        with self._lock:
+            return list(self._seconds)
 
     def seconds(self, lane: str) -> dict[str, float]:
         """What a lane has spent so far, by what on."""
-        return dict(self._seconds.get(lane, {}))
+        with self._lock:
+            return dict(self._seconds.get(lane, {}))
 
     def oracle_seconds(self) -> dict[str, float]:
         """The same, of all oracles together; without what was prepared beside scoring."""
         total: Counter[str] = Counter()
-        for lane, seconds in self._seconds.items():
-            if lane != TRAINER and not lane.endswith(BESIDE):
-                total.update(seconds)
+        with self._lock:
+            for lane, seconds in self._seconds.items():
+                if lane != TRAINER and not lane.endswith(BESIDE):
+                    total.update(seconds)
         return dict(total)
 
     def listen(self, listener: Callable[[Span], None]) -> None:

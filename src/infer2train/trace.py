@@ -87,6 +87,6 @@ class Trace:
         self._write({"name": f"{what}_name", "ph": "M", "pid": process, "tid": thread, "args": {"name": name}})
 
     def _write(self, event: dict[str, Any]) -> None:
-        # The comma stands at the end of a line, as both readers forgive one before the end that never came.
+        # The comma comes with the next event: only the bracket is missing where nothing comes any more.
         self._file.write(("," if self._written else "[") + "\n" + json.dumps(event))
         self._written += 1

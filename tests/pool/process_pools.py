@@ -1,4 +1,4 @@
-"""Process pools for tests: of the conformance suite's tasks, started once for many checks, since a start takes seconds."""
+"""Process pools for tests: of the suite's tasks, started once for many checks, since a start takes seconds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

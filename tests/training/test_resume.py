@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from infer2train.checkpoint import load_checkpoint
+from infer2train.metrics import LANES
 from infer2train.runlog import read_rows
 from run_processes import Moment, command_line, fill_disk, interrupt, interrupt_twice, terminate
 
@@ -40,7 +41,7 @@ def dropping(num_classes, in_channels):
     return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(512, num_classes))
 """  # noqa: E501
 LOOP, WATCH, CHECKPOINT = "infer2train.training.loop", "infer2train.training.watch", "infer2train.checkpoint"
-TIMED = ("seconds", "steps_per_second", "scoring_share")
+TIMED = ("seconds", "steps_per_second", "scoring_share", *(f"{name}_seconds" for name in LANES))
 
 
 @dataclass

@@ -34,6 +34,8 @@ from infer2train.pool.worker_process import GUARD, JOIN_SECONDS, WorkerProcess, 
 from infer2train.state import decode
 from infer2train.timeline import Span
 
+HANG_UP_SECONDS = 1.0
+"""Until the system tells how a process ended that hung up."""
 LOOK_SECONDS = 0.02
 """Between two looks at the workers while the trainer waits for scores."""
 
@@ -138,7 +140,7 @@ class ProcessPool(Pool):
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
         self._totals: dict[str, dict[str, float]] = {}
         self._gone: dict[str, float] = {}
-        self._is_closed = False
+        self._is_closed, self._has_started = False, False
         stop = weakref.WeakMethod(self.close)
         self._at_exit = lambda: (close := stop()) and close()
         atexit.register(self._at_exit)
@@ -337,8 +339,7 @@ class ProcessPool(Pool):
             process.channel.flush()
             messages = process.channel.receive()
         except ChannelClosedError:
-            if process.how_it_ended() is None:
-                process.is_hung_up = True
+            process.is_hung_up = process.how_it_ended(patience_seconds=HANG_UP_SECONDS) is None
             return
         for message in messages:
             getattr(self, f"_on_{message.kind}")(seat, process, message)
@@ -346,6 +347,8 @@ class ProcessPool(Pool):
     def _why_replaced(self, seat: _Seat, process: WorkerProcess) -> str | None:
         """Why nothing more is to be expected of a worker; None while something is."""
         patience, phase, now = self._patience, process.pulse.phase, time.monotonic()
+        if process.could_not_start is not None:
+            return process.could_not_start
         if (ended := process.how_it_ended()) is not None or process.is_hung_up:
             return f"{ended or 'hung up'} while {phase}"
         if not process.is_ready:
@@ -363,16 +366,22 @@ class ProcessPool(Pool):
         self._leave(seat, process)
         seat.failures, seat.why = seat.failures + 1, why
         self.timeline.add(Span(seat.lane, "lost", perf_counter(), 0.0, {"why": why}))
-        if seat.failures <= self._patience.restarts:
+        if seat.failures <= self._patience.restarts and not self._is_hopeless(process):
             _add(self._gone, {"worker_restarts": 1})
             warnings.warn(f"{seat.lane} {why}; it is started again", RuntimeWarning)
             self._start(seat)
             return
-        warnings.warn(f"{seat.lane} {why}, {seat.failures} times in a row; it is given up", RuntimeWarning)
+        times = f", {seat.failures} times in a row" if seat.failures > 1 else ""
+        warnings.warn(f"{seat.lane} {why}{times}; it is given up", RuntimeWarning)
         orphans = [job for job in self._order if job.worker is seat and job.ticket not in self._answers]
         if any(other.process for other in self._seats):
             for job in orphans:
                 self._assign(job)
+
+    def _is_hopeless(self, process: WorkerProcess) -> bool:
+        """Whether a worker ended by itself while it started, as would the next one: none ever got further."""
+        ended_by_itself = process.how_it_ended() is not None and not process.was_killed
+        return ended_by_itself and not process.is_ready and not self._has_started
 
     def _leave(self, seat: _Seat, process: WorkerProcess) -> None:
         """End a process, and keep what it had counted."""
@@ -384,7 +393,7 @@ class ProcessPool(Pool):
         told = "; ".join(f"{seat.lane} {seat.why}" for seat in self._seats)
         hint = f" If it ended while it was starting: {GUARD}." if any("starting" in s.why for s in self._seats) else ""
         raise OracleLostError(
-            f"an oracle must be there to score: got none, after {self._patience.restarts} restarts of each worker "
+            f"an oracle must be there to score: got none, after {self._gone.get('worker_restarts', 0):.0f} restarts "
             f"({told}).{hint} See what it printed above, or use pool='inline'."
         )
 
@@ -393,12 +402,14 @@ class ProcessPool(Pool):
     def _on_hello(self, seat: _Seat, process: WorkerProcess, message: Message) -> None:
         process.is_ready, process.ready_since = True, time.monotonic()
         process.answered = process.ready_since
+        self._has_started = True
         if differ := differences(self._fingerprint, message.fields["fingerprint"]):
             text = (
                 f"{seat.lane} must compute as the trainer's process does: got {'; '.join(differ)}; give both the same "
                 "environment and data"
             )
             if not self._is_freshest:
+                process.is_hung_up = True  # whoever goes on after this error gets no scores from it
                 raise OracleError(text)
             warnings.warn(text, RuntimeWarning)
 
@@ -413,6 +424,7 @@ class ProcessPool(Pool):
         if not record.ranges:
             published.record = Record(record.version, record.tensors, ranges)
         elif any(not torch.equal(ranges[name], record.ranges[name]) for name in ranges) and not self._is_freshest:
+            process.is_hung_up = True
             raise OracleError(
                 f"workers must measure the same ranges of activations for version {record.version}: got others from "
                 f"{seat.lane}; run them on cores of one kind, with the same number of threads"
@@ -438,9 +450,15 @@ class ProcessPool(Pool):
     def _on_failed(self, seat: _Seat, process: WorkerProcess, message: Message) -> None:
         fields = message.fields
         error = _error_of(seat.lane, fields)
-        if fields["ticket"] is None:
+        if fields["ticket"] is None and not self._has_started:
+            process.is_hung_up = True
             raise error
-        self._answers[fields["ticket"]] = error
+        if fields["ticket"] is None:
+            process.could_not_start = f"could not start: {fields['error']}: {fields['message']}"
+            return
+        seat.failures, process.answered = 0, time.monotonic()
+        if any(job.ticket == fields["ticket"] for job in self._order):
+            self._answers[fields["ticket"]] = error
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
@@ -457,7 +475,9 @@ def _error_of(lane: str, fields: Mapping[str, str]) -> Exception:
     """The error that a worker told of, as it would have come up here."""
     name, message = fields["error"], fields["message"]
     if name in KINDS:
-        return KINDS[name](message)
+        error = KINDS[name](message)
+        error.add_note(f"in the process of {lane}:\n{fields['trace']}")
+        return error
     if name in OUT_OF_MEMORY or "can't allocate memory" in message:
         return OracleError(f"{lane} must have memory enough: got {name}: {message}; lower --oracle-chunk or --gamma")
     return OracleError(f"{lane} failed with {name}: {message}\n\nin its process:\n{fields['trace']}")

@@ -1,6 +1,7 @@
 """A worker's sign of life, in memory that it shares with the trainer's process: beats, and what it is doing."""
 
 import mmap
+import os
 import struct
 
 from infer2train.pool.segment import anonymous_file
@@ -9,7 +10,6 @@ PHASES = (
     "starting",
     "idle",
     "taking a record",
-    "preparing weights",
     "refreshing",
     "making views",
     "scoring",
@@ -44,6 +44,11 @@ class Pulse:
     def beat(self) -> None:
         """Say that the process runs."""
         struct.pack_into("<Q", self._page, 0, self.beats + 1)
+
+    def close(self) -> None:
+        """Let go of the page; nothing is asked of it after."""
+        self._page.close()
+        os.close(self.descriptor)
 
     def enter(self, phase: str) -> None:
         """Say what the process does from now on."""

@@ -147,7 +147,8 @@ class Worker:
                 task.monitor,
                 self._timeline,
                 setting.lane,
-                beside=ThreadPoolExecutor(1),
+                # A thread begins with as many threads as the environment says, not with as many as this one has.
+                beside=ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(setting.threads,)),
                 on_calibrated=self._note_calibrated,
             )
         warnings.showwarning = self._note_warning

@@ -60,6 +60,7 @@ class WorkerProcess:
         end.close()
         self.started = time.monotonic()
         self.is_ready, self.is_hung_up = False, False
+        self.could_not_start: str | None = None
         self.ready_since = self.answered = self.started
         self._beats, self._looked, self._silent_seconds = 0, time.monotonic(), 0.0
 
@@ -85,8 +86,10 @@ class WorkerProcess:
         self._beats = beats
         return self._silent_seconds
 
-    def how_it_ended(self) -> str | None:
+    def how_it_ended(self, *, patience_seconds: float = 0.0) -> str | None:
         """In words; None while it runs."""
+        if patience_seconds:
+            self._process.join(patience_seconds)
         code = self._process.exitcode
         if code is None:
             return None
@@ -108,6 +111,7 @@ class WorkerProcess:
         self._process.join()
         self._process.close()
         self.channel.close()
+        self.pulse.close()
 
 
 class _Descriptor:

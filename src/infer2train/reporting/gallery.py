@@ -71,8 +71,8 @@ def save_gallery(folder: Path, rows: Sequence[GalleryRow]) -> None:
         {"epoch": row.epoch, "draw": row.draw, "sample_id": row.sample_id, "label": row.label, "chosen": row.chosen}
         for row in rows
     ]
-    _replace(folder / TENSORS, save(tensors))
-    _replace(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
+    replace_file(folder / TENSORS, save(tensors))
+    replace_file(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
 
 
 def load_gallery(folder: Path) -> list[GalleryRow]:
@@ -129,7 +129,7 @@ def data_uri(pixels: UInt8[np.ndarray, "h w c"]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write beside the file and rename, so that a reader sees the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)

@@ -27,6 +27,7 @@ LONGEST_NAME = 18
 """Letters of a method's name beside a bar."""
 PARTS = {
     "training": "#5f6b7a",
+    "batches": "#2c7da0",
     "views": "#0b7f81",
     "scoring": "#2063ca",
     "publishing": "#8b44ad",

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from infer2train.reporting import plots, sections, tables
+from infer2train.reporting import lanes, plots, sections, tables
 from infer2train.reporting.curves import ErrorCurves, errors_of, step_curves
 from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, spread
 from infer2train.reporting.runs import Run, RunSet, read
@@ -73,6 +73,7 @@ def context(runs: RunSet) -> dict[str, Any]:
             **({"budget": plots.time_budget(seconds)} if seconds else {}),
         },
         "parts": plots.parts_of(seconds),
+        "timeline": _timeline(runs),
         "galleries": _galleries(runs),
         "settings": sections.settings(runs),
         "machines": sections.machines(runs.runs.values()),
@@ -156,6 +157,19 @@ def _galleries(runs: RunSet) -> list[tuple[str, int, list[GalleryRow], int]]:
                 break
     each = max(3, GALLERY_ROWS // max(1, len(found)))
     return [(method, seed, spread(rows, each), len(rows)) for method, seed, rows in found]
+
+
+def _timeline(runs: RunSet) -> dict[str, Any] | None:
+    """The last steps of a single run with an oracle."""
+    spans = lanes.load_timeline(runs.folder) if runs.baseline is None else []
+    if len(lanes.lanes(spans)) < 2:
+        return None
+    return {
+        "heading": lanes.heading(spans),
+        "figure": lanes.picture(spans),
+        "legend": lanes.legend(spans),
+        "is_inline": lanes.is_inline(spans),
+    }
 
 
 def _mean_seconds(runs: Sequence[Run], whole: bool) -> dict[str, float]:

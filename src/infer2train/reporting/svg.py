@@ -43,14 +43,17 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def drawn(name: str, title: str, height_inches: float, draw: Callable[[Any], None]) -> str:
+def drawn(
+    name: str, title: str, height_inches: float, draw: Callable[[Any], None], *, width_inches: float = WIDTH_INCHES
+) -> str:
     """One figure with one pair of axes.
 
     Args:
         name: tells its ids from those of other figures on the page.
         title: what a screen reader says.
-        height_inches: of the figure, which is 4.2 inches wide and scales with its box.
+        height_inches: of the figure, which scales with its box.
         draw: draws on the axes that it is given.
+        width_inches: of the figure.
 
     Returns:
         One `<svg>` element.
@@ -63,7 +66,7 @@ def drawn(name: str, title: str, height_inches: float, draw: Callable[[Any], Non
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": name})
-        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.grid(color=GRID, linewidth=0.6)

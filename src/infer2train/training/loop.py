@@ -5,7 +5,7 @@ from which `resume=True` goes on to the same final weights, bit for bit.
 """
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
@@ -19,6 +19,7 @@ from infer2train.pool.cores import on_cores
 from infer2train.pool.pool import OracleLostError
 from infer2train.reporting.report import write_report
 from infer2train.runlog import RunLog, take_back, write_config
+from infer2train.trace import Trace
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.progress import RunProgress
@@ -40,6 +41,7 @@ def train(
     quiet: bool = False,
     title: str | None = None,
     report: bool = True,
+    trace: Path | None = None,
 ) -> Result:
     """Train a run to its end in its folder; write configuration, metrics, checkpoints and report there.
 
@@ -50,6 +52,7 @@ def train(
         quiet: show no progress.
         title: what the progress line calls the run. Default: the folder's name.
         report: write report.html at the end.
+        trace: file to write a trace to, see `infer2train.trace`.
 
     Raises:
         ValueError: the folder exists, or holds another configuration, or the configuration cannot be met.
@@ -59,12 +62,16 @@ def train(
     """
     config = enter_folder(config, folder, resume)
     oracles, trainers = cores(config)
-    with on_cores(trainers if oracles else ()):
-        return _train(config, folder, resume, quiet, title, report)
+    with Trace(trace) if trace else nullcontext() as tracing, on_cores(trainers if oracles else ()):
+        return _train(config, folder, resume, quiet, title, report, tracing)
 
 
-def _train(config: RunConfig, folder: Path, resume: bool, quiet: bool, title: str | None, report: bool) -> Result:
+def _train(
+    config: RunConfig, folder: Path, resume: bool, quiet: bool, title: str | None, report: bool, trace: Trace | None
+) -> Result:
     run = prepare(config, progress=not quiet)
+    if trace is not None:
+        run.loader._pool.timeline.listen(trace.add)
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()

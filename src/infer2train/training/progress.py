@@ -6,9 +6,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+ACCIDENTS = {
+    "skipped_draws": "draws trained on unmined, as their scores were late",
+    "oracle_lost_draws": "draws without an oracle",
+    "worker_restarts": "restarts of an oracle",
+}
+"""What must be seen, by its name in a metrics window: counted over the run."""
+
 
 class RunProgress:
-    """Shows steps, losses, lag, time spent scoring and what is left.
+    """Shows steps, losses, lag, what trainer and oracle spend their time on, and what is left.
 
     Args:
         title: of the run.
@@ -29,6 +36,7 @@ class RunProgress:
         )
         self._progress = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
         self._gain: float | None = None
+        self._accidents = dict.fromkeys(ACCIDENTS, 0)
         self._task = self._progress.add_task(title, total=total_steps, figures="")
 
     def __enter__(self) -> "RunProgress":
@@ -42,14 +50,11 @@ class RunProgress:
 
     def step(self, steps: int, figures: Mapping[str, float]) -> None:
         """Show how far the run is."""
-        shown = (
-            f"{figures['steps_per_second']:.1f} steps/s · loss {figures['loss']:.3f} · lag {figures['lag']:.0f} · "
-            f"scoring {figures['scoring_share']:.0%}"
-        )
         self._gain = figures.get("captured_gain", self._gain)
-        if self._gain is not None:
-            shown += f" · captured gain {self._gain:.2f}"
-        self._progress.update(self._task, completed=steps, figures=shown)
+        for name in ACCIDENTS:
+            self._accidents[name] += int(figures.get(name, 0))
+        shown = figures if self._gain is None else {**figures, "captured_gain": self._gain}
+        self._progress.update(self._task, completed=steps, figures=line(shown, self._accidents))
 
     def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float | None]) -> None:
         """Show an epoch's result, where there is no live line."""
@@ -71,3 +76,30 @@ class RunProgress:
     def warn(self, message: str) -> None:
         """Print a line that must be seen: in a quiet run too."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def line(figures: Mapping[str, float], accidents: Mapping[str, int]) -> str:
+    """What the live line says beside the bar, in rich's markup.
+
+    Args:
+        figures: a metrics window, with `loss` and `steps_per_second`.
+        accidents: counts of the run so far.
+
+    Example:
+        >>> line({"steps_per_second": 3.4, "loss": 1.23, "lag": 42, "waiting_share": 0.02, "oracle_busy": 0.61}, {})
+        '3.4 steps/s · loss 1.230 · lag 42 · waiting 2 % · oracle 61 % busy'
+    """
+    parts = [
+        f"{figures['steps_per_second']:.1f} steps/s",
+        f"loss {figures['loss']:.3f}",
+        f"lag {figures['lag']:.0f}",
+    ]
+    if "oracle_busy" in figures:
+        parts.append(f"waiting {100 * figures['waiting_share']:.0f} %")
+        parts.append(f"oracle {100 * figures['oracle_busy']:.0f} % busy")
+    else:
+        parts.append(f"scoring {100 * figures['scoring_share']:.0f} %")
+    if "captured_gain" in figures:
+        parts.append(f"captured gain {figures['captured_gain']:.2f}")
+    told = [f"{count} {ACCIDENTS[name].upper()}" for name, count in accidents.items() if count]
+    return " · ".join([*parts, *(f"[bold red]{text}[/bold red]" for text in told)])

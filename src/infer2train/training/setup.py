@@ -98,7 +98,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
 
 def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The oracle's cores and the trainer's; none are the oracle's alone where it scores in the trainer's time."""
-    if config.pool == "inline" or not get_method(config.method).asks_the_pool:
+    if config.pool != "process" or not get_method(config.method).asks_the_pool:
         return (), available_cores()
     return shared_out(config.oracle_cores, config.oracle_workers)
 

@@ -5,17 +5,22 @@ from time import perf_counter
 
 from infer2train.audit import audit_draw
 from infer2train.config import RunConfig
-from infer2train.metrics import LOGGED, draws_per_second, window
+from infer2train.metrics import LOGGED, Totals, draws_per_second, window
 from infer2train.plan import Draw
 from infer2train.reporting.gallery import load_gallery, save_gallery
+from infer2train.reporting.lanes import save_timeline
 from infer2train.runlog import RunLog
+from infer2train.timeline import last_steps
 from infer2train.training.evaluation import evaluate
+from infer2train.training.health import Health
 from infer2train.training.progress import RunProgress
 from infer2train.training.setup import Run
 from infer2train.training.step import EpochSums, StepResult, penalty_gradient_ratio
 
 GALLERY_EPOCHS = 6
 """Contact sheets kept of a run: of its first epochs and of its last ones."""
+TIMELINE_STEPS = 20
+"""Steps at the end of an epoch whose timeline is kept."""
 REFRESH_SECONDS = 0.5
 """Wall-clock between updates of the live line."""
 
@@ -28,6 +33,8 @@ class Watch:
         self._row = self._shown = self._left = run.loader.totals()
         self._last_seconds = self._left["seconds"]
         self._mined: tuple[Draw, StepResult] | None = None
+        self._timeline = run.loader._pool.timeline
+        self._health = Health(run, self._timeline, log, progress)
 
     def come_back(self) -> None:
         """After anything that is no training: go on counting from here, as if no time had passed."""
@@ -43,8 +50,9 @@ class Watch:
         if loader.last.version is not None:
             # Rows and contact sheets show the last draw that an oracle had to do with, whatever `mine_every` is.
             self._mined = loader.last, result
+        now = loader.totals()
+        self._health.step(now)
         if loader.steps % config.log_every == 0:
-            now = loader.totals()
             measured, self._row = window(now, self._row), now
             mined, seen = self._mined or (loader.last, result)
             self._log.write(
@@ -60,10 +68,9 @@ class Watch:
                 penalty_gradient_ratio=penalty_gradient_ratio(config.distill_weight, mined, seen.logits, seen.targets),
                 **{name: measured[name] for name in LOGGED if name in measured},
             )
-        self._show(result.loss)
+        self._show(now, result.loss)
 
-    def _show(self, loss: float) -> None:
-        now = self._run.loader.totals()
+    def _show(self, now: Totals, loss: float) -> None:
         if now["seconds"] - self._shown["seconds"] < REFRESH_SECONDS:
             return
         measured, self._shown = window(now, self._shown), now
@@ -75,13 +82,15 @@ class Watch:
         now = self._run.loader.totals()
         self._last_seconds = now["seconds"]
         spent = window(now, self._left)
-        mining = {name: spent[f"{name}_seconds"] for name in ("views", "scoring", "publishing")}
-        self._sums.add_seconds(**mining, training=spent["seconds"] - sum(mining.values()))
+        parts = {name: spent[f"{name}_seconds"] for name in ("views", "scoring", "publishing")}
+        parts["batches"] = spent.get("trainer_views_seconds", 0.0)
+        self._sums.add_seconds(**parts, training=spent["seconds"] - sum(parts.values()))
 
     def epoch(self, epoch: int, folder: Path) -> None:
         """After each epoch: evaluate where it is due, log, show."""
         self.leave()
         run, sums = self._run, self._sums
+        save_timeline(folder, last_steps(self._timeline.recent, min(TIMELINE_STEPS, sums.steps)))
         started = perf_counter()
         errors = self._errors(epoch) if _is_due(epoch, run.config) else {}
         self._audit(folder)

@@ -1,0 +1,83 @@
+"""What befell the oracles of a run, told once each: processes that were replaced, draws that went without, slowness.
+
+Beside `watch`, which measures; the live line counts the same accidents, see `progress`.
+"""
+
+from infer2train.keeping_up import FEWEST_DRAWS, Accounts, Waits, warning
+from infer2train.metrics import Totals, window
+from infer2train.runlog import RunLog
+from infer2train.timeline import Span, Timeline
+from infer2train.training.progress import RunProgress
+from infer2train.training.setup import Run
+
+COUNTED = {
+    "skipped_draws": ("draws-skipped", "scores are late: draws are trained on unmined"),
+    "oracle_lost_draws": ("oracle-lost", "there is no oracle any more: the run goes on without mining"),
+}
+"""Totals that are told of as soon as there are any: the event, and what it means."""
+TOO_SLOW = "oracle-too-slow"
+
+
+class Health:
+    """Follows the oracles of one run.
+
+    Args:
+        run: whose.
+        timeline: of its pool.
+        log: gets an event for each accident.
+        progress: says what the user can do something about.
+    """
+
+    def __init__(self, run: Run, timeline: Timeline, log: RunLog, progress: RunProgress) -> None:
+        self._run, self._log, self._progress = run, log, progress
+        self._told: set[str] = set()
+        self._waits = Waits(run.steps_per_epoch)
+        self._mark: Totals | None = None
+        timeline.listen(self._waits.add)
+        timeline.listen(self._note_lost)
+
+    def step(self, now: Totals) -> None:
+        """After each step, with the loader's totals."""
+        for name, (event, message) in COUNTED.items():
+            if now.get(name) and event not in self._told:
+                self._tell(event, message)
+        if self._run.config.pool == "process" and self._waits.draws >= FEWEST_DRAWS:
+            # The first window is not judged: in it the trainer waits until the oracles have started.
+            slow = None if self._mark is None else warning(self._accounts(now, self._mark))
+            if slow is not None and TOO_SLOW not in self._told:
+                self._tell(TOO_SLOW, slow)
+            self._mark = now
+            self._waits.clear()
+
+    def _accounts(self, now: Totals, mark: Totals) -> Accounts:
+        measured, config, waits = window(now, mark), self._run.config, self._waits
+
+        def seconds(*lanes: str) -> float:
+            return sum(measured.get(f"{name}_seconds", 0.0) for name in lanes)
+
+        return Accounts(
+            draws=waits.draws,
+            waiting_seconds=waits.seconds,
+            trainer_seconds=seconds("trainer_views", "trainer_train", "trainer_publish"),
+            scoring_seconds=seconds("oracle_views", "oracle_forward"),
+            refresh_seconds=seconds("oracle_refresh"),
+            behind_seconds=waits.behind_seconds,
+            versions=waits.versions,
+            workers=config.oracle_workers,
+            oracle=config.oracle,
+            gamma=config.gamma,
+            mine_every=config.mine_every,
+            delay_steps=config.delay_steps,
+            queue_depth=config.queue_depth,
+        )
+
+    def _note_lost(self, span: Span) -> None:
+        if span.name == "lost":
+            event = "worker-restarted" if span.details.get("again", True) else "worker-given-up"
+            message = f"{span.lane} {span.details['why']}"
+            self._log.write("event", event=event, step=self._run.loader.steps, message=message)
+
+    def _tell(self, event: str, message: str) -> None:
+        self._told.add(event)
+        self._log.write("event", event=event, step=self._run.loader.steps, message=message)
+        self._progress.warn(message)

@@ -1,0 +1,66 @@
+"""The pool in a thread of its own: the suite on the CPU, where a stream is only a thread, and on CUDA."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from conformance.pool import TASKS, Task, case, check_pool
+from infer2train.miner import mine
+from infer2train.oracle.snapshot import NotFiniteError, Record
+from infer2train.pool.stream import StreamPool
+from infer2train.replay import Replay
+from pool.process_pools import scoring_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def on_cpu(task: Task) -> StreamPool:
+    needs_workers = isinstance(task.source, Replay)
+    own = replace(task, num_workers=max(1, task.num_workers)) if needs_workers else task
+    return StreamPool(scoring_task(own), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_conformance(name: str) -> None:
+    check_pool(on_cpu, case(name))
+
+
+def test_transforms_that_use_the_trainers_random_state_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"leave the trainer's random state alone: .*pass num_workers=1"):
+        StreamPool(scoring_task(case("dictionaries").task), torch.device("cpu"))
+
+
+def test_a_ruined_record_is_told_of_when_its_scores_are_asked_for() -> None:
+    images = case("images")
+    pool = on_cpu(images.task)
+    ruined = dict(images.record(100).tensors)
+    ruined["stem.weight"][0, 0, 0, 0] = torch.nan
+    pool.publish(Record(100, ruined))
+    pool.submit(0, images.addresses(0), 100)
+    with pytest.raises(NotFiniteError, match=r"NaN or infinity in stem\.weight"):
+        pool.collect(0)
+    pool.publish(images.record(200))
+    pool.submit(1, images.addresses(1), 200)
+    assert pool.collect(1).version == 200
+    pool.close()
+
+
+def test_a_model_that_is_not_on_cuda_is_refused_with_the_reason() -> None:
+    base = DataLoader(TensorDataset(torch.zeros(8, 4), torch.zeros(8, dtype=torch.long)), batch_size=4)
+    with pytest.raises(ValueError, match="shares a CUDA device with the trainer: got a model on cpu; use pool='proc"):
+        mine(base, nn.Linear(4, 2), pool="stream", method="nm-augment")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: a stream of its own cannot be made")
+def test_on_cuda_the_scores_are_those_of_the_inline_pool() -> None:
+    images = case("images")
+    assert images.task.model is not None
+    model = images.task.model.cuda()
+    try:
+        check_pool(lambda task: StreamPool(scoring_task(task), torch.device("cuda")), images)
+    finally:
+        model.cpu()
