@@ -189,6 +189,12 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
     add("--batch-size", type=int, default=64, help="Examples trained on in each step (B; images).")
     add("--gamma", type=int, default=10, help="Candidates for each trained example that are asked for.")
     add("--threads", type=int | None, default=None, help="Threads of trainer and engines. Default: all cores.")
+    add(
+        "--oracle-cores",
+        type=str | None,
+        default=None,
+        help="Cores of the oracle, e.g. 1; the trainer gets the others.",
+    )
     add("--compile", action="store_true", help="Try torch.compile for the trainer too (minutes).")
     add("--run", type=str | None, default=None, help="A run folder: its model, data and newest weights.")
     add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
@@ -382,6 +388,7 @@ def _gamma(options: dict[str, Any]) -> None:
             batch_size=options["batch_size"],
             gamma=options["gamma"],
             threads=options["threads"],
+            oracle_cores=options["oracle_cores"],
             compiled=options["compile"],
             run=None if options["run"] is None else Path(options["run"]),
             engines=tuple(options["engines"]),

@@ -9,7 +9,7 @@ tested without a clock.
 import math
 from dataclasses import dataclass
 
-from infer2train.timeline import BESIDE, TRAINER, Span
+from infer2train.timeline import TRAINER, Span
 
 FEWEST_DRAWS = 50
 """Mined draws over which is judged."""
@@ -19,16 +19,17 @@ FLOAT = ("fp32", "bf16")
 
 
 class Waits:
-    """Adds up how long the trainer waited for scores; a listener of the timeline.
+    """Adds up how long the trainer waited for scores, and what it did between; a listener of the timeline.
 
     Args:
-        draws_per_epoch: the first draw of an epoch is waited for by everybody, and not counted.
+        draws_per_epoch: the first scored draw of an epoch is waited for whatever the oracle is, and not counted.
     """
 
     def __init__(self, draws_per_epoch: int) -> None:
         self._draws_per_epoch = draws_per_epoch
         self._versions: dict[int, int | None] = {}
         self._newest: int | None = None
+        self._epoch, self._ended = -1, 0.0
         self.clear()
 
     def clear(self) -> None:
@@ -37,23 +38,26 @@ class Waits:
         """Draws that were scored."""
         self.seconds = 0.0
         """How long the trainer waited for them."""
+        self.own_seconds = 0.0
+        """How long it did anything else between them."""
         self.behind_seconds = 0.0
-        """Of that, for the first draw of each new version."""
+        """Of `seconds`, what was for the first draw of each new version."""
         self.versions = 0
         """How many new versions there were."""
 
     def add(self, span: Span) -> None:
         """Take in a span: an oracle's says which version scored a draw, the trainer's how long it waited for it."""
-        if span.name == "forward" and span.lane != TRAINER and not span.lane.endswith(BESIDE):
+        if span.name == "forward" and span.lane != TRAINER:
             self._versions[span.details["draw"]] = span.details["version"]
         if span.lane != TRAINER or span.name != "scores":
             return
-        draw = span.details["draw"]
-        version = self._versions.pop(draw, None)
-        is_new, self._newest = version != self._newest, version
-        if draw % self._draws_per_epoch == 0:
+        epoch, version = span.details["draw"] // self._draws_per_epoch, self._versions.pop(span.details["draw"], None)
+        is_first, is_new, ended = epoch != self._epoch, version != self._newest, self._ended
+        self._epoch, self._newest, self._ended = epoch, version, span.started + span.seconds
+        if is_first:
             return
         self.draws, self.seconds = self.draws + 1, self.seconds + span.seconds
+        self.own_seconds += max(0.0, span.started - ended)
         if is_new:
             self.behind_seconds, self.versions = self.behind_seconds + span.seconds, self.versions + 1
 
@@ -65,13 +69,13 @@ class Accounts:
     Args:
         draws: scored ones.
         waiting_seconds: of the trainer, for scores.
-        trainer_seconds: of its own work: views, step, publishing.
+        trainer_seconds: of the trainer, for all else between those draws.
         scoring_seconds: of all oracles: views and forward passes.
         refresh_seconds: of all oracles: new weights.
         behind_seconds: what of `waiting_seconds` was for the first draws of new versions.
         versions: new ones.
         workers: the oracle's processes.
-        oracle, gamma, mine_every, delay_steps, queue_depth: as configured.
+        oracle, gamma, mine_every, update_every, delay_steps, queue_depth: as configured.
     """
 
     draws: int
@@ -85,6 +89,7 @@ class Accounts:
     oracle: str
     gamma: int
     mine_every: int
+    update_every: int
     delay_steps: int
     queue_depth: int
 
@@ -106,7 +111,7 @@ def warning(accounts: Accounts) -> str | None:
     Example:
         >>> print(warning(Accounts(draws=100, waiting_seconds=10.0, trainer_seconds=10.0, scoring_seconds=20.0,
         ...     refresh_seconds=0.0, behind_seconds=0.0, versions=0, workers=1, oracle="torch:fp32", gamma=8,
-        ...     mine_every=1, delay_steps=0, queue_depth=4)))
+        ...     mine_every=1, update_every=100, delay_steps=0, queue_depth=4)))
         the oracle cannot keep up: the trainer waited 50 % of the last 100 mined draws; a draw takes the oracle 200 ms, the trainer does its part in 100 ms: 2.0 times too slow. Any of these would do: --oracle int8 if it is that much faster; --gamma 4; --mine-every 2; --oracle-workers 2 with a core each
     """  # noqa: E501
     if accounts.draws < FEWEST_DRAWS or accounts.waiting_share <= MOST_WAITING:
@@ -138,12 +143,16 @@ def _remedies(accounts: Accounts) -> list[str]:
     a, found = accounts, []
     refreshing = a.refresh_seconds / a.workers
     for_scoring = a.trainer_seconds - refreshing  # a process's time for scoring, if it is not to be waited for
+    for_refreshing = a.trainer_seconds - a.scoring_seconds / a.workers
+    if refreshing > a.scoring_seconds / a.workers and for_refreshing > 0:
+        found.append(f"--update-every {math.ceil(a.update_every * refreshing / for_refreshing)}")
+    if for_scoring <= 0:  # scoring less does not help
+        factor = math.ceil(a.load)
+        return found or [f"--update-every {factor * a.update_every} together with --mine-every {factor * a.mine_every}"]
     if a.oracle.partition("@")[0].partition(":")[2] in FLOAT:
         found.append("--oracle int8 if it is that much faster")
-    if for_scoring <= 0:
-        return [*found, f"--update-every several times as high: refreshes alone take {a.refresh_seconds:.1f} s"]
     needed = a.scoring_seconds / a.workers / for_scoring
-    if (gamma := int(a.gamma / needed)) >= 2:
+    if 2 <= (gamma := int(a.gamma / needed)) < a.gamma:
         found.append(f"--gamma {gamma}")
     found.append(f"--mine-every {max(a.mine_every + 1, math.ceil(a.mine_every * needed))}")
     workers = max(a.workers + 1, math.ceil(a.workers * needed))

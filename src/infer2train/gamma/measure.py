@@ -17,13 +17,13 @@ from infer2train.config import RunConfig, at_least, from_plain
 from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.gamma.energy import joules_of
 from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
-from infer2train.gamma.plan import recommend
+from infer2train.gamma.plan import recommend, side_by_side
 from infer2train.gamma.report import GammaReport
 from infer2train.gamma.trainer import TrainerSpeed, step_parts, training_speeds
 from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
 from infer2train.oracle.measurement import measure_engine, timed
 from infer2train.oracle.samples import SourceSamples
-from infer2train.pool.cores import available_cores
+from infer2train.pool.cores import available_cores, on_cores, shared_out
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
 from infer2train.training.folder import CHECKPOINTS
@@ -50,6 +50,7 @@ def measure_gamma(
     batch_size: int = 64,
     gamma: int = 10,
     threads: int | None = None,
+    oracle_cores: str | None = None,
     compiled: bool = False,
     run: Path | None = None,
     engines: tuple[str, ...] = (),
@@ -65,6 +66,8 @@ def measure_gamma(
         batch_size: examples in a step.
         gamma: candidates for each example that are asked for.
         threads: of trainer and engines alike. Default: as many as there are cores.
+        oracle_cores: cores of the oracle, such as "1"; the trainer is measured on the others, and what a step takes
+            beside the oracle is predicted. Default: both are measured on all cores.
         compiled: try torch.compile for the trainer too, which takes minutes.
         run: a run folder whose model, data and newest weights are measured.
         engines: engines to measure. Default: every one of `MEASURED` that is installed.
@@ -76,7 +79,8 @@ def measure_gamma(
     for name, value in {"batch_size": batch_size, "gamma": gamma, "threads": threads, "image_size": image_size}.items():
         if value is not None:
             at_least(name, value, 2 if name == "batch_size" else 1)
-    torch.set_num_threads(threads or len(available_cores()))
+    oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
+    torch.set_num_threads(threads or len(trainers))
     source, network, described = subject(model, data, data_cache, image_size, run)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)
@@ -85,29 +89,38 @@ def measure_gamma(
     say("the trainer")
     trained_steps = described["steps"] or _warm_up(network, images, targets)
     train = []
-    for speed in training_speeds(network, images, targets, compiled=compiled):
-        train.append(speed)
-        say(f"the trainer: {speed.name} {speed.images_per_second:.0f} images/s")
-    parts = step_parts(network, images, targets)
+    with on_cores(trainers if oracles else ()):
+        for speed in training_speeds(network, images, targets, compiled=compiled):
+            train.append(speed)
+            say(f"the trainer: {speed.name} {speed.images_per_second:.0f} images/s")
+        parts = step_parts(network, images, targets)
     say("views")
     views_seconds = timed(
         lambda: source.batch(Addresses(ids, seeds(0, Purpose.VIEW, draw=1, slot=np.arange(batch_size))))
     )
-    say("the int8 peak")
-    peak = int8_gemm_peak()
+    if oracles:
+        torch.set_num_threads(len(oracles))
     speeds, failed = [], {}
-    for spec in engines or [spec for spec in MEASURED if not missing_packages(parse_engine(spec).name)]:
-        say(f"{spec}: building")
-        try:
-            speeds.append(measure_engine(spec, network, samples, score=loss))
-        except ValueError as error:
-            failed[spec] = str(error)
-            continue
-        say(f"{spec}: {speeds[-1].images_per_second:.0f} images/s")
+    with on_cores(oracles):
+        say("the int8 peak")
+        peak = int8_gemm_peak()
+        for spec in engines or [spec for spec in MEASURED if not missing_packages(parse_engine(spec).name)]:
+            say(f"{spec}: building")
+            try:
+                speeds.append(measure_engine(spec, network, samples, score=loss))
+            except ValueError as error:
+                failed[spec] = str(error)
+                continue
+            say(f"{spec}: {speeds[-1].images_per_second:.0f} images/s")
+    torch.set_num_threads(threads or len(trainers))
     if not speeds:
         raise ValueError(f"gamma needs an engine that runs the model: got {failed}; add torch:fp32")
     step_seconds = min(speed.step_seconds for speed in train) + views_seconds
     best = min(train, key=lambda speed: speed.step_seconds)
+    views_per_second = batch_size / views_seconds
+    recommended = recommend(
+        speeds, gamma=gamma, step_seconds=step_seconds, batch_size=batch_size, views_per_second=views_per_second
+    )
     return GammaReport(
         machine={"cpu": cpu_name(), "cores": len(available_cores()), "system": platform.platform()},
         versions=_versions(),
@@ -122,16 +135,21 @@ def measure_gamma(
         parts=parts,
         engines=speeds,
         failed=failed,
-        views_per_second=batch_size / views_seconds,
+        views_per_second=views_per_second,
         peak_operations=peak,
         operations_per_image=operations_per_image(network, images),
         joules_per_trained_image=_joules(network, images, targets, best),
-        recommended=recommend(
+        recommended=recommended,
+        hybrid=None
+        if not oracles
+        else side_by_side(
+            recommended,
             speeds,
-            gamma=gamma,
-            step_seconds=step_seconds,
             batch_size=batch_size,
-            views_per_second=batch_size / views_seconds,
+            views_per_second=views_per_second,
+            step_seconds=step_seconds,
+            oracle_cores=oracles,
+            trainer_cores=trainers,
         ),
     )
 

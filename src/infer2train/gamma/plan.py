@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infer2train.oracle.measurement import AFFORDABLE, EngineSpeed, end_to_end_gamma
+from infer2train.versions import VersionRule
 
 UPDATES = (10, 50, 100)
 """T, the steps between refreshes, that is planned for."""
@@ -40,6 +41,98 @@ def gammas(speed: EngineSpeed, *, step_seconds: float, batch_size: int, views_pe
         )
         for update_every in UPDATES
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid:
+    """Trainer and oracle side by side, each on cores of its own."""
+
+    oracle_cores: tuple[int, ...]
+    trainer_cores: tuple[int, ...]
+    alone_seconds: float
+    """A step of the trainer without an oracle."""
+    step_seconds: float
+    """A step beside the oracle, as predicted."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long a step takes with the oracle."""
+        return self.step_seconds / self.alone_seconds
+
+
+def hybrid_step_seconds(
+    *,
+    step_seconds: float,
+    draw_seconds: float,
+    refresh_seconds: float,
+    update_every: int,
+    delay_steps: int = 0,
+    queue_depth: int = 4,
+    publish_seconds: float = 0.0,
+) -> float:
+    """A step of a trainer whose oracle scores ahead on a device of its own: the mean over whole versions.
+
+    The trainer and the oracle are followed draw by draw: a draw can be scored once its version is published and no more
+    than `queue_depth` draws lie before it, a refresh comes before the first draw of a version, and a step begins when
+    its draw is scored.
+
+    Args:
+        step_seconds: of the trainer alone.
+        draw_seconds: in which the oracle scores one draw, views included.
+        refresh_seconds: in which it takes new weights.
+        update_every: T.
+        delay_steps: D.
+        queue_depth: draws that are scored ahead.
+        publish_seconds: of the trainer, for new weights.
+
+    Example:
+        >>> hybrid_step_seconds(step_seconds=1.0, draw_seconds=0.5, refresh_seconds=0.5, update_every=10)
+        1.1
+    """
+    rule = VersionRule(update_every=update_every, delay_steps=delay_steps)
+    versions = 3 + -(-delay_steps // update_every)
+    trainer = oracle = measured_from = 0.0
+    begun: list[float] = []
+    published = {0: 0.0}
+    refreshed = None
+    for step in range(versions * update_every):
+        if step == (versions - 1) * update_every:
+            measured_from = trainer
+        version = rule.version_of_step(step)
+        asked = begun[step - queue_depth - 1] if step > queue_depth else 0.0
+        if version != refreshed:
+            oracle, refreshed = max(oracle, published[version]) + refresh_seconds, version
+        oracle = max(oracle, published[version], asked) + draw_seconds
+        begun.append(max(trainer, oracle))
+        trainer = begun[-1] + step_seconds
+        if rule.is_published(step + 1):
+            trainer += publish_seconds
+            published[step + 1] = trainer
+    return (trainer - measured_from) / update_every
+
+
+def side_by_side(
+    found: "Recommendation",
+    speeds: Sequence[EngineSpeed],
+    *,
+    batch_size: int,
+    views_per_second: float,
+    step_seconds: float,
+    oracle_cores: tuple[int, ...],
+    trainer_cores: tuple[int, ...],
+) -> Hybrid:
+    """What a step takes beside the recommended engine, at the recommended settings."""
+    speed = next(speed for speed in speeds if speed.name == found.engine)
+    predicted = hybrid_step_seconds(
+        step_seconds=step_seconds,
+        draw_seconds=found.gamma * batch_size * (1 / speed.images_per_second + 1 / views_per_second),
+        refresh_seconds=speed.refresh_seconds,
+        update_every=found.update_every,
+        delay_steps=found.delay_steps,
+    )
+    return Hybrid(
+        oracle_cores=oracle_cores, trainer_cores=trainer_cores, alone_seconds=step_seconds, step_seconds=predicted
+    )
 
 
 def recommend(

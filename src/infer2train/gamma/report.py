@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infer2train.gamma.plan import UPDATES, Recommendation, gammas
+from infer2train.gamma.plan import UPDATES, Hybrid, Recommendation, gammas
 from infer2train.gamma.trainer import StepParts, TrainerSpeed
 from infer2train.oracle.measurement import EngineSpeed
+from infer2train.pool.cores import as_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class GammaReport:
     operations_per_image: float
     joules_per_trained_image: float | None
     recommended: Recommendation
+    hybrid: Hybrid | None = None
+    """Trainer and oracle side by side, where they were given cores of their own."""
 
     @property
     def step_seconds(self) -> float:
@@ -92,6 +95,7 @@ class GammaReport:
             ],
             "failed": self.failed,
             "recommended": vars(self.recommended),
+            "hybrid": None if self.hybrid is None else {**vars(self.hybrid), "ratio": self.hybrid.ratio},
         }
 
 
@@ -158,3 +162,10 @@ def _remarks(report: GammaReport) -> Iterator[str]:
         f"recommended: --oracle {found.engine} --gamma {found.gamma} --update-every {found.update_every} "
         f"--delay-steps {found.delay_steps}"
     )
+    if report.hybrid is not None:
+        hybrid = report.hybrid
+        yield (
+            f"side by side: with the oracle on cores {as_text(hybrid.oracle_cores)} and the trainer on "
+            f"{as_text(hybrid.trainer_cores)} a step is predicted to take {hybrid.step_seconds * 1e3:.0f} ms, "
+            f"{hybrid.ratio:.3f} × the {hybrid.alone_seconds * 1e3:.0f} ms without an oracle"
+        )

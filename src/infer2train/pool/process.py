@@ -249,7 +249,8 @@ class ProcessPool(Pool):
             process.ask_to_stop()
         deadline = time.monotonic() + JOIN_SECONDS
         for process in processes:
-            process.end(patience_seconds=max(0.01, deadline - time.monotonic()))
+            # One that still starts has nothing to put away, and would not hear of it.
+            process.end(patience_seconds=max(0.01, deadline - time.monotonic()) if process.is_ready else 0.0)
         for seat in self._seats:
             seat.process = None
         self._order.clear()
@@ -347,8 +348,8 @@ class ProcessPool(Pool):
     def _why_replaced(self, seat: _Seat, process: WorkerProcess) -> str | None:
         """Why nothing more is to be expected of a worker; None while something is."""
         patience, phase, now = self._patience, process.pulse.phase, time.monotonic()
-        if process.could_not_start is not None:
-            return process.could_not_start
+        if process.refused is not None:
+            return process.refused
         if (ended := process.how_it_ended()) is not None or process.is_hung_up:
             return f"{ended or 'hung up'} while {phase}"
         if not process.is_ready:
@@ -363,10 +364,12 @@ class ProcessPool(Pool):
     def _replace(self, seat: _Seat, why: str) -> None:
         process, seat.process = seat.process, None
         assert process is not None
+        # A script or a task that ends the first process while it starts ends the next one too.
+        is_hopeless = not self._has_started and process.ended_by_itself()
         self._leave(seat, process)
         seat.failures, seat.why = seat.failures + 1, why
         self.timeline.add(Span(seat.lane, "lost", perf_counter(), 0.0, {"why": why}))
-        if seat.failures <= self._patience.restarts and not self._is_hopeless(process):
+        if seat.failures <= self._patience.restarts and not is_hopeless:
             _add(self._gone, {"worker_restarts": 1})
             warnings.warn(f"{seat.lane} {why}; it is started again", RuntimeWarning)
             self._start(seat)
@@ -377,11 +380,6 @@ class ProcessPool(Pool):
         if any(other.process for other in self._seats):
             for job in orphans:
                 self._assign(job)
-
-    def _is_hopeless(self, process: WorkerProcess) -> bool:
-        """Whether a worker ended by itself while it started, as would the next one: none ever got further."""
-        ended_by_itself = process.how_it_ended() is not None and not process.was_killed
-        return ended_by_itself and not process.is_ready and not self._has_started
 
     def _leave(self, seat: _Seat, process: WorkerProcess) -> None:
         """End a process, and keep what it had counted."""
@@ -409,7 +407,7 @@ class ProcessPool(Pool):
                 "environment and data"
             )
             if not self._is_freshest:
-                process.is_hung_up = True  # whoever goes on after this error gets no scores from it
+                process.refused = "computes otherwise than the trainer's process"
                 raise OracleError(text)
             warnings.warn(text, RuntimeWarning)
 
@@ -424,7 +422,7 @@ class ProcessPool(Pool):
         if not record.ranges:
             published.record = Record(record.version, record.tensors, ranges)
         elif any(not torch.equal(ranges[name], record.ranges[name]) for name in ranges) and not self._is_freshest:
-            process.is_hung_up = True
+            process.refused = "measured other ranges of activations"
             raise OracleError(
                 f"workers must measure the same ranges of activations for version {record.version}: got others from "
                 f"{seat.lane}; run them on cores of one kind, with the same number of threads"
@@ -450,12 +448,11 @@ class ProcessPool(Pool):
     def _on_failed(self, seat: _Seat, process: WorkerProcess, message: Message) -> None:
         fields = message.fields
         error = _error_of(seat.lane, fields)
-        if fields["ticket"] is None and not self._has_started:
-            process.is_hung_up = True
-            raise error
         if fields["ticket"] is None:
-            process.could_not_start = f"could not start: {fields['error']}: {fields['message']}"
-            return
+            process.refused = f"could not start: {fields['error']}: {fields['message']}"
+            if not self._has_started:
+                raise error
+            return  # the task worked before: what it needs may come back until the last restart
         seat.failures, process.answered = 0, time.monotonic()
         if any(job.ticket == fields["ticket"] for job in self._order):
             self._answers[fields["ticket"]] = error
@@ -471,7 +468,7 @@ KINDS: dict[str, type[Exception]] = {"NotFiniteError": NotFiniteError, "ValueErr
 """Errors that a worker's process and this one have in common."""
 
 
-def _error_of(lane: str, fields: Mapping[str, str]) -> Exception:
+def _error_of(lane: str, fields: Mapping[str, Any]) -> Exception:
     """The error that a worker told of, as it would have come up here."""
     name, message = fields["error"], fields["message"]
     if name in KINDS:

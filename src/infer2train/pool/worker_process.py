@@ -60,7 +60,8 @@ class WorkerProcess:
         end.close()
         self.started = time.monotonic()
         self.is_ready, self.is_hung_up = False, False
-        self.could_not_start: str | None = None
+        self.refused: str | None = None
+        """Why nothing that it says is taken any more."""
         self.ready_since = self.answered = self.started
         self._beats, self._looked, self._silent_seconds = 0, time.monotonic(), 0.0
 
@@ -97,6 +98,10 @@ class WorkerProcess:
             return f"ended with exit code {code}"
         killed = " (the system kills so where memory runs out)" if code == -9 else ""
         return f"was killed by signal {-code}{killed}"
+
+    def ended_by_itself(self) -> bool:
+        """Whether it ended, and nobody killed it."""
+        return self._process.exitcode is not None and self._process.exitcode >= 0
 
     def ask_to_stop(self) -> None:
         """Have it end by itself."""

@@ -58,7 +58,7 @@ class Health:
         return Accounts(
             draws=waits.draws,
             waiting_seconds=waits.seconds,
-            trainer_seconds=seconds("trainer_views", "trainer_train", "trainer_publish"),
+            trainer_seconds=waits.own_seconds,
             scoring_seconds=seconds("oracle_views", "oracle_forward"),
             refresh_seconds=seconds("oracle_refresh"),
             behind_seconds=waits.behind_seconds,
@@ -67,6 +67,7 @@ class Health:
             oracle=config.oracle,
             gamma=config.gamma,
             mine_every=config.mine_every,
+            update_every=config.update_every,
             delay_steps=config.delay_steps,
             queue_depth=config.queue_depth,
         )
