@@ -125,6 +125,8 @@ class Killer(threading.Thread):
         """Wait for a phase that was hit the least, or a while; kill; wait until the worker is another one."""
         pid = self._pid()
         wanted = min(PHASES, key=lambda phase: (self.phases[phase], self._chance.random()))
+        while self._phase() == "starting" and wanted != "starting" and not self.is_over:
+            time.sleep(0.001)
         end = time.monotonic() + self._chance.uniform(0, 6)
         while time.monotonic() < end and not self.is_over and self._phase() != wanted:
             time.sleep(0)

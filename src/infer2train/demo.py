@@ -8,6 +8,7 @@ from rich.console import Console
 
 from infer2train.compare import Comparison, compare, print_comparison
 from infer2train.config import from_plain
+from infer2train.gamma.step_times import step_times
 from infer2train.oracle.catalogue import resolve_engine
 from infer2train.pool.cores import available_cores
 from infer2train.training.regimes import regime_defaults
@@ -27,7 +28,10 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
         highlight=False,
     )
     folder = runs_dir / "demo"
-    common = {"gamma": GAMMA, "threads": 1, "oracle": _oracle(console)}
+    oracle = _oracle(console)
+    if not folder.exists():  # a demo that goes on has shown it
+        _show_step_times(oracle, console, quiet=quiet)
+    common = {"gamma": GAMMA, "threads": 1, "oracle": oracle}
     runs = {
         (method, seed): from_plain({**regime_defaults("digits", method), **common, "seed": seed})
         for seed in range(SEEDS)
@@ -46,6 +50,24 @@ def _oracle(console: Console) -> str:
     except ValueError as error:
         console.print(f"{error}; going on with torch:fp32", highlight=False, markup=False, soft_wrap=True)
         return "torch:fp32"
+
+
+def _show_step_times(oracle: str, console: Console, *, quiet: bool) -> None:
+    """One measured line: what the oracle costs the trainer here."""
+    progress = Console(stderr=True, quiet=quiet)
+    with progress.status("measuring a training step") as status:
+        times = step_times(oracle=oracle, gamma=GAMMA, say=lambda line: status.update(f"measuring a step, {line}"))
+    beside = (
+        "there is no second core for an oracle of its own"
+        if times.hybrid is None
+        else f"{times.hybrid * 1e3:.0f} ms with the oracle on a core of its own ({times.hybrid / times.alone:.2f} ×)"
+    )
+    console.print(
+        f"a training step of ResNet-20, measured here: {times.alone * 1e3:.0f} ms alone, {times.inline * 1e3:.0f} ms "
+        f"with the oracle in its time ({times.inline / times.alone:.2f} ×), {beside}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _command() -> str:

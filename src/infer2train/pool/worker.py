@@ -237,6 +237,8 @@ class Worker:
             self._current = None
 
     def _scores(self, job: _Job) -> Scores:
+        if not (job.is_wanted or job.is_put):
+            raise _DroppedError
         self._put(job)
         if not job.is_wanted:
             for _ in job.pieces:
@@ -262,7 +264,8 @@ class Worker:
             ready = self._refresher.newest_ready()
             if ready is None and self._refresher.engine.version is not None:
                 return  # what is in use is the newest that could be used at once
-            version = version if ready is None else ready
+            # A draw may wait longer than its version is kept.
+            version = max(self._refresher.records) if ready is None else ready
         self._pulse.enter("refreshing")
         self._refresher.use(version)
 
