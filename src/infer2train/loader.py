@@ -26,7 +26,7 @@ from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan, plan_fields
 from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
-from infer2train.timeline import TRAINER, Span
+from infer2train.timeline import TRAINER, Span, Timeline
 from infer2train.versions import EpochSteps
 
 REMEDIES = (
@@ -275,6 +275,11 @@ class MinedLoader:
         return self.plan.distill_weight * distillation(logits, self.last.log_probabilities.to(logits.device))
 
     # What was measured
+
+    @property
+    def timeline(self) -> Timeline:
+        """What trainer and oracles did when."""
+        return self._pool.timeline
 
     def totals(self) -> Totals:
         """Running totals since the loader was made, for `infer2train.metrics.window`."""

@@ -134,7 +134,7 @@ KILLS: dict[str, list[tuple[Moment, int | None, bool]]] = {
     ],
     "nm-augment": [
         (Moment("after", "infer2train.runlog:RunLog.write", 6), 3, False),  # one start row, five steps
-        (Moment("before", "infer2train.oracle.torch_engine:TorchEngine.refresh", 2), 6, False),
+        (Moment("before", "infer2train.oracle.torch_engine:TorchEngine.use", 2), 6, False),
         (Moment("after", "infer2train.manifest:sync", 3), 6, True),
         (Moment("after", f"{LOOP}:train_step", 8), 12, False),
     ],

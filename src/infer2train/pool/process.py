@@ -368,8 +368,9 @@ class ProcessPool(Pool):
         is_hopeless = not self._has_started and process.ended_by_itself()
         self._leave(seat, process)
         seat.failures, seat.why = seat.failures + 1, why
-        self.timeline.add(Span(seat.lane, "lost", perf_counter(), 0.0, {"why": why}))
-        if seat.failures <= self._patience.restarts and not is_hopeless:
+        is_again = seat.failures <= self._patience.restarts and not is_hopeless
+        self.timeline.add(Span(seat.lane, "lost", perf_counter(), 0.0, {"why": why, "again": is_again}))
+        if is_again:
             _add(self._gone, {"worker_restarts": 1})
             warnings.warn(f"{seat.lane} {why}; it is started again", RuntimeWarning)
             self._start(seat)

@@ -71,7 +71,7 @@ def _train(
 ) -> Result:
     run = prepare(config, progress=not quiet)
     if trace is not None:
-        run.loader._pool.timeline.listen(trace.add)
+        run.loader.timeline.listen(trace.add)
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()

@@ -33,7 +33,7 @@ class Watch:
         self._row = self._shown = self._left = run.loader.totals()
         self._last_seconds = self._left["seconds"]
         self._mined: tuple[Draw, StepResult] | None = None
-        self._timeline = run.loader._pool.timeline
+        self._timeline = run.loader.timeline
         self._health = Health(run, self._timeline, log, progress)
 
     def come_back(self) -> None:
