@@ -11,9 +11,10 @@ import time
 import warnings
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -141,8 +142,7 @@ class ProcessPool(Pool):
         self._totals: dict[str, dict[str, float]] = {}
         self._gone: dict[str, float] = {}
         self._is_closed, self._has_started = False, False
-        stop = weakref.WeakMethod(self.close)
-        self._at_exit = lambda: (close := stop()) and close()
+        self._at_exit = partial(_close_at_exit, weakref.WeakMethod(self.close), os.getpid())
         atexit.register(self._at_exit)
         for seat in self._seats:
             self._start(seat)
@@ -457,6 +457,12 @@ class ProcessPool(Pool):
         seat.failures, process.answered = 0, time.monotonic()
         if any(job.ticket == fields["ticket"] for job in self._order):
             self._answers[fields["ticket"]] = error
+
+
+def _close_at_exit(close: "weakref.WeakMethod[Callable[[], None]]", owner: int) -> None:
+    """Before `multiprocessing` waits for its processes; not in a process that the user has forked from this one."""
+    if os.getpid() == owner and (method := close()) is not None:
+        method()
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:

@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -55,7 +57,7 @@ class WorkerProcess:
         # DupFd works only while a process is being started, which is when these are pickled.
         arguments = (end, _Descriptor(task), task_bytes, _Descriptor(self.pulse.descriptor), setting)
         self._process = context.Process(target=work, args=arguments, name=f"infer2train {lane}")
-        with on_cores(cores):
+        with on_cores(cores), _without_interrupts():
             self._process.start()
         end.close()
         self.started = time.monotonic()
@@ -131,6 +133,17 @@ class _Descriptor:
 
 def _same(sent: object) -> object:
     return sent
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Within, Ctrl-C waits; a process that is started begins so, until it says itself what Ctrl-C means to it."""
+    resource_tracker.ensure_running()  # it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def starting_again() -> bool:
