@@ -1,9 +1,9 @@
 """What the oracle costs the trainer when it has a core of its own: step times side by side in one run.
 
-The trainer runs on one core, the oracle on another. Blocks of T steps of every arm alternate with blocks of the
-baseline on the trainer's core, so that a busy machine slows all alike; ratios are medians over rounds. Beside them:
-what other tools do (score with the trainer's own modules, in its time, in one batch), and the baseline given *both*
-cores.
+The trainer runs on one core, the oracle on another. Each arm's T steps are measured in short turns with as many of the
+baseline on the trainer's core, so that a busy machine slows both alike; ratios are medians over rounds. Beside them:
+the baseline while the other core multiplies matrices for nobody, which is what the hardware itself takes; what other
+tools do (score with the trainer's own modules, in its time, in one batch); and the baseline given *both* cores.
 
     python benchmarks/hybrid.py                                  # arms, about 15 minutes
     python benchmarks/hybrid.py --case identical                 # 500 steps, inline against the process pool
@@ -20,10 +20,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,12 @@ from infer2train.models.pixels import Pixels
 from infer2train.pool.cores import available_cores, on_cores
 from infer2train.pool.process import ProcessPool
 from infer2train.runlog import cpu_name
+from infer2train.timeline import ORACLE_SPANS
 from infer2train.views.crops import PadCropFlip
 from infer2train.views.image_views import ImageViews
 
+TURNS = 4
+"""Turns in which the steps between two refreshes are measured, with as many steps of the baseline after each."""
 METHODS = ("nm-augment", "self-distill", "nm-sample")
 BOUNDS = {"nm-augment": 1.05, "self-distill": 1.08, "nm-sample": 1.05}
 
@@ -158,7 +162,7 @@ def naive(options: argparse.Namespace, source: ImageViews) -> Arm:
 
 def predicted(arm: Arm, alone: float, options: argparse.Namespace) -> float:
     """A step beside the oracle, from the accounting of the last block (seconds)."""
-    figures = (arm.figures or [])[-1]
+    figures = joined(arm)
     draws = figures["mined_draws"]
     versions = max(1.0, figures.get("refreshes", 1.0))
     return hybrid_step_seconds(
@@ -194,41 +198,101 @@ def measure_arms(options: argparse.Namespace) -> None:
             made.block(steps // 2)
             say(f"warm: {made.name}")
         ratios: dict[str, list[float]] = {}
+
+        def note(name: str, value: float) -> None:
+            ratios.setdefault(name, []).append(value)
+
         for round_number in range(options.rounds):
-            alone = {precision: made.block(steps) for precision, made in baseline.items()}
             for made in hybrids:
-                # The blocks of the baseline around it, since a machine's speed drifts.
-                seconds = made.block(steps)
-                again = baseline[made.precision].block(steps // 2)
-                own = (alone[made.precision] + again) / 2
-                alone[made.precision] = again
+                seconds, own = in_turns(made, baseline[made.precision], steps)
                 expected = predicted(made, own, options) / own
-                ratios.setdefault(made.name, []).append(seconds / own)
-                ratios.setdefault(f"{made.name} predicted", []).append(expected)
-                figures = (made.figures or [])[-1]
-                ratios.setdefault(f"{made.name} publishing", []).append(
-                    figures["publishing_seconds"] / (seconds * steps)
-                )
-                ratios.setdefault(f"{made.name} oracle busy", []).append(figures["oracle_busy"])
+                figures = joined(made)
+                note(made.name, seconds / own)
+                note(f"{made.name} predicted", expected)
+                note(f"{made.name} publishing", figures["publishing_seconds"] / (seconds * steps))
+                note(f"{made.name} oracle busy", figures["oracle_busy"])
+                note(f"{made.name} training", figures["trainer_train_seconds"] / (own * steps))
+                note(f"{made.name} waiting", figures["trainer_scores_seconds"] / (own * steps))
                 say(
                     f"round {round_number}: {made.name} {seconds * 1e3:.1f} ms, alone {own * 1e3:.1f} ms, ratio "
-                    f"{seconds / own:.3f} (predicted {expected:.3f}), waits {figures['trainer_scores_seconds']:.2f} s "
-                    f"in {steps} steps, oracle busy {figures['oracle_busy']:.0%}"
+                    f"{seconds / own:.3f} (predicted {expected:.3f}); in {steps} steps it trains "
+                    f"{figures['trainer_train_seconds']:.2f} s, waits {figures['trainer_scores_seconds']:.2f} s, makes "
+                    f"views {figures['trainer_views_seconds']:.2f} s; oracle busy {figures['oracle_busy']:.0%}"
                 )
-            ratios.setdefault("others", []).append(others.block(3) / alone["fp32"])
+            with burning(oracle) as burn:
+                burdened, own = in_turns(baseline["fp32"], baseline["fp32"], steps, burn)
+            note("beside a busy core", burdened / own)
+            note("others", others.block(3) / own)
             with on_cores([trainer, oracle]):
                 torch.set_num_threads(2)
                 two.block(5)
-                doubled = two.block(steps // 2)
+                doubled = two.block(steps // TURNS)
                 torch.set_num_threads(1)
-            again = baseline["fp32"].block(steps // 2)
-            ratios.setdefault("both", []).append(doubled / again)
-            say(f"round {round_number}: others {ratios['others'][-1]:.2f}, both cores {ratios['both'][-1]:.3f}")
+            note("both", doubled / baseline["fp32"].block(steps // TURNS))
+            say(
+                f"round {round_number}: others {ratios['others'][-1]:.2f}, both cores {ratios['both'][-1]:.3f}, the "
+                f"baseline beside a core busy with something else {ratios['beside a busy core'][-1]:.3f}"
+            )
         restart = measure_restart(hybrids[0], oracle)
         for made in hybrids:
             assert made.loader is not None
             made.loader.close()
     report(options, ratios, restart)
+
+
+def in_turns(made: Arm, baseline: Arm, steps: int, burn: "Burn | None" = None) -> tuple[float, float]:
+    """Seconds a step of an arm and of the baseline, over so many steps of each, in short turns: a machine drifts."""
+    made.figures = []
+    ours = theirs = 0.0
+    for _ in range(TURNS):
+        if burn is not None:
+            burn.go()
+        ours += made.block(steps // TURNS) / TURNS
+        if burn is not None:
+            burn.pause()
+        theirs += baseline.block(steps // TURNS) / TURNS
+    return ours, theirs
+
+
+def joined(made: Arm) -> dict[str, float]:
+    """The figures of an arm's last turns: sums of seconds and counts, means of shares."""
+    figures = made.figures or []
+    names = {name for row in figures for name in row}
+    total = {name: sum(row.get(name, 0.0) for row in figures) for name in names}
+    spent = sum(total[f"oracle_{name}_seconds"] for name in ORACLE_SPANS)
+    return total | {"oracle_busy": spent / sum(row["seconds"] for row in figures)}
+
+
+class Burn:
+    """A process that multiplies matrices on one core, at will."""
+
+    def __init__(self, core: int) -> None:
+        code = "import torch; torch.set_num_threads(1); a = torch.randn(512, 512)\nwhile True: a @ a"
+        with on_cores([core]):
+            self.process = subprocess.Popen([sys.executable, "-c", code])
+        self.pause()
+
+    def go(self) -> None:
+        """Multiply."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Rest."""
+        self.process.send_signal(signal.SIGSTOP)
+
+
+@contextmanager
+def burning(core: int) -> Iterator[Burn]:
+    """Within, a core can be kept busy with something that has nothing to do with us."""
+    burn = Burn(core)
+    burn.go()
+    sleep(5)  # its imports
+    burn.pause()
+    try:
+        yield burn
+    finally:
+        burn.process.kill()
+        burn.process.wait()
 
 
 def measure_restart(made: Arm, core: int) -> tuple[float, float]:
@@ -271,8 +335,9 @@ def report(options: argparse.Namespace, ratios: dict[str, list[float]], restart:
         name = f"{method} fp32"
         say(f"{method} / baseline, a step: {spread(name)}, asked at most {BOUNDS[method]}")
         say(
-            f"  predicted from the accounting {spread(f'{name} predicted')}; "
-            f"oracle busy {median(f'{name} oracle busy'):.0%}"
+            f"  its own step takes {median(f'{name} training'):.3f} of that, waiting for scores "
+            f"{median(f'{name} waiting'):.3f}; predicted from the accounting {spread(f'{name} predicted')}; oracle "
+            f"busy {median(f'{name} oracle busy'):.0%}"
         )
     if "bf16" in options.precisions:
         name = f"{options.methods[0]} bf16"
@@ -280,6 +345,7 @@ def report(options: argparse.Namespace, ratios: dict[str, list[float]], restart:
         say(f"with a bf16 trainer: measured {spread(name)}, predicted {spread(f'{name} predicted')}")
         say(f"  measured / max(1, predicted): {statistics.median(against):.3f}, asked at most 1.03")
     say(f"publishing: {median(f'{options.methods[0]} fp32 publishing'):.2%} of the trainer's time, asked at most 1 %")
+    say(f"the baseline beside a core busy with matrix products / by itself: {spread('beside a busy core')}")
     say(f"what other tools do / baseline: {spread('others')}")
     hybrid = median(f"{options.methods[0]} fp32")
     say(

@@ -5,7 +5,7 @@ Reads top down: the table first, then what its words mean. A draw asks `candidat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -165,6 +165,8 @@ class Slots:
     """Sample ids of the draw, from the user's sampler."""
     epoch_ids: Int64[np.ndarray, " n"]
     """Every id that the user's sampler gives in this epoch."""
+    _made: dict[Any, Addresses] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Addresses that were asked for: submitting, picking and showing a draw ask for the same."""
 
     def numbers(self, make: Callable[..., Any], purpose: Purpose, slot: Any, view: Any = 0) -> Any:
         """Random numbers of this draw, from one of the functions of `addresses`."""
@@ -175,14 +177,19 @@ class Slots:
 
         View 0 is the baseline's view (common random numbers), whatever the method.
         """
-        slot, view = np.arange(len(self.ids))[:, None], np.arange(first, first + count)[None, :]
-        return Addresses(np.repeat(self.ids, count), self.numbers(seeds, Purpose.VIEW, slot, view).reshape(-1))
+        if (first, count) not in self._made:
+            slot, view = np.arange(len(self.ids))[:, None], np.arange(first, first + count)[None, :]
+            numbers = self.numbers(seeds, Purpose.VIEW, slot, view).reshape(-1)
+            self._made[first, count] = Addresses(np.repeat(self.ids, count), numbers)
+        return self._made[first, count]
 
     def samples(self, count: int) -> Addresses:
         """`count` samples of the epoch, with replacement, each under a view of its own."""
-        slot = np.arange(count)
-        which = self.numbers(seeds, Purpose.CANDIDATE, slot) % len(self.epoch_ids)
-        return Addresses(self.epoch_ids[which], self.numbers(seeds, Purpose.VIEW, slot))
+        if count not in self._made:
+            slot = np.arange(count)
+            which = self.numbers(seeds, Purpose.CANDIDATE, slot) % len(self.epoch_ids)
+            self._made[count] = Addresses(self.epoch_ids[which], self.numbers(seeds, Purpose.VIEW, slot))
+        return self._made[count]
 
 
 def candidates(method: Method, slots: Slots, gamma: int) -> Addresses:

@@ -25,7 +25,7 @@ from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.order import epoch_batches
 from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.plan import MiningPlan, OnOracleLoss, Staleness, WhenLate, plan_fields
-from infer2train.pool.cores import shared_out
+from infer2train.pool.cores import as_text, shared_out
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
@@ -266,12 +266,14 @@ def _process_pool(
 
     cores, others = shared_out(oracle_cores, workers)
     pool = ProcessPool(
-        task, workers=workers, cores=cores, queue_depth=queue_depth, is_freshest=plan.staleness == "freshest"
+        task,
+        workers=workers,
+        cores=cores,
+        queue_depth=queue_depth,
+        is_freshest=plan.staleness == "freshest",
+        is_newest_first=plan.when_late == "skip",
     )
-    names = ", ".join(map(str, cores))
-    notes = [
-        f"the oracle runs in {workers} process{'es' if workers > 1 else ''} on core{'s' * (len(cores) > 1)} {names}"
-    ]
+    notes = [f"the oracle's processes: {workers}, on cores {as_text(cores)}; the trainer's cores: {as_text(others)}"]
     if torch.get_num_threads() > len(others):
         notes.append(
             f"the trainer computes with {torch.get_num_threads()} threads and has {len(others)} cores beside the "

@@ -1,8 +1,10 @@
 """From measured speeds to a verdict: hand-made machines whose answer is known."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from infer2train.gamma.plan import gammas, recommend
+from infer2train.gamma.plan import gammas, hybrid_step_seconds, recommend
 from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma
 
 
@@ -56,3 +58,42 @@ def test_t_is_the_smallest_at_which_a_refresh_is_not_noticed() -> None:
 def test_the_delay_covers_refresh_and_first_draw() -> None:
     found = recommend([engine(refresh_seconds=0.19)], gamma=5, **STEP)
     assert found.delay_steps == 2, "0.19 s of refresh and 320 candidates in 0.1 s are two steps of 0.2 s"
+
+
+HYBRID = {"step_seconds": 1.0, "refresh_seconds": 0.5, "update_every": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({"draw_seconds": 0.5}, 1.1),  # each version's first draw waits for its refresh and its scores: 10 + 0.5 + 0.5
+        ({"draw_seconds": 0.5, "delay_steps": 1}, 1.0),  # both fit into the one step before it
+        ({"draw_seconds": 2.0, "delay_steps": 10}, 2.05),  # the oracle is the slower one, and refreshes in its own time
+        ({"draw_seconds": 0.5, "publish_seconds": 0.5, "delay_steps": 2}, 1.05),
+    ],
+)
+def test_a_step_beside_the_oracle_is_followed_draw_by_draw(settings: dict[str, float], seconds: float) -> None:
+    assert hybrid_step_seconds(**{**HYBRID, **settings}) == pytest.approx(seconds)
+
+
+@given(
+    draw_seconds=st.floats(0.01, 3),
+    refresh_seconds=st.floats(0, 5),
+    update_every=st.integers(1, 30),
+    delay_steps=st.integers(0, 40),
+    queue_depth=st.integers(0, 8),
+)
+def test_no_step_is_shorter_than_trainer_and_oracle_allow(
+    draw_seconds: float, refresh_seconds: float, update_every: int, delay_steps: int, queue_depth: int
+) -> None:
+    found = hybrid_step_seconds(
+        step_seconds=1.0,
+        draw_seconds=draw_seconds,
+        refresh_seconds=refresh_seconds,
+        update_every=update_every,
+        delay_steps=delay_steps,
+        queue_depth=queue_depth,
+    )
+    assert found >= 1.0 - 1e-9
+    one_after_the_other = 1.0 + draw_seconds + refresh_seconds / update_every
+    assert found <= one_after_the_other * (1 + 1 / update_every) + 1e-9 + refresh_seconds

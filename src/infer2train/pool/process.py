@@ -102,6 +102,7 @@ class ProcessPool(Pool):
         cores: that they may run on, shared out among them; empty for those of this process.
         queue_depth: draws that are submitted ahead.
         is_freshest: whether draws are scored by the newest weights that a worker has.
+        is_newest_first: whether they begin with the draw that was submitted last, where late ones are done without.
         patience: with workers.
 
     Raises:
@@ -117,6 +118,7 @@ class ProcessPool(Pool):
         cores: Sequence[int] = (),
         queue_depth: int = 4,
         is_freshest: bool = False,
+        is_newest_first: bool = False,
         patience: Patience | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class ProcessPool(Pool):
             raise RuntimeError(GUARD)
         self.queue_depth = queue_depth
         self._patience = patience or Patience()
-        self._is_freshest = is_freshest
+        self._is_freshest, self._is_newest_first = is_freshest, is_newest_first
         self._has_engine = task.engine is not None
         self._fingerprint = fingerprint(task.source)
         content = packed(task)
@@ -277,6 +279,7 @@ class ProcessPool(Pool):
             cores=seat.cores,
             threads=self._threads,
             is_freshest=self._is_freshest,
+            is_newest_first=self._is_newest_first,
         )
         for published in self._published.values():
             self._send_record(seat, published)

@@ -52,6 +52,8 @@ class Setting:
         threads: of its arithmetic.
         matmul_precision: torch's setting, as in the trainer's process.
         is_freshest: whether draws are scored by the newest weights at hand, or by the version that they name.
+        is_newest_first: whether to begin with the draw that was submitted last. An oracle that cannot keep up would
+            otherwise always score the draw that is needed next, and always be late.
         trainer: id of the process that it ends with.
     """
 
@@ -59,6 +61,7 @@ class Setting:
     threads: int
     matmul_precision: str
     is_freshest: bool
+    is_newest_first: bool
     trainer: int
 
 
@@ -159,7 +162,7 @@ class Worker:
             while not self._is_stopped:
                 self._tell_news()
                 if self._jobs:
-                    self._do(self._jobs.popleft())
+                    self._do(self._jobs.pop() if self._setting.is_newest_first else self._jobs.popleft())
                     continue
                 self._pulse.enter("idle")
                 self._channel.wait(PREPARING_SECONDS if self._is_preparing() else None)
@@ -199,9 +202,10 @@ class Worker:
         self._jobs.append(_Job(fields["ticket"], fields["draw"], fields["version"], pieces))
 
     def _on_cancel(self, message: Message) -> None:
-        for job in self._jobs:
-            if job.ticket == message.fields["ticket"]:
-                job.is_wanted = False
+        for job in [job for job in self._jobs if job.ticket == message.fields["ticket"]]:
+            job.is_wanted = False
+            if not job.is_put:
+                self._jobs.remove(job)
 
     def _on_forget(self, message: Message) -> None:
         self._jobs.clear()
@@ -237,8 +241,6 @@ class Worker:
             self._current = None
 
     def _scores(self, job: _Job) -> Scores:
-        if not (job.is_wanted or job.is_put):
-            raise _DroppedError
         self._put(job)
         if not job.is_wanted:
             for _ in job.pieces:
@@ -252,7 +254,7 @@ class Worker:
 
     def _put(self, job: _Job) -> None:
         """Have the views of this draw made, and of those after it where there are processes for that."""
-        for waiting in (job, *self._jobs):
+        for waiting in (job,) if self._setting.is_newest_first else (job, *self._jobs):
             if not waiting.is_put and (waiting is job or self._pipeline.waiting < self._pipeline.depth):
                 waiting.is_put = True
                 for piece in waiting.pieces:

@@ -38,10 +38,19 @@ class WorkerProcess:
         cores: that it may run on; empty for those of this process.
         threads: of its arithmetic.
         is_freshest: whether it scores by the newest weights that it has.
+        is_newest_first: whether it begins with the draw that was submitted last.
     """
 
     def __init__(
-        self, lane: str, task: int, task_bytes: int, *, cores: Sequence[int], threads: int, is_freshest: bool
+        self,
+        lane: str,
+        task: int,
+        task_bytes: int,
+        *,
+        cores: Sequence[int],
+        threads: int,
+        is_freshest: bool,
+        is_newest_first: bool,
     ) -> None:
         self.lane = lane
         self.channel, end = channel_pair()
@@ -51,6 +60,7 @@ class WorkerProcess:
             threads=threads,
             matmul_precision=torch.get_float32_matmul_precision(),
             is_freshest=is_freshest,
+            is_newest_first=is_newest_first,
             trainer=os.getpid(),
         )
         context = multiprocessing.get_context("spawn")
