@@ -16,7 +16,7 @@ from infer2train.addresses import Purpose, seeds
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp
 from infer2train.plan import Draw
-from infer2train.pool.cores import available_cores, as_text
+from infer2train.pool.cores import as_text, available_cores
 from mined_runs import draws, equal, jittered, network, sgd, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,7 +134,7 @@ def test_freshest_weights_are_the_newest_that_are_published() -> None:
 @pytest.mark.parametrize("setting", [{"when_late": "skip"}, {"on_oracle_loss": "continue"}])
 def test_a_strict_run_never_depends_on_time(setting: dict[str, Any]) -> None:
     model = network()
-    with pytest.raises(ValueError, match="a strict run never depends on .*pass staleness='freshest' too"):
+    with pytest.raises(ValueError, match=r"a strict run never depends on .*pass staleness='freshest' too"):
         made(model, sgd(model), "nm-augment", **setting)
 
 
