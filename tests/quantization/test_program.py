@@ -318,3 +318,20 @@ def test_nan_counts_as_infinite() -> None:
 def test_as_many_outputs_are_compared_as_there_are() -> None:
     with pytest.raises(ValueError, match="zip"):
         deviation([torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_biases_are_what_integers_add_where_integers_are_computed_with(bits: int) -> None:
+    model, x = small()
+    graph, program = specified(model, x, bits)
+    affines, before = by_site(graph, program), graph.tensors(model.state_dict())
+    for name, weight in (("0.bias", "0.weight"), ("4.bias", "4.weight")):
+        real, found = before[graph.names.index(name)], program.tensors[graph.names.index(name)]
+        if bits != 8:
+            assert torch.equal(found, real)
+            continue
+        scale = affines[f"{weight}/input"].scale.double() * affines[weight].scale.double()
+        steps = found.double() / scale
+        assert torch.allclose(steps, steps.round(), atol=1e-3), "a bias is a whole multiple of S·S"
+        assert not torch.equal(found, real)
+        assert bool(((found - real).abs() <= 0.5001 * scale).all())

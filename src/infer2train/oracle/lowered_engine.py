@@ -254,7 +254,7 @@ class LoweredEngine(Engine):
     def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:
         """A program that does what its specification says, or None; and how far off it is."""
         program = None if self._bits is None else specify(self.graph, tensors, ranges, self._bits, self._scheme)
-        lowered = self._lower(tensors, program)
+        lowered = self._lower(tensors if program is None else program.tensors, program)
         if program is None:
             expected = tensors_of(self.graph.run(tensors, self._probe))
         else:
@@ -285,7 +285,8 @@ class LoweredEngine(Engine):
             ranges = self._ranges(record, weights, CALIBRATION_ROWS) if self._bits is not None else {}
             program = None if self._bits is None else specify(self.graph, weights, ranges, self._bits, self._scheme)
             wanted = tensors_of(self.graph.run(weights, self._probe))
-            fresh.append((wanted, self._call(self._lower(weights, program), self.graph.canonical(self._probe))))
+            lowered = self._lower(weights if program is None else program.tensors, program)
+            fresh.append((wanted, self._call(lowered, self.graph.canonical(self._probe))))
         (old_wanted, old), (new_wanted, new) = fresh
         if deviation(new_wanted, old_wanted) <= 2 * self._limit:
             return  # nothing can be seen yet: a classifier that begins at zero, say

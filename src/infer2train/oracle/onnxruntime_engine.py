@@ -21,7 +21,7 @@ from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
 from infer2train.quantization.graph import WeightGraph, export
-from infer2train.quantization.program import Program
+from infer2train.quantization.program import BIAS_LIMIT, Program
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +31,6 @@ PRECISIONS = ("int8", "fp32")
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
 UNSIGNED = 128
 """Added to integers of activations: the runtime's kernels are fastest on unsigned ones; only the numbering moves."""
-BIAS_LIMIT = 2**31 - 1
 
 
 class ONNXRuntimeEngine(LoweredEngine):

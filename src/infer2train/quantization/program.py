@@ -4,6 +4,7 @@
 Engines that run integers are compared with it at every refresh.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from infer2train.quantization.graph import WeightGraph
 
 SMALLEST_CHANNEL = 2.0**-12
 """A channel's range is at least this part of its weight's: a dead channel's S would overflow the integer bias."""
+INTEGER_BITS, BIAS_LIMIT = 8, 2**31 - 1
+"""Where integers are computed with, biases have 32 bits; at other widths, which are simulated, they stay real."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Program:
     """Weights and, for each site of their graph, how the tensor there is put into integers.
 
     Args:
-        tensors: the graph's weights and buffers, folded, float32.
+        tensors: the graph's weights and buffers, folded, float32; biases of 8-bit layers at 32 bits (Jacob et al., arXiv
+            1712.05877, section 2.4).
         affines: by number of the site.
     """
 
@@ -92,13 +96,26 @@ def specify(
     chosen = get_scheme(scheme)
     read = [site.name for site in graph.sites if site.kind != "weight"]
     measured = iter(_affines_of_ranges(torch.stack([ranges[name].float() for name in read]), bits) if read else ())
-    return Program(
-        tuple(tensors),
-        tuple(
-            _affine_of_weight(by_name[site.name], bits, chosen) if site.kind == "weight" else next(measured)
-            for site in graph.sites
-        ),
+    affines = tuple(
+        _affine_of_weight(by_name[site.name], bits, chosen) if site.kind == "weight" else next(measured)
+        for site in graph.sites
     )
+    rounded = by_name | (_rounded_biases(graph, by_name, affines) if bits == INTEGER_BITS else {})
+    return Program(tuple(rounded[name] for name in graph.names), affines)
+
+
+def _rounded_biases(graph: WeightGraph, tensors: Mapping[str, Tensor], affines: Sequence[Affine]) -> dict[str, Tensor]:
+    """Biases as what integer arithmetic adds them as: whole multiples of S of the input times S of the weight."""
+    readers = Counter(layer.bias for layer in graph.layers)
+    found = {}
+    for layer in graph.layers:
+        if layer.bias is None or layer.sites is None or readers[layer.bias] > 1:
+            continue  # one that is shared has several scales
+        data, weight = layer.sites
+        scale = affines[data].scale.double() * affines[weight].scale.double()
+        steps = (tensors[layer.bias].double() / scale).round().clamp(-BIAS_LIMIT, BIAS_LIMIT)
+        found[layer.bias] = (steps * scale).float()
+    return found
 
 
 def _affines_of_ranges(ranges: Float[Tensor, "s 2"], bits: int) -> Iterator[Affine]:

@@ -55,11 +55,13 @@ class Layer:
         name: as in the model.
         weight: name of its weight; None where the weight is computed.
         sites: numbers of the sites of its input and weight; None where it stays real.
+        bias: name of its bias; None where it has none, or where it is computed.
     """
 
     name: str
     weight: str | None
     sites: tuple[int, int] | None
+    bias: str | None = None
 
 
 class SiteFinder:
@@ -106,9 +108,10 @@ class SiteFinder:
         if weight not in self._weights:
             self._weights[weight] = self._add(weight, held, "weight", [])
         node.replace_input_with(weight, self._weights[weight])
-        self.layers.append(
-            Layer(self._layer_of(held), held, (self._number[source], self._number[self._weights[weight]]))
-        )
+        sites = self._number[source], self._number[self._weights[weight]]
+        bias = node.args[2] if len(node.args) > 2 else None
+        own_bias = self._held.get(bias) if isinstance(bias, fx.Node) else None
+        self.layers.append(Layer(self._layer_of(held), held, sites, own_bias))
         return True
 
     def _give(self, node: fx.Node) -> None:
