@@ -273,8 +273,8 @@ def test_a_weight_of_zeros_gives_the_bias(scheme: str) -> None:
 
 def test_a_simulation_changes_neither_the_program_nor_the_graph() -> None:
     graph, tensors, inputs, wanted = network("vit")
-    kept = [tensor.clone() for tensor in tensors]
     program = specify(graph, tensors, covering(graph, tensors, inputs))
+    kept = [tensor.clone() for tensor in program.tensors]
     low = Simulation(graph, specify(graph, tensors, covering(graph, tensors, inputs), bits=2))
     first = Simulation(graph, program)
     expected = first(inputs)

@@ -62,8 +62,8 @@ class Program:
     """Weights and, for each site of their graph, how the tensor there is put into integers.
 
     Args:
-        tensors: the graph's weights and buffers, folded, float32; biases of 8-bit layers at 32 bits (Jacob et al., arXiv
-            1712.05877, section 2.4).
+        tensors: the graph's weights and buffers, folded, float32; biases of 8-bit layers at 32 bits (Jacob et al.,
+            arXiv 1712.05877, section 2.4).
         affines: by number of the site.
     """
 
@@ -111,6 +111,8 @@ def _rounded_biases(graph: WeightGraph, tensors: Mapping[str, Tensor], affines: 
     for layer in graph.layers:
         if layer.bias is None or layer.sites is None or readers[layer.bias] > 1:
             continue  # one that is shared has several scales
+        if layer.weight is None or not bool(tensors[layer.weight].any()):
+            continue  # S of a tensor of zeros is 1, and says nothing of its bias
         data, weight = layer.sites
         scale = affines[data].scale.double() * affines[weight].scale.double()
         steps = (tensors[layer.bias].double() / scale).round().clamp(-BIAS_LIMIT, BIAS_LIMIT)
