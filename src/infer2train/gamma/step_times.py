@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +19,10 @@ from infer2train.training.setup import pixel_model
 from infer2train.views.crops import PadCropFlip
 from infer2train.views.image_views import ImageViews
 
-STEPS, ROUNDS, WARM_UP_STEPS = 25, 2, 5
-"""Steps of a block, a refresh of the oracle among them; blocks of each way, in turns; steps before them."""
+UPDATE_EVERY = 25
+"""T: two refreshes of the oracle are among the steps that are measured."""
+TURN_STEPS, TURNS = 5, 10
+"""Steps of one way before it is the next one's turn, and turns of each: a machine's speed drifts within seconds."""
 DELAY_STEPS = 5
 """D, so that a refresh is over before its first draw is asked for."""
 IMAGES, PIXELS = 6_400, 32
@@ -29,7 +30,7 @@ IMAGES, PIXELS = 6_400, 32
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Medians over blocks, in seconds."""
+    """Means over the steps of all turns, in seconds."""
 
     alone: float
     inline: float
@@ -70,17 +71,16 @@ def step_times(
         for name, settings in ways.items():
             say(f"{name}: building")
             made[name] = _Trainer(model, batch_size, oracle=oracle, gamma=gamma, **settings)
-            made[name].block(WARM_UP_STEPS)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(ROUNDS):
+            made[name].steps()
+        seconds = dict.fromkeys(ways, 0.0)
+        for turn in range(TURNS):
+            say(f"turn {turn + 1} of {TURNS}")
             for name, trainer in made.items():
-                say(f"{name}: {number + 1} of {ROUNDS}")
-                seconds[name].append(trainer.block())
+                seconds[name] += trainer.steps() / TURNS
         for trainer in made.values():
             trainer.loader.close()
         torch.set_num_threads(threads)
-    medians = {name: median(values) for name, values in seconds.items()}
-    return StepTimes(alone=medians["alone"], inline=medians["inline"], hybrid=medians.get("hybrid"))
+    return StepTimes(alone=seconds["alone"], inline=seconds["inline"], hybrid=seconds.get("hybrid"))
 
 
 class _Trainer:
@@ -93,7 +93,7 @@ class _Trainer:
         self._optimizer = SGD(self._network.parameters(), lr=0.01, momentum=0.9)
         base: DataLoader[Any] = DataLoader(source, batch_size=batch_size, shuffle=True, drop_last=True)
         self.loader = mine(
-            base, self._network, self._optimizer, update_every=STEPS, delay_steps=DELAY_STEPS, **settings
+            base, self._network, self._optimizer, update_every=UPDATE_EVERY, delay_steps=DELAY_STEPS, **settings
         )
         self._batches = self._endless()
 
@@ -101,11 +101,11 @@ class _Trainer:
         while True:
             yield from self.loader
 
-    def block(self, steps: int = STEPS) -> float:
-        """Seconds a step."""
+    def steps(self) -> float:
+        """Seconds a step, over one turn."""
         started = perf_counter()
-        for images, targets in islice(self._batches, steps):
+        for images, targets in islice(self._batches, TURN_STEPS):
             torch.autograd.backward(F.cross_entropy(self._network(images), targets))
             self._optimizer.step()
             self._optimizer.zero_grad()
-        return (perf_counter() - started) / steps
+        return (perf_counter() - started) / TURN_STEPS

@@ -339,6 +339,8 @@ class ProcessPool(Pool):
                 self._replace(seat, why)
 
     def _listen(self, seat: _Seat, process: WorkerProcess) -> None:
+        if process.refused is not None:
+            return  # nothing that it says counts any more
         try:
             process.channel.flush()
             messages = process.channel.receive()
