@@ -68,7 +68,7 @@ class StreamPool(Pool):
         )
         self.timeline = self._pool.timeline
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
         # A thread begins with as many threads as the environment says, not with as many as this one has.
         self._thread = ThreadPoolExecutor(1, "oracle", torch.set_num_threads, (torch.get_num_threads(),))
         self._published: dict[int, _Published] = {}
