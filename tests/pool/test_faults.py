@@ -353,6 +353,10 @@ def test_a_worker_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyP
     pool.submit(0, case("images").addresses(0), 0)
     with pytest.raises(OracleError, match=f"must compute as the trainer's process does: got {differ}; give both"):
         pool.collect(0)
+    idle = 0
+    while idle < 20:  # until it has scored, and its answer lies in the channel
+        time.sleep(0.05)
+        idle = idle + 1 if pool.phases()["oracle 0"] == "idle" else 0
     with pytest.raises(OracleError, match=differ):  # and nobody who goes on gets scores from it
         pool.collect(0)
     pool.close()
