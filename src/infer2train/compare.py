@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,10 @@ class Comparison:
 
     runs: dict[tuple[str, int], RunConfig]
     """By (method, seed), in the order in which they are trained."""
+    baseline: str = BASELINE
+    """The method that the others are compared with."""
+    runs_in: str = "."
+    """Where the run folders are, from the comparison's own: comparisons that have runs in common share them."""
 
     @property
     def methods(self) -> list[str]:
@@ -46,7 +50,13 @@ class Comparison:
 
 
 def compare(
-    comparison: Comparison, folder: Path, *, resume: bool = False, jobs: int = 1, quiet: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    quiet: bool = False,
+    after: Callable[[Path], None] | None = None,
 ) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
@@ -58,6 +68,7 @@ def compare(
         resume: go on with what is there.
         jobs: runs trained side by side, each in a process of its own; 1 trains in this one.
         quiet: show no progress.
+        after: called with the folder of each run that was trained, in the process that trained it.
 
     Raises:
         ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
@@ -68,18 +79,21 @@ def compare(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
             "--name for another one"
         )
+    trained = folder / comparison.runs_in
     waiting = {
         f"{method}-seed{seed}": config
         for (method, seed), config in comparison.runs.items()
-        if not _is_done(config, folder / f"{method}-seed{seed}")
+        if not _is_done(config, trained / f"{method}-seed{seed}")
     }
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": BASELINE}
+    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": comparison.baseline}
+    if comparison.runs_in != ".":
+        contents["runs_in"] = comparison.runs_in
     (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     if jobs == 1:
-        _train_in_turn(waiting, folder, quiet)
+        _train_in_turn(waiting, trained, quiet, after)
     elif waiting:
-        _train_side_by_side(waiting, folder, jobs, quiet)
+        _train_side_by_side(waiting, trained, jobs, quiet, after)
     write_report(folder)
     return summarise(folder)
 
@@ -91,15 +105,25 @@ def _is_done(config: RunConfig, target: Path) -> bool:
     return is_finished(target)
 
 
-def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool) -> None:
+After = Callable[[Path], None] | None
+
+
+def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool, after: After) -> None:
     for number, (name, config) in enumerate(waiting.items(), start=1):
         title = f"[{number}/{len(waiting)}] {name}"
-        result = train(config, folder / name, resume=(folder / name).exists(), quiet=quiet, title=title, report=False)
+        result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
         if not quiet:
             Console(stderr=True).print(_told(title, result), highlight=False)
 
 
-def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool) -> None:
+def _train_one(config: RunConfig, folder: Path, *, quiet: bool, title: str | None, after: After) -> Result:
+    result = train(config, folder, resume=folder.exists(), quiet=quiet, title=title, report=False)
+    if after is not None:
+        after(folder)
+    return result
+
+
+def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool, after: After) -> None:
     """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves."""
     console = Console(stderr=True)
     bar = Progress(
@@ -110,9 +134,7 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
     with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
         task = bar.add_task("runs", total=len(waiting))
         futures = {
-            executor.submit(
-                train, config, folder / name, resume=(folder / name).exists(), quiet=True, report=False
-            ): name
+            executor.submit(_train_one, config, folder / name, quiet=True, title=None, after=after): name
             for name, config in waiting.items()
         }
         try:

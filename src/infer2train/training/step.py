@@ -67,7 +67,7 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
         logits = logits_of(run.model(images))
     logits = logits.float()
     penalty = run.loader.penalty(logits)
-    loss = F.cross_entropy(logits, targets) + penalty
+    loss = F.cross_entropy(logits, targets, label_smoothing=run.config.label_smoothing) + penalty
     loss.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
