@@ -79,7 +79,7 @@ def compare(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
             "--name for another one"
         )
-    trained = folder / comparison.runs_in
+    trained = Path(os.path.normpath(folder / comparison.runs_in))  # also while the folder is not there yet
     waiting = {
         f"{method}-seed{seed}": config
         for (method, seed), config in comparison.runs.items()
