@@ -84,7 +84,7 @@ def checked(problem: Problem, configuration: Any) -> dict[str, Any]:
         results.append(inputs.y.clone())
     images, expected = problem.expected(inputs)
     steps = (results[0][images].int() - expected.int()).abs()
-    real = problem.sites.output.dequantize(expected).permute(0, 3, 1, 2)
+    real = problem.sites.output.dequantize(expected.int()).permute(0, 3, 1, 2)
     residual = None if inputs.real_residual is None else inputs.real_residual[images]
     bf16 = bf16_layers(problem)["plain"](inputs.real_x[images], residual).float()
     return {

@@ -168,8 +168,8 @@ def _arguments(
             )
     constants = {"H": h, "W": w, "C": c, "OC": o, "OH": shape[1], "OW": shape[2], "R": r, "S": s}
     constants |= {"STRIDE": stride, "PADDING": padding, "HAS_RESIDUAL": prepared.has_residual}
-    numbers = (*prepared.own_limits, prepared.own_factor, prepared.residual_zero)
-    numbers += (prepared.residual_factor, *prepared.limits, prepared.zero)
+    own = (*prepared.own_limits, prepared.own_factor)
+    numbers = (*own, prepared.residual_zero, prepared.residual_factor, *prepared.limits, prepared.zero)
     num_pixels = b * shape[1] * shape[2]
     tensors = (x, prepared.weight, prepared.bias, prepared.factor, y if residual is None else residual, y)
     return (*tensors, num_pixels, *numbers), constants, num_pixels

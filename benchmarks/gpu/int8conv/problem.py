@@ -64,8 +64,16 @@ class Problem:
         last = self.layer.batch - 1
         images = torch.linspace(0, last, min(last + 1, CHECKED_IMAGES)).round().long().to(inputs.x.device)
         residual = None if inputs.residual is None else inputs.residual[images]
-        shape = {"stride": self.layer.stride, "padding": self.layer.padding, "relu": self.layer.relu}
-        return images, expected(inputs.x[images], self.weight, self.bias, self.sites, residual, **shape)
+        return images, expected(
+            inputs.x[images],
+            self.weight,
+            self.bias,
+            self.sites,
+            residual,
+            stride=self.layer.stride,
+            padding=self.layer.padding,
+            relu=self.layer.relu,
+        )
 
 
 def random_problem(layer: Layer, device: torch.device, cache_bytes: int, seed: int) -> Problem:
@@ -119,7 +127,7 @@ def _inputs(layer: Layer, sites: Sites, normal) -> Inputs:  # type: ignore[no-un
             part.copy_(affine.quantize(normal(*part.shape).relu()))
         real = torch.empty(found.shape, dtype=torch.bfloat16, device=found.device)
         for image in range(0, layer.batch, 64):
-            real[image : image + 64] = affine.dequantize(found[image : image + 64])
+            real[image : image + 64] = affine.dequantize(found[image : image + 64].int())
         return found, real.permute(0, 3, 1, 2)
 
     x, real_x = stored(sites.input, layer.size, layer.channels)
