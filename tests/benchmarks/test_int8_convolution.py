@@ -148,6 +148,14 @@ def test_halves_go_to_the_even_integer(run: Any) -> None:
 
 
 @triton_kernel
+def test_a_relu_cuts_at_zero_and_not_where_the_integers_end(run: Any) -> None:
+    one = affine_of_range(-1.0, 1.0)
+    layer = prepare(torch.ones(1, 1, 1, 1), torch.zeros(1), Sites(one, weight_site(torch.ones(1, 1, 1, 1)), one))
+    x = stored(one, torch.linspace(-1, 1, 16).view(1, 4, 4, 1))
+    assert torch.equal(run(x, layer, None), x.clamp(min=int(one.zero_point)))
+
+
+@triton_kernel
 def test_weights_of_zeros_leave_the_bias(run: Any) -> None:
     weight, bias = torch.zeros(4, 8, 3, 3), torch.tensor([0.0, 0.25, 1.0, -1.0])
     sites = Sites(affine_of_range(-3.0, 5.0), weight_site(weight), affine_of_range(-1.0, 1.0))
