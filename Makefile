@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench gpu clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]    (PYTHON makes a new .venv: 3.11, 3.12 or 3.13)"
@@ -39,6 +39,10 @@ bench: $(BIN)/.installed ## run the benchmarks, one after another
 		echo "$$script"; \
 		$(BIN)/python "$$script" || exit 1; \
 	done
+
+# With the system's Python and no installation: a machine with a CUDA device has its own PyTorch and often no network.
+gpu: ## on a CUDA machine: the GPU tests and benchmarks, with PYTHON as it is
+	@PYTHONPATH=src $(PYTHON) benchmarks/gpu
 
 clean: ## remove .venv and everything that was built or cached; runs/ stays
 	@echo "removing .venv, site, dist and caches"

@@ -1,10 +1,12 @@
 """What every test runs under: checked types, few threads, reproducible Hypothesis, real data only where it is found."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-if os.environ.get("INFER2TRAIN_NO_TYPECHECK") != "1":
+# The images of CUDA machines, on which `make gpu` runs, have no beartype; the extra `test` has it.
+if importlib.util.find_spec("beartype") and os.environ.get("INFER2TRAIN_NO_TYPECHECK") != "1":
     import random
 
     from beartype._check.code import codemain
@@ -44,6 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run it with --run-slow, or only those with -m slow"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if importlib.util.find_spec("beartype") is None:
+        terminalreporter.write_line("note: annotations were not checked: beartype is not installed (extra `test`)")
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from infer2train.cli import VERBS, field_texts, main, parse
 from infer2train.config import DataConfig, MachineConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
 from infer2train.runlog import read_config, read_rows
+
+pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+from infer2train.cli import VERBS, field_texts, main, parse
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
 

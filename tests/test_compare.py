@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infer2train.cli import _own_settings, main, parse
 from infer2train.runlog import read_config, read_rows
 from run_processes import Moment, command_line, interrupt
+
+pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+from infer2train.cli import _own_settings, main, parse
 
 TINY = "--epochs 2 --batch-size 50 --gamma 2 --threads 1 --train-error-samples 0 --limit 100 --checkpoint-every 3"
 COMPARE = ["compare", "--methods", "baseline", "nm-augment", "--seeds", "2", *TINY.split(), "--name", "pair"]

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer2train import cli
 from infer2train.gamma import trainer
 from infer2train.gamma.measure import measure_gamma
 from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
 from infer2train.models.catalogue import build_model
 from infer2train.oracle import measurement
 from infer2train.oracle.catalogue import missing_packages
+
+pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+from infer2train import cli
 
 ENGINE_FIELDS = {
     *("name", "images_per_second", "gamma", "end_to_end_gamma", "refresh_seconds", "captured_gain", "chunk"),

@@ -6,6 +6,7 @@ they run, so this module costs nothing to import.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -69,9 +70,10 @@ def default_cache_dir() -> Path:
     chosen = os.environ.get("INFER2TRAIN_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("infer2train"))
+    # As platformdirs has it, which not every machine has that trains.
+    local = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
+    found = local.get(sys.platform) or os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
+    return Path(found).expanduser() / "infer2train"
 
 
 def _neither_name_nor_folder(given: str, folder: Path) -> ValueError:
