@@ -97,6 +97,28 @@ def test_conformance_in_floating_point(spec: str) -> None:
 # What runs
 
 
+def test_a_simulation_is_the_same_on_a_device_of_torchs_by_name() -> None:
+    ours, record = ready("simulated:b8", "vgg")
+    samples, inputs = given_samples("vgg"), inputs_of("vgg")
+    named = build_engine("simulated:b8@cpu", trained("vgg"), samples=samples, rows=ENGINE_ROWS)
+    named.refresh(record)
+    assert named.device == torch.device("cpu")
+    assert same(kept(named.outputs(inputs)), kept(ours.outputs(inputs)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("network", ["vgg", "resnet"])
+def test_a_simulation_on_a_gpu_agrees_with_the_one_on_the_cpu(network: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    ours, record = ready("simulated:b8", network)
+    samples, inputs = given_samples(network), inputs_of(network)
+    theirs = build_engine("simulated:b8@cuda", trained(network), samples=samples, rows=ENGINE_ROWS)
+    theirs.refresh(Record(record.version, {name: t.cuda() for name, t in record.tensors.items()}, record.ranges))
+    outputs = [tensor.cpu() for tensor in tensors_of(theirs.outputs(inputs))]
+    assert deviation(outputs, kept(ours.outputs(inputs))) <= STEPS
+
+
 @pytest.mark.parametrize(("spec", "network"), [pair for pair in PAIRS if pair[0] in INTEGERS])
 def test_every_layer_runs_in_integers(spec: str, network: str) -> None:
     engine, _ = ready(spec, network)

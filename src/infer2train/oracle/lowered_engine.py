@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of
+from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate
@@ -23,6 +23,7 @@ from infer2train.quantization.graph import WeightGraph
 from infer2train.quantization.program import Program, Simulation, deviation, get_scheme, specify
 from infer2train.quantization.ranges import measure_ranges
 
+CPU = torch.device("cpu")
 ROWS = 32
 """Rows of every call where nothing else is asked for: small enough for a core's cache."""
 CALIBRATION_ROWS = 16
@@ -72,6 +73,7 @@ class LoweredEngine(Engine):
         scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
         rows: of every call; other batches are padded and cut to it.
         limit: deviation that a refresh accepts, in output quantisation steps.
+        device: where weights are folded and ranges measured, and where compiled programs take their inputs.
 
     Raises:
         GraphError: the model cannot be made into a graph.
@@ -93,9 +95,10 @@ class LoweredEngine(Engine):
         scheme: str,
         rows: int,
         limit: float,
+        device: torch.device = CPU,
     ) -> None:
         self.name = name
-        self.device = torch.device("cpu")
+        self.device = device
         self.rows = max(2, rows)
         self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
         self._percentile = get_scheme(scheme).percentile
@@ -108,9 +111,9 @@ class LoweredEngine(Engine):
             )
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
-        self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
+        self.graph = WeightGraph(skeleton.cpu(), map_tensors(Tensor.cpu, samples.calibration(0, self.rows)))
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
-        self._probe = map_tensors(Tensor.cpu, samples.probe(self._fixed_rows or PROBE_ROWS)[0])
+        self._probe = to_device(samples.probe(self._fixed_rows or PROBE_ROWS)[0], device)
         self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which it might be, as far as its compiled graph tells."""
@@ -226,7 +229,8 @@ class LoweredEngine(Engine):
         """The quantised program of these weights and ranges, as this engine runs it; None in floating point."""
         if self._bits is None:
             return None
-        return specify(self.graph, tensors, ranges, self._bits, self._scheme, self.weight_bits)
+        here = {name: found.to(self.device) for name, found in ranges.items()}
+        return specify(self.graph, tensors, here, self._bits, self._scheme, self.weight_bits)
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -258,12 +262,14 @@ class LoweredEngine(Engine):
             folded = folded_tensors(self._pairs, record.tensors)
             # A copy, since a record may be on another device, in another precision, or be overwritten.
             return tuple(
-                tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+                tensor.detach().to(
+                    self.device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
+                )
                 for tensor in self.graph.tensors(folded)
             )
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int) -> dict[str, Tensor]:
-        inputs = map_tensors(Tensor.cpu, self._samples.calibration(record.version, self._fixed_rows or rows))
+        inputs = to_device(self._samples.calibration(record.version, self._fixed_rows or rows), self.device)
         ranges = measure_ranges(self.graph, tensors, inputs, self._percentile)
         for name, found in ranges.items():
             if not bool(found.isfinite().all()):
@@ -324,10 +330,10 @@ class LoweredEngine(Engine):
         """A compiled program on any number of rows."""
         total, parts = batch_size(inputs), []
         if self.takes_any_rows and self._fixed_rows is None and total < self.rows:
-            return lowered([tensor.cpu() for tensor in tensors_of(inputs)])
+            return lowered(tensors_of(to_device(inputs, self.device)))
         for start in range(0, total, self.rows):
             rows = min(self.rows, total - start)
             piece = inputs if total == self.rows else map_tensors(lambda t: t[start : start + rows], inputs)  # noqa: B023
-            found = lowered([tensor.cpu() for tensor in tensors_of(pad_batch(piece, self.rows))])
+            found = lowered(tensors_of(to_device(pad_batch(piece, self.rows), self.device)))
             parts.append([take_rows(tensor, rows) for tensor in found])
         return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]

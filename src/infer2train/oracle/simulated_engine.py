@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -18,12 +19,12 @@ class SimulatedEngine(LoweredEngine):
         model: the trainer's.
         precision: b2 … b8 or b16.
         samples: calibration samples and probe.
-        device: must be the CPU.
+        device: of torch's, such as cuda; the only 8-bit oracle that a GPU has. Default: the CPU.
         scheme: how S and Z are chosen.
         rows: of every call.
 
     Raises:
-        ValueError: the precision is unknown.
+        ValueError: the precision is unknown, or the device is not to be had.
         GraphError: the model cannot be made into a graph.
     """
 
@@ -42,16 +43,16 @@ class SimulatedEngine(LoweredEngine):
         widths = {f"b{bits}": bits for bits in BITS}
         if precision not in widths:
             raise ValueError(f"precision of the simulated engine must be one of {', '.join(widths)}: got {precision!r}")
-        if device not in (None, "CPU"):
-            raise ValueError(f"the simulated engine runs on the CPU: got @{device}; leave it out")
+        place = _device(device or "cpu")
         super().__init__(
-            f"simulated:{precision}",
+            f"simulated:{precision}" + ("" if place.type == "cpu" else f"@{device}"),
             model,
             samples=samples,
             bits=widths[precision],
             scheme=scheme,
             rows=rows,
             limit=LIMITS["int8"],
+            device=place,
         )
 
     def _convert(self) -> None:
@@ -66,3 +67,14 @@ class SimulatedEngine(LoweredEngine):
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert self._bits is not None
         return {layer.name: f"b{self._bits}" if layer.sites else "fp32" for layer in self.graph.layers}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name.lower())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"the simulated engine runs on a device that torch can use here: got @{name}; leave it out for the CPU"
+        ) from error
+    return device

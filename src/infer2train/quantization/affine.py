@@ -45,7 +45,7 @@ class Affine:
         """`dequantize(quantize(x))` without leaving float32."""
         scale, zero_point = self._for(x)
         low, high = self.low - zero_point, self.high - zero_point
-        if scale.ndim == 0:  # plain numbers are clamped to faster
+        if scale.ndim == 0 and scale.device.type == "cpu":  # plain numbers are clamped to faster, but wait for a GPU
             return (x / scale).round_().clamp_(int(low), int(high)).mul_(scale)
         return (x / scale).round_().clamp_(low, high).mul_(scale)
 
