@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conformance.views import check_source
 
+from conformance.views import check_source
 from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.views import on_demand
 from infer2train.views.crops import PadCropFlip, RandomResizedCropFlip
