@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Int64
 
 from infer2train.addresses import Purpose, seeds
-from infer2train.data.images import ImageSplit
+from infer2train.data.encoded import Split
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
 
 
-def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
+def limit_split(split: Split, n: int, seed: int) -> Split:
     """A class-balanced subset: ⌊n/K⌋ images of each of the K classes, the remainder from classes in a seeded order.
 
     What a class is too small to give is passed on to the others. Nested: the images of a smaller n are among those of
-    a larger one. The images keep their order; they are copied into memory.
+    a larger one. The images keep their order; decoded ones are copied into memory.
 
     Args:
         split: what is chosen from.
@@ -29,6 +29,7 @@ def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
         ValueError: n is not in 1..len(split).
 
     Example:
+        >>> from infer2train.data.images import ImageSplit
         >>> split = ImageSplit(np.zeros((6, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1]))
         >>> limit_split(split, 4, seed=0).targets.tolist()
         [0, 0, 1, 1]
@@ -37,10 +38,10 @@ def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
         raise ValueError(
             f"limit must be in 1..{len(split)}, the number of training images: got {n}; lower --limit or leave it out"
         )
-    return part(split, balanced_ids(split.targets, n, seed))
+    return split.part(balanced_ids(split.targets, n, seed))
 
 
-def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSplit]:
+def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
     """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys.
 
     Args:
@@ -49,7 +50,7 @@ def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSpl
         seed: which ones.
 
     Returns:
-        (rest, validation), both copied into memory and in their former order.
+        (rest, validation), as `part` gives them and in their former order.
 
     Raises:
         ValueError: n leaves nothing to train on, or is not positive.
@@ -61,7 +62,7 @@ def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSpl
         )
     held = balanced_ids(split.targets, n, seed, Purpose.VALIDATION)
     rest = np.setdiff1d(np.arange(len(split)), held)
-    return part(split, rest), part(split, held)
+    return split.part(rest), split.part(held)
 
 
 def balanced_ids(
@@ -81,10 +82,3 @@ def balanced_ids(
     class_keys = seeds(seed, purpose, slot=classes, view=_CLASS)
     taken = np.lexsort((class_keys[members], ranks))[:num]
     return np.sort(taken)
-
-
-def part(split: ImageSplit, ids: Int64[np.ndarray, " m"]) -> ImageSplit:
-    """The samples of these ids, copied into memory and read-only."""
-    images, targets = np.asarray(split.images)[ids], split.targets[ids]
-    images.flags.writeable = targets.flags.writeable = False
-    return ImageSplit(images, targets)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import logits_of
-from infer2train.views.image_views import ImageViews
+from infer2train.source import Source
 
 BATCH = 256
 """Images evaluated at a time."""
@@ -27,7 +27,7 @@ class Evaluation:
     top5_error: float | None
 
 
-def evaluate(model: nn.Module, source: ImageViews, addresses: Addresses, device: torch.device) -> Evaluation:
+def evaluate(model: nn.Module, source: Source, addresses: Addresses, device: torch.device) -> Evaluation:
     """Evaluate a model on the views at `addresses`, in evaluation mode; its mode is put back."""
     was_training = model.training
     model.eval()

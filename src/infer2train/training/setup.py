@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from infer2train.addresses import Addresses
 from infer2train.config import RunConfig
-from infer2train.data.catalogue import default_cache_dir, load_data
-from infer2train.data.images import ImageData, ImageSplit
+from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
+from infer2train.data.encoded import EncodedData, EncodedSplit, Split
+from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method
@@ -29,7 +30,9 @@ from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
 from infer2train.views.image_views import ImageViews
+from infer2train.views.on_demand import OnDemandViews
 from infer2train.views.view import View
+from infer2train.views.view_dataset import ViewDataset
 
 # Of scaled RGB images, as the paper's regimes have it; a grey image has the mean of both.
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,12 +44,12 @@ class Run:
     """A run, ready to train."""
 
     config: RunConfig
-    data: ImageData
+    data: ImageData | EncodedData
     model: nn.Module
     optimizer: SGD
     loader: MinedLoader
-    training_images: ImageViews
-    evaluation_images: ImageViews
+    training_images: ViewDataset
+    evaluation_images: ViewDataset
     device: torch.device
 
     @property
@@ -103,15 +106,9 @@ def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shared_out(config.oracle_cores, config.oracle_workers)
 
 
-def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData, ImageSplit, ImageSplit]:
+def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData | EncodedData, Split, Split]:
     """The data set, what the run trains on, and what it is evaluated on: the test set, or images held back."""
-    data = load_data(
-        config.data,
-        cache_dir=Path(config.data_cache or default_cache_dir()),
-        image_size=config.image_size,
-        on_bad_image=config.on_bad_image,
-        progress=progress,
-    )
+    data = _load(config, progress)
     train, evaluation = data.train, data.test
     if config.validation_split:
         train, evaluation = hold_out(train, config.validation_split, config.seed)
@@ -123,6 +120,19 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData,
             "images; lower --batch-size"
         )
     return data, train, evaluation
+
+
+def _load(config: RunConfig, progress: bool) -> ImageData | EncodedData:
+    cache_dir = Path(config.data_cache or default_cache_dir())
+    if config.decode == "on-demand":
+        return load_encoded(config.data, cache_dir=cache_dir, image_size=config.image_size, progress=progress)
+    return load_data(
+        config.data,
+        cache_dir=cache_dir,
+        image_size=config.image_size,
+        on_bad_image=config.on_bad_image,
+        progress=progress,
+    )
 
 
 def prepare(config: RunConfig, *, progress: bool = True) -> Run:
@@ -140,14 +150,19 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
             "pass --precision fp32"
         )
     data, train, evaluation = load_splits(config, progress=progress)
-    height, _, channels = train.images.shape[1:]
+    stored, channels = _form(train)
     if config.crop_size is not None and config.view not in SIZED:
         raise ValueError(
             f"crop_size is the size of the views {', '.join(sorted(SIZED))}: got {config.crop_size} for {config.view}; "
             "leave it out"
         )
-    size = config.crop_size or height
-    training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
+    size = config.crop_size or stored
+    if size is None:
+        raise ValueError(
+            "images decoded on demand need the size of their views: got no crop_size; pass --crop-size 224, or what "
+            "the model takes"
+        )
+    training_images = views_of(train, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
     base: DataLoader[Any] = DataLoader(
@@ -166,7 +181,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,
-        evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
+        evaluation_images=views_of(evaluation, evaluation_view(size, stored)),
         device=device,
     )
 
@@ -229,7 +244,21 @@ def ramp_of(config: RunConfig) -> Ramp | None:
     return Ramp(start=config.ramp_start or 0.0, stop=1.0 if config.ramp_stop is None else config.ramp_stop)
 
 
-def evaluation_view(size: int, stored: int) -> View:
+def _form(split: Split) -> tuple[int | None, int]:
+    """Height and channels of all images; no height where they differ."""
+    if isinstance(split, EncodedSplit):
+        return None, 3
+    return int(split.images.shape[1]), int(split.images.shape[3])
+
+
+def views_of(split: Split, view: View) -> ViewDataset:
+    """The views of a split's images, from memory or decoded on demand."""
+    if isinstance(split, EncodedSplit):
+        return OnDemandViews(split.pixels, split.targets, view)
+    return ImageViews(split.images, split.targets, view)
+
+
+def evaluation_view(size: int, stored: int | None) -> View:
     """The whole image, or its centre where the run trains on crops of another size."""
     return Identity() if size == stored else EvaluationCrop(size)
 

@@ -118,5 +118,6 @@ class OnDemandViews(ViewDataset):
 def _gathered(images: list[Pixels], shown: Int64[np.ndarray, " m"]) -> UInt8[Tensor, "m h w c"]:
     """These images, of one shape, one for each view; one image alone is not copied for its views."""
     if (shown == shown[0]).all():
-        return torch.from_numpy(images[shown[0]]).expand(len(shown), -1, -1, -1)
+        # Pillow's pixels cannot be written, and torch has no such tensors.
+        return torch.from_numpy(np.array(images[shown[0]])).expand(len(shown), -1, -1, -1)
     return torch.from_numpy(np.stack([images[image] for image in shown]))
