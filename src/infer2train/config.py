@@ -127,7 +127,8 @@ class TrainingConfig:
     threads: int | None = None
     """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
     num_workers: int = 0
-    """Processes that make the trainer's views; 0 makes them in the trainer's own."""
+    """Processes that make the trainer's views, those of an evaluation, and as many for each oracle; 0 makes them in the
+    trainer's own and in the oracle's."""
     seed: int = 0
     """Seed of everything random in the run (in [0, 2^63))."""
     train_error_samples: int = 2000

@@ -1,15 +1,17 @@
 """How good a model is: error and loss over a whole set of images, the last partial batch included."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import logits_of
+from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.source import Source
 
 BATCH = 256
@@ -27,14 +29,19 @@ class Evaluation:
     top5_error: float | None
 
 
-def evaluate(model: nn.Module, source: Source, addresses: Addresses, device: torch.device) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    source: Source,
+    addresses: Addresses,
+    device: torch.device,
+    workers: ViewWorkers = ViewWorkers(),  # noqa: B008 -- frozen
+) -> Evaluation:
     """Evaluate a model on the views at `addresses`, in evaluation mode; its mode is put back."""
     was_training = model.training
     model.eval()
     loss, wrong, wrong5, classes = 0.0, 0, 0, 0
     with torch.inference_mode():
-        for start in range(0, len(addresses), BATCH):
-            images, targets = source.batch(addresses[start : start + BATCH])
+        for images, targets in _batches(source, addresses, workers):
             logits, targets = logits_of(model(images.to(device))).float(), targets.to(device)
             classes = logits.shape[1]
             loss += float(F.cross_entropy(logits, targets, reduction="sum"))
@@ -46,6 +53,17 @@ def evaluate(model: nn.Module, source: Source, addresses: Addresses, device: tor
     return Evaluation(
         loss=loss / total, error=wrong / total, top5_error=wrong5 / total if classes > TOP5_CLASSES else None
     )
+
+
+def _batches(source: Source, addresses: Addresses, workers: ViewWorkers) -> Iterator[tuple[Tensor, Tensor]]:
+    pipeline = AddressPipeline(source, like=workers)
+    try:
+        for start in range(0, len(addresses), BATCH):
+            pipeline.put(addresses[start : start + BATCH])
+        while pipeline.waiting:
+            yield pipeline.get()
+    finally:
+        pipeline.close()
 
 
 def every_sample(num_samples: int) -> Addresses:

@@ -25,6 +25,7 @@ from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
+from infer2train.pipeline import ViewWorkers
 from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
@@ -56,6 +57,11 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Steps in an epoch; the last incomplete batch is dropped."""
         return len(self.loader)
+
+    @property
+    def view_workers(self) -> ViewWorkers:
+        """The processes that make views for an evaluation: as many as for a training."""
+        return ViewWorkers(num_workers=self.config.num_workers)
 
     def evaluation_addresses(self) -> Addresses:
         """Every image that the run is evaluated on."""
