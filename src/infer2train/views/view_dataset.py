@@ -21,6 +21,9 @@ Item = tuple[Tensor, int]
 class ViewDataset(Source, Dataset[Item]):
     """Images and their classes as a source of views, and as a data set."""
 
+    output_size: tuple[int, int]
+    """Height and width of the views (pixels)."""
+
     @abstractmethod
     def batch(self, addresses: Addresses) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
         """The views at these addresses and their targets.
