@@ -37,8 +37,8 @@ def decoding_warning(run: Run) -> str | None:
     size = config.image_size or run.training_images.output_size[0]
     cache_gb = (len(run.data.train) + len(run.data.test)) * 3 * size**2 / 1e9
     return (
-        f"{config.method} looks at γ·B = {num_candidates} images a draw, and {processes} processes decode "
-        f"{per_second:.0f} a second here: {num_candidates / per_second:.2g} s, where training takes "
+        f"{config.method} looks at γ·B = {num_candidates} images a draw, and {per_second:.0f} a second can be decoded "
+        f"here (processes: {processes}): {num_candidates / per_second:.2g} s, where training takes "
         f"{between_seconds:.2g} s from one such draw to the next. Decoding keeps up with γ = {gamma:.2g}: raise "
         f"--num-workers, lower --gamma, or pass --decode once --image-size {size} for a cache of {cache_gb:.2g} GB"
     )
@@ -58,7 +58,9 @@ def _probe(num_samples: int, rows: int) -> Addresses:
 
 def _seconds_an_image(run: Run) -> float:
     addresses = _probe(len(run.training_images), PROBED_IMAGES)
-    return timed(lambda: run.training_images.batch(addresses), seconds=0.0, least=1) / len(np.unique(addresses.ids))
+    _, first = np.unique(addresses.ids, return_index=True)
+    addresses = addresses[first]
+    return timed(lambda: run.training_images.batch(addresses), seconds=0.0, least=1) / len(addresses)
 
 
 def _step_seconds(run: Run) -> float:

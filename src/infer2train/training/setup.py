@@ -157,17 +157,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         )
     data, train, evaluation = load_splits(config, progress=progress)
     stored, channels = _form(train)
-    if config.crop_size is not None and config.view not in SIZED:
-        raise ValueError(
-            f"crop_size is the size of the views {', '.join(sorted(SIZED))}: got {config.crop_size} for {config.view}; "
-            "leave it out"
-        )
-    size = config.crop_size or stored
-    if size is None:
-        raise ValueError(
-            "images decoded on demand need the size of their views: got no crop_size; pass --crop-size 224, or what "
-            "the model takes"
-        )
+    size = _view_size(config, stored)
     training_images = views_of(train, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
@@ -255,6 +245,27 @@ def _form(split: Split) -> tuple[int | None, int]:
     if isinstance(split, EncodedSplit):
         return None, 3
     return int(split.images.shape[1]), int(split.images.shape[3])
+
+
+def _view_size(config: RunConfig, stored: int | None) -> int:
+    """Height and width of the training's views."""
+    sized = ", ".join(sorted(SIZED))
+    if config.view not in SIZED and stored is None:
+        raise ValueError(
+            f"images decoded on demand may differ in size, and need a view that makes them one ({sized}): got "
+            f"{config.view}; pass --view random-resized-crop-flip --crop-size 224, or --decode once"
+        )
+    if config.view not in SIZED and config.crop_size is not None:
+        raise ValueError(
+            f"crop_size is the size of the views {sized}: got {config.crop_size} for {config.view}; leave it out"
+        )
+    size = config.crop_size or stored
+    if size is None:
+        raise ValueError(
+            "images decoded on demand need the size of their views: got no crop_size; pass --crop-size 224, or what "
+            "the model takes"
+        )
+    return size
 
 
 def views_of(split: Split, view: View) -> ViewDataset:
