@@ -75,7 +75,8 @@ def make(layout: str, tmp_path: Path, cache_dir: Path, write_class_folders: Any,
             write_shard(root / "train-00000-of-00002.parquet", contents[:2], [0] * 2)
             write_shard(root / "train-00001-of-00002.parquet", contents[2:], [0] * 5)
             write_shard(root / "test.parquet", contents[:1], [0])
-        return load_encoded(str(root), cache_dir=cache_dir, progress=False, **options).train
+        data = load_encoded(os.path.relpath(root), cache_dir=cache_dir, progress=False, **options)
+        return data.train
 
     return make
 
@@ -95,9 +96,14 @@ def test_large_images_are_shrunk(make: Make) -> None:
     assert make(FILES, image_size=6).pixels(0).shape == (10, 6, 3)
 
 
-def test_a_split_travels_to_another_process(make: Make) -> None:
+def test_a_split_travels_to_another_process_elsewhere(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     split = make(FILES)
-    there = pickle.loads(pickle.dumps(split))
+    packed = pickle.dumps(split)
+    monkeypatch.chdir("/")
+    there = pickle.loads(packed)
     np.testing.assert_array_equal(there.pixels(5), split.pixels(5))
 
 

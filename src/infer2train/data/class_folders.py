@@ -88,6 +88,7 @@ def load_encoded(root: Path, *, image_size: int | None = None) -> EncodedData:
             file; which, and the remedy.
     """
     check_image_size(image_size)
+    root = root.absolute()  # other processes may be elsewhere
     digest = hashlib.sha256(json.dumps({"layout": "class folders"}).encode())
     class_names = tuple(_names_of_folders(root / TRAIN_FOLDER))
     train = _list(root / TRAIN_FOLDER, class_names, digest)

@@ -113,4 +113,4 @@ def _open_images(folder: Path, split: str, shapes: dict[str, Any], rows: Mapping
     if len(ends) and (ends[-1] != len(contents) or (np.diff(ends, prepend=0) < 0).any()):
         raise DamagedEntryError(f"{folder}: the images of {split} do not fill their file")
     shard_ends = np.cumsum(list(rows.values()), dtype=np.int64)
-    return UnpackedImages(folder / f"{split}-encoded.npy", contents.offset, ends, tuple(rows), shard_ends)
+    return UnpackedImages((folder / f"{split}-encoded.npy").absolute(), contents.offset, ends, tuple(rows), shard_ends)
