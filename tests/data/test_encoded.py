@@ -75,7 +75,8 @@ def make(layout: str, tmp_path: Path, cache_dir: Path, write_class_folders: Any,
             write_shard(root / "train-00000-of-00002.parquet", contents[:2], [0] * 2)
             write_shard(root / "train-00001-of-00002.parquet", contents[2:], [0] * 5)
             write_shard(root / "test.parquet", contents[:1], [0])
-        data = load_encoded(os.path.relpath(root), cache_dir=cache_dir, progress=False, **options)
+        here, cache = os.path.relpath(root), Path(os.path.relpath(cache_dir))
+        data = load_encoded(here, cache_dir=cache, progress=False, **options)
         return data.train
 
     return make

@@ -92,9 +92,10 @@ class OnDemandViews(ViewDataset):
 
     def _decoded(self, sample_id: int) -> Pixels:
         """The image; without decoding where it was the last one: a draw's chunks cut through the views of a sample."""
-        if self._last is None or self._last[0] != sample_id:
-            self._last = sample_id, self._pixels_of(sample_id)
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != sample_id:
+            last = self._last = sample_id, self._pixels_of(sample_id)
+        return last[1]
 
     def _views(
         self, images: list[Pixels], shown: Int64[np.ndarray, " m"], seeds: Int64[np.ndarray, " m"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from infer2train import cli
 from infer2train.config import RunConfig, from_plain
+from infer2train.gamma.measure import subject
 from infer2train.runlog import read_rows
 from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import evaluate_folder
@@ -149,6 +150,11 @@ def test_the_imagenet_regime_on_the_command_line(
     (end,) = [row for row in read_rows(Path("runs/a")) if row["kind"] == "epoch"]
     assert (end["step"], end["epoch"]) == (2, 0)
     assert "report.html" in {path.name for path in Path("runs/a").iterdir()}
+
+
+def test_its_gamma_is_not_measured_on_other_images(alone: Path) -> None:
+    with pytest.raises(ValueError, match="which decodes on demand; pass --model and --image-size"):
+        subject("resnet8", None, None, None, alone)
 
 
 def test_limit_and_validation_split(photos: Path) -> None:
