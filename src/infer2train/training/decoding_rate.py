@@ -39,7 +39,7 @@ def decoding_warning(run: Run) -> str | None:
     return (
         f"{config.method} looks at γ·B = {num_candidates} images a draw, and {per_second:.0f} a second can be decoded "
         f"here (processes: {processes}): {num_candidates / per_second:.2g} s, where training takes "
-        f"{between_seconds:.2g} s from one such draw to the next. Decoding keeps up with γ = {gamma:.2g}: raise "
+        f"{between_seconds:.2g} s from one such draw to the next. Decoding keeps up with γ = {gamma:.3g}: raise "
         f"--num-workers, lower --gamma, or pass --decode once --image-size {size} for a cache of {cache_gb:.2g} GB"
     )
 

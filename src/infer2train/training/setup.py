@@ -155,9 +155,11 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
             f"self-distill runs in fp32, since its penalty vanishes in lower precision: got {config.precision}; "
             "pass --precision fp32"
         )
+    _check_views(config)
     data, train, evaluation = load_splits(config, progress=progress)
     stored, channels = _form(train)
-    size = _view_size(config, stored)
+    size = config.crop_size or stored
+    assert size is not None, "checked before"
     training_images = views_of(train, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
@@ -247,10 +249,14 @@ def _form(split: Split) -> tuple[int | None, int]:
     return int(split.images.shape[1]), int(split.images.shape[3])
 
 
-def _view_size(config: RunConfig, stored: int | None) -> int:
-    """Height and width of the training's views."""
-    sized = ", ".join(sorted(SIZED))
-    if config.view not in SIZED and stored is None:
+def _check_views(config: RunConfig) -> None:
+    """Refuse views that the images cannot have, before any image is read.
+
+    Raises:
+        ValueError: the size of the views is not known, or not theirs to have.
+    """
+    sized, is_on_demand = ", ".join(sorted(SIZED)), config.decode == "on-demand"
+    if config.view not in SIZED and is_on_demand:
         raise ValueError(
             f"images decoded on demand may differ in size, and need a view that makes them one ({sized}): got "
             f"{config.view}; pass --view random-resized-crop-flip --crop-size 224, or --decode once"
@@ -259,13 +265,11 @@ def _view_size(config: RunConfig, stored: int | None) -> int:
         raise ValueError(
             f"crop_size is the size of the views {sized}: got {config.crop_size} for {config.view}; leave it out"
         )
-    size = config.crop_size or stored
-    if size is None:
+    if config.crop_size is None and is_on_demand:
         raise ValueError(
             "images decoded on demand need the size of their views: got no crop_size; pass --crop-size 224, or what "
             "the model takes"
         )
-    return size
 
 
 def views_of(split: Split, view: View) -> ViewDataset:
