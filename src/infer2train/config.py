@@ -17,11 +17,15 @@ class DataConfig:
     """What is trained on."""
 
     data: str = "digits"
-    """A catalogue name (digits, cifar10) or a folder of Parquet shards in the hub's image layout."""
+    """A catalogue name (digits, cifar10), a folder of Parquet shards in the hub's image layout, or a folder of class
+    folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or validation, valid, val)."""
     data_cache: str | None = None
     """Folder of the decoded cache and of downloads. Default: $INFER2TRAIN_CACHE, else the user's cache folder."""
+    decode: Literal["once", "on-demand"] = "once"
+    """Images of a folder: once, all into the cache and to one size; on-demand, each when a view of it is needed."""
     image_size: int | None = None
-    """Height and width in pixels of cached images (shorter side resized, centre cropped). Default: as stored."""
+    """Once: height and width in pixels (shorter side resized, centre cropped). On-demand: the most that a shorter side
+    may have; larger images are resized in their proportions. Default: as stored."""
     limit: int | None = None
     """Train on a seeded, class-balanced subset of this many training images. Default: all."""
     imbalance: float = 1.0
@@ -31,7 +35,7 @@ class DataConfig:
     validation_split: int = 0
     """Hold back this many training images and evaluate on those instead of the test set (images)."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """An image that cannot be decoded: stop and name it, or leave it out and count it."""
+    """An image that cannot be decoded: stop and name it, or (with decode=once) leave it out and count it."""
     view: str = "shift-rotate"
     """Random transform of each view: pad-crop-flip, trivial-augment, random-resized-crop-flip, shift-rotate,
     identity."""
@@ -134,7 +138,8 @@ class TrainingConfig:
     threads: int | None = None
     """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
     num_workers: int = 0
-    """Processes that make the trainer's views; 0 makes them in the trainer's own."""
+    """Processes that make the trainer's views, those of an evaluation, and as many for each oracle; 0 makes them in the
+    trainer's own and in the oracle's."""
     seed: int = 0
     """Seed of everything random in the run (in [0, 2^63))."""
     train_error_samples: int = 2000
@@ -181,6 +186,11 @@ def check_run(config: RunConfig) -> None:
         if getattr(config, name) is not None:
             at_least(name, getattr(config, name), 1)
     check_staleness(config.staleness, config.when_late, config.on_oracle_loss)
+    if config.decode == "on-demand" and config.on_bad_image == "skip":
+        raise ValueError(
+            "images that cannot be decoded are left out before a run, not in the midst of it: got on_bad_image='skip' "
+            "with decode='on-demand'; pass --decode once, or remove those that the error names"
+        )
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
     at_least("imbalance", config.imbalance, 1)

@@ -1,7 +1,8 @@
 """The contract of whatever can be read at an address.
 
 A source turns addresses into a batch, exactly as the user's `collate_fn` would have made it. `Replay` is the source
-over any map-style data set; `views.ImageViews` the vectorised one over images in memory.
+over any map-style data set; `views.ImageViews` the vectorised one over images in memory, `views.OnDemandViews`
+that over images which are decoded when they are needed.
 """
 
 from abc import ABC, abstractmethod

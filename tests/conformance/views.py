@@ -26,6 +26,9 @@ CANDIDATES = 640
 ALONE = (0, 1, 17, 63, 64, 127, 319, 639)
 """Places in the draw that are also tried alone: both ends, and both sides of what vector instructions take at once."""
 
+SIDES = ((32, 32), (375, 500), (500, 375), (1, 1), (3, 700), (900, 2), (60, 100))
+"""Heights and widths of images that a batch may hold at once."""
+
 INDEPENDENT_SEEDS = 64
 
 
@@ -48,6 +51,7 @@ def check_view(view: View, images: Tensor) -> None:
     assert torch.equal(pixels[torch.from_numpy(order)], view(batch[order], own[order])), "the place in a batch shows"
     _check_torch_seeds(view, batch, own, pixels)
     _check_seed_matters(view, images)
+    _check_sides(view, own)
     assert torch.equal(pixels, elsewhere().submit(view, batch, own).result()), "another process gives other pixels"
 
 
@@ -116,6 +120,16 @@ def _check_torch_seeds(view: View, images: Tensor, own: np.ndarray, pixels: Tens
         assert isinstance(tensor, Tensor), f"{name} must be a tensor for seeds in a tensor"
         assert np.array_equal(values, tensor.numpy()), f"{name} differs between NumPy and torch seeds"
     assert torch.equal(pixels, view(images, torch.from_numpy(own))), "pixels differ between NumPy and torch seeds"
+
+
+def _check_sides(view: View, own: np.ndarray) -> None:
+    heights, widths = np.resize(SIDES, (len(own), 2)).T
+    together = view.draw(own, heights, widths)
+    for h, w in SIDES:
+        rows = (heights == h) & (widths == w)
+        for name, values in view.draw(own[rows], h, w).items():
+            assert values.dtype == together[name].dtype == np.int64, f"{name} must be int64"
+            assert np.array_equal(values, together[name][rows]), f"{name} of a {h}x{w} image differs among others"
 
 
 def _check_seed_matters(view: View, images: Tensor) -> None:

@@ -44,6 +44,23 @@ def write_shard(
     return path
 
 
+def write_class_folders(root: Path, files: dict[str, bytes | None]) -> Path:
+    """Image files by their paths in a folder; a path without content becomes a folder."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    return root
+
+
+@pytest.fixture(name="write_class_folders")
+def write_class_folders_fixture() -> Callable[..., Path]:
+    return write_class_folders
+
+
 @pytest.fixture(name="encode")
 def encode_fixture() -> Callable[..., bytes]:
     return encode
@@ -67,6 +84,15 @@ def folder(tmp_path: Path) -> Path:
     write_shard(here / "train-00001-of-00002.parquet", plain_images([40, 50]), [1, 1])
     write_shard(here / "test-00000-of-00001.parquet", plain_images([60, 70]), [0, 1])
     return here
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """What `folder` holds, as class folders; ids differ, since they follow the classes."""
+    names = ["train/cat/b.png", "train/dog/a.png", "train/cat/a.PNG", "train/dog/c.png", "train/dog/b.png"]
+    names += ["test/cat/x.png", "test/dog/y.png"]
+    images = plain_images([10, 20, 30, 40, 50, 60, 70])
+    return write_class_folders(tmp_path / "pets-in-folders", dict(zip(names, images, strict=True)))
 
 
 @pytest.fixture

@@ -69,6 +69,17 @@ def test_resizing_down_is_antialiased(encode: Encode) -> None:
     assert np.abs(inside - 127).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("h", "w", "expected"), [(32, 64, (16, 32)), (90, 61, (24, 16)), (16, 400, (16, 400)), (9, 5, (9, 5))]
+)
+def test_a_whole_image_is_shrunk_in_its_proportions_and_never_enlarged(
+    encode: Encode, h: int, w: int, expected: tuple[int, int]
+) -> None:
+    pixels = RNG.integers(0, 256, (h, w, 3), dtype=np.uint8)
+    resized = np.asarray(Image.fromarray(pixels).resize(expected[::-1], Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode(encode(pixels), 16, square=False), resized)
+
+
 def test_an_image_that_has_the_size_is_not_resampled(encode: Encode) -> None:
     square = RNG.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     np.testing.assert_array_equal(decode(encode(square), image_size=5), square)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer2train.data import parquet
+from infer2train.data import once, parquet
 from infer2train.data.parquet import load_folder
 
 Write = Callable[..., Path]
@@ -43,7 +43,7 @@ def test_more_rows_than_a_batch_keep_their_order(
     tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
 ) -> None:
     pool = plain_images(range(200), 2, 2)
-    wanted = np.random.default_rng(0).integers(0, 200, 3 * parquet._BATCH_ROWS + 5)
+    wanted = np.random.default_rng(0).integers(0, 200, 3 * once.BATCH_ROWS + 5)
     write_shard(tmp_path / "train.parquet", [pool[level] for level in wanted], [int(k) % 2 for k in wanted])
     write_shard(tmp_path / "test.parquet", pool[:1], [0])
     train = load(tmp_path, cache_dir).train
@@ -78,7 +78,7 @@ def test_a_corrupt_image_is_named_with_shard_and_row(bad_folder: Path, cache_dir
 def test_the_row_of_a_corrupt_image_counts_from_the_start_of_its_shard(
     tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images
 ) -> None:
-    good, bad_row = plain_images([1])[0], parquet._BATCH_ROWS + 7
+    good, bad_row = plain_images([1])[0], once.BATCH_ROWS + 7
     write_shard(tmp_path / "train.parquet", [good] * bad_row + [b"no"] + [good] * 9, [0] * (bad_row + 10))
     write_shard(tmp_path / "test.parquet", [good], [0])
     with pytest.raises(ValueError, match=rf"train\.parquet, row {bad_row} cannot be decoded"):
@@ -142,7 +142,7 @@ def test_labels_are_checked_before_anything_is_decoded(
     folder: Path, cache_dir: Path, write_shard: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(folder / "test-00000-of-00001.parquet", [b"not an image"], [9])
-    monkeypatch.setattr(parquet, "decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(once, "decode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match=r"got 9 in test-00000-of-00001\.parquet, row 0"):
         load(folder, cache_dir)
 
@@ -164,7 +164,7 @@ def test_a_senseless_image_size_is_refused(folder: Path, cache_dir: Path, size: 
 
 def test_a_second_load_decodes_nothing(folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder, cache_dir)
-    monkeypatch.setattr(parquet, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(once, "decode", lambda *_: pytest.fail("decoded again"))
     second = load(folder, cache_dir)
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.train.images, first.train.images)
@@ -172,13 +172,13 @@ def test_a_second_load_decodes_nothing(folder: Path, cache_dir: Path, monkeypatc
 
 def test_two_loads_at_once_both_succeed(folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_building = threading.Barrier(2)
-    decode_folder = parquet._decode_folder
+    decode_splits = parquet.decode_splits
 
-    def decode_together(*arguments: Any) -> Any:
+    def decode_together(*arguments: Any, **options: Any) -> Any:
         both_building.wait(timeout=20)
-        return decode_folder(*arguments)
+        return decode_splits(*arguments, **options)
 
-    monkeypatch.setattr(parquet, "_decode_folder", decode_together)
+    monkeypatch.setattr(parquet, "decode_splits", decode_together)
     found: list[list[int]] = []
     racers = [threading.Thread(target=lambda: found.append(levels(load(folder, cache_dir).train))) for _ in range(2)]
     for racer in racers:

@@ -100,6 +100,8 @@ def test_what_never_fits_becomes_the_central_crop(h: int, w: int, expected: tupl
     at = view.parameters(OWN[:200], h, w)
     crops = np.stack([at["top"], at["left"], at["height"], at["width"]], axis=1)
     assert (crops == expected).all(axis=1).mean() > (0.99 if h != w else 0.1)
+    among_others = view.draw(OWN[:200], np.where(np.arange(200) % 2, h, 33), np.where(np.arange(200) % 2, w, 77))
+    assert all(np.array_equal(among_others[name][1::2], at[name][1::2]) for name in at)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from infer2train.data.entry import Contents, DamagedEntryError, open_entry, sync_folder, write_manifest
 from infer2train.data.images import ImageData
+
+T = TypeVar("T")
 
 _UNFINISHED = ".unfinished-"
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -21,7 +24,7 @@ _ABANDONED_SECONDS = 24 * 3600.0
 
 
 def cached(cache_dir: Path, *, name: str, fingerprint: str, build: Callable[[Path], Contents]) -> ImageData:
-    """The entry of this fingerprint, built first if there is none or if it is damaged.
+    """The images of this fingerprint, decoded first if they are not there or if they are damaged.
 
     Args:
         cache_dir: made if it does not exist.
@@ -33,22 +36,36 @@ def cached(cache_dir: Path, *, name: str, fingerprint: str, build: Callable[[Pat
     Example:
         >>> data = cached(cache_dir, name="mine", fingerprint=sha256, build=decode_into)   # doctest: +SKIP
     """
-    place = cache_dir / f"images-{fingerprint[:32]}"
+    return kept(
+        cache_dir / f"images-{fingerprint[:32]}",
+        lambda place: open_entry(place, name=name, fingerprint=fingerprint),
+        lambda folder: write_manifest(folder, fingerprint, build(folder)),
+    )
+
+
+def kept(place: Path, look: Callable[[Path], T], build: Callable[[Path], None]) -> T:
+    """What an entry holds; the entry is built first if it is not there or if it is damaged.
+
+    Args:
+        place: of the entry. Its folder is made if it does not exist.
+        look: opens an entry; raises `DamagedEntryError`.
+        build: writes an entry into the folder that it is given; see `cached`.
+    """
     with contextlib.suppress(DamagedEntryError):
-        return open_entry(place, name=name, fingerprint=fingerprint)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(cache_dir)
-    folder = cache_dir / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        return look(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(place.parent)
+    folder = place.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
     folder.mkdir()
     try:
-        write_manifest(folder, fingerprint, build(folder))
-        _put_in_place(folder, place, name, fingerprint)
+        build(folder)
+        _put_in_place(folder, place, look)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return open_entry(place, name=name, fingerprint=fingerprint)
+    return look(place)
 
 
-def _put_in_place(folder: Path, place: Path, name: str, fingerprint: str) -> None:
+def _put_in_place(folder: Path, place: Path, look: Callable[[Path], object]) -> None:
     """Rename a finished folder to its place, unless another process put a whole entry there meanwhile."""
     while True:
         try:
@@ -60,7 +77,7 @@ def _put_in_place(folder: Path, place: Path, name: str, fingerprint: str) -> Non
             sync_folder(place.parent)
             return
         try:
-            open_entry(place, name=name, fingerprint=fingerprint)
+            look(place)
         except DamagedEntryError:
             _set_aside(place)
         else:

@@ -1,8 +1,8 @@
 """Which data sets there are, by name, and the one function that loads any of them.
 
 A loader is `load(*, cache_dir: Path, progress: bool) -> ImageData`: one function and one entry in `DATA` add a data
-set. Any folder of Parquet shards needs no entry. Loaders import what they need (scikit-learn, pyarrow, pooch) when
-they run, so this module costs nothing to import.
+set. Any folder of Parquet shards or of class folders needs no entry. Loaders import what they need (scikit-learn,
+pyarrow, pooch) when they run, so this module costs nothing to import.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from infer2train.config import resolve, unknown
+from infer2train.data.encoded import EncodedData
 from infer2train.data.images import ImageData
 
 DATA: dict[str, str] = {
@@ -29,9 +30,10 @@ def load_data(
     on_bad_image: Literal["error", "skip"] = "error",
     progress: bool = True,
 ) -> ImageData:
-    """A data set of the catalogue, or a folder of Parquet shards in the Hugging Face hub's image layout.
+    """A data set of the catalogue, or a folder of images: every image decoded once.
 
-    A name of the catalogue wins over a folder of the same name; write `./cifar10` for the folder.
+    A folder holds Parquet shards in the Hugging Face hub's image layout, or class folders: train/CLASS/*.jpg and
+    test/CLASS/*.jpg. A name of the catalogue wins over a folder of the same name; write `./cifar10` for the folder.
 
     Args:
         name_or_folder: a key of `DATA`, or an existing folder.
@@ -52,17 +54,43 @@ def load_data(
     if name_or_folder in DATA:
         if image_size is not None:
             raise ValueError(
-                f"--image-size resizes the images of a folder of Parquet shards: got {image_size} for "
+                f"--image-size resizes the images of a folder: got {image_size} for "
                 f"{name_or_folder!r}, whose images have one size already; leave --image-size out"
             )
         load: Callable[..., ImageData] = resolve(DATA[name_or_folder])
         return load(cache_dir=cache_dir, progress=progress)
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
-        raise _neither_name_nor_folder(name_or_folder, folder)
-    from infer2train.data.parquet import load_folder
+    from infer2train.data import class_folders, parquet
 
+    folder = _folder(name_or_folder)
+    load_folder = class_folders.load_folder if class_folders.has_class_folders(folder) else parquet.load_folder
     return load_folder(folder, cache_dir=cache_dir, image_size=image_size, on_bad_image=on_bad_image, progress=progress)
+
+
+def load_encoded(
+    name_or_folder: str, *, cache_dir: Path, image_size: int | None = None, progress: bool = True
+) -> EncodedData:
+    """A folder of images that are decoded on demand.
+
+    Args:
+        name_or_folder: as for `load_data`; the data sets of the catalogue are decoded once.
+        cache_dir: where Parquet shards are unpacked, image by image and as they are; class folders need none.
+        image_size: the most that the shorter side of a decoded image may have (pixels). Default: as stored.
+        progress: show progress on standard error.
+
+    Raises:
+        ValueError: it is no such folder, or is not as it must be.
+    """
+    if name_or_folder in DATA:
+        raise ValueError(
+            f"--decode on-demand is for folders of images: got {name_or_folder!r}, which has them decoded already; "
+            "leave --decode out"
+        )
+    from infer2train.data import class_folders, parquet
+
+    folder = _folder(name_or_folder)
+    if class_folders.has_class_folders(folder):
+        return class_folders.load_encoded(folder, image_size=image_size)
+    return parquet.load_encoded(folder, cache_dir=cache_dir, image_size=image_size, progress=progress)
 
 
 def default_cache_dir() -> Path:
@@ -76,9 +104,13 @@ def default_cache_dir() -> Path:
     return Path(found).expanduser() / "infer2train"
 
 
-def _neither_name_nor_folder(given: str, folder: Path) -> ValueError:
+def _folder(given: str) -> Path:
+    folder = Path(given).expanduser()
     if folder.is_file():
-        return ValueError(f"data must be a catalogue name or a folder: got the file {given}; name its folder")
-    return ValueError(
-        f"{unknown('data set', given, DATA)}; a folder of Parquet shards must exist, and this one does not"
-    )
+        raise ValueError(f"data must be a catalogue name or a folder: got the file {given}; name its folder")
+    if not folder.is_dir():
+        raise ValueError(
+            f"{unknown('data set', given, DATA)}; a folder of Parquet shards or class folders must exist, and this one "
+            "does not"
+        )
+    return folder

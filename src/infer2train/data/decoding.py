@@ -1,7 +1,8 @@
 """Encoded images to RGB pixels: one image at a time, any of the common formats, from bytes that are not trusted.
 
 What is read: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, JPEG 2000 and PPM. Formats that run other programs (EPS)
-are left out. Called by `parquet` from several threads; Pillow lets go of the interpreter while it decodes.
+are left out. Called by `once` from several threads, and by `encoded` in whichever process needs an image; Pillow lets
+go of the interpreter while it decodes.
 """
 
 import io
@@ -19,7 +20,7 @@ class BadImageError(Exception):
     """One image cannot be decoded; why."""
 
 
-def decode(encoded: bytes | None, image_size: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def decode(encoded: bytes | None, image_size: int | None = None, *, square: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """The RGB pixels of one encoded image.
 
     Grey becomes three equal channels, 16 bits are rounded to 8, transparency is dropped (the colours under it stay, as
@@ -30,6 +31,8 @@ def decode(encoded: bytes | None, image_size: int | None = None) -> UInt8[np.nda
         encoded: a file's content.
         image_size: height and width in pixels: the shorter side is resized to it (bicubic, antialiased) and the centre
             is cropped. Default: as stored.
+        square: without it, nothing is cropped and `image_size` is the most that the shorter side may have: larger
+            images are resized, in their proportions.
 
     Raises:
         BadImageError: there is no image in it, or a broken one, or one of more than 50 million pixels.
@@ -40,7 +43,8 @@ def decode(encoded: bytes | None, image_size: int | None = None) -> UInt8[np.nda
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-            return np.asarray(_fit(_as_rgb(_upright(image)), image_size))
+            upright = _as_rgb(_upright(image))
+            return np.asarray(_fit(upright, image_size) if square else _shrunk(upright, image_size))
     except (BadImageError, MemoryError):
         raise
     except Exception as error:  # what a broken file makes Pillow's decoders raise is not limited to a few types
@@ -79,3 +83,12 @@ def _fit(image: Image.Image, image_size: int | None) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _shrunk(image: Image.Image, image_size: int | None) -> Image.Image:
+    """The whole image, its shorter side at most `image_size`."""
+    side = min(image.size)
+    if image_size is None or side <= image_size:
+        return image
+    width, height = (round(length * image_size / side) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

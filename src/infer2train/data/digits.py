@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from infer2train.data.images import ImageData, ImageSplit
-from infer2train.data.subsets import balanced_ids, part
+from infer2train.data.subsets import balanced_ids
 
 NUM_CLASSES = 10
 HIGHEST = 16
@@ -48,8 +48,8 @@ def load(*, cache_dir: Path | None = None, progress: bool = False, num_train: in
     content = hashlib.sha256(b"digits 1\0" + images.tobytes() + split.targets.tobytes() + train.tobytes())
     return ImageData(
         name="digits",
-        train=part(split, train),
-        test=part(split, test),
+        train=split.part(train),
+        test=split.part(test),
         class_names=tuple(str(digit) for digit in range(NUM_CLASSES)),
         fingerprint=content.hexdigest(),
         skipped=0,

@@ -11,7 +11,8 @@ How an entry gets its place, and who may use it, is `cache`'s business.
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -57,30 +58,20 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str, image_shape: tuple[int, int, int]) -> None:
         assert split in SPLITS, split
-        self._image_shape = image_shape
+        self._images = GrowingArray(folder / f"{split}-images.npy", image_shape)
         self._targets_path = folder / f"{split}-targets.npy"
         self._targets: list[Int64[np.ndarray, " b"]] = []
-        self._file = (folder / f"{split}-images.npy").open("w+b")
-        self._header_bytes = _write_header(self._file, (0, *image_shape))
 
     def append(self, images: UInt8[np.ndarray, "b h w c"], targets: Int64[np.ndarray, " b"]) -> None:
         """Write these images after those before them."""
-        assert images.dtype == np.uint8, images.dtype
-        assert images.shape == (len(targets), *self._image_shape), images.shape
-        self._file.write(np.ascontiguousarray(images).data)
+        assert len(images) == len(targets), (len(images), len(targets))
+        self._images.append(images)
         self._targets.append(targets.astype(np.int64))
 
     def close(self) -> None:
         """Complete the files and have them on the disk."""
-        targets = np.concatenate([np.empty(0, np.int64), *self._targets])
-        self._file.seek(0)
-        # NumPy pads its header so that the first axis can grow in place.
-        assert _write_header(self._file, (len(targets), *self._image_shape)) == self._header_bytes
-        _flush(self._file)
-        self._file.close()
-        with self._targets_path.open("w+b") as file:
-            np.save(file, targets, allow_pickle=False)
-            _flush(file)
+        self._images.close()
+        save_array(self._targets_path, np.concatenate([np.empty(0, np.int64), *self._targets]))
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -91,7 +82,47 @@ class SplitWriter:
         if error is None:
             self.close()
         else:
-            self._file.close()
+            self._images.abandon()
+
+
+class GrowingArray:
+    """A .npy file of uint8 that grows along its first axis.
+
+    Args:
+        path: of the file.
+        row_shape: of the other axes.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...]) -> None:
+        self._row_shape, self._num_rows = row_shape, 0
+        self._file = path.open("w+b")
+        self._header_bytes = _write_header(self._file, (0, *row_shape))
+
+    def append(self, rows: UInt8[np.ndarray, "..."]) -> None:
+        """Write these rows after those before them."""
+        assert rows.dtype == np.uint8, rows.dtype
+        assert rows.shape[1:] == self._row_shape, rows.shape
+        self._file.write(np.ascontiguousarray(rows).data)
+        self._num_rows += len(rows)
+
+    def close(self) -> None:
+        """Complete the file and have it on the disk."""
+        self._file.seek(0)
+        # NumPy pads its header so that the first axis can grow in place.
+        assert _write_header(self._file, (self._num_rows, *self._row_shape)) == self._header_bytes
+        _flush(self._file)
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Leave the file unfinished."""
+        self._file.close()
+
+
+def save_array(path: Path, array: Int64[np.ndarray, " n"]) -> None:
+    """Write a whole .npy file and have it on the disk."""
+    with path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
+        _flush(file)
 
 
 def write_manifest(folder: Path, fingerprint: str, contents: Contents) -> None:
@@ -116,13 +147,24 @@ def open_entry(folder: Path, *, name: str, fingerprint: str) -> ImageData:
     Raises:
         DamagedEntryError: a file is missing or is not what the manifest says; which.
     """
+    with opened(folder, fingerprint) as (contents, shapes):
+        train, test = (_open_split(folder, split, shapes, len(contents.class_names)) for split in SPLITS)
+        return ImageData(name, train, test, contents.class_names, fingerprint, contents.skipped)
+
+
+@contextmanager
+def opened(folder: Path, fingerprint: str) -> Iterator[tuple[Contents, dict[str, Any]]]:
+    """What an entry's manifest says: its contents and the shape of each array, while these are looked at.
+
+    Raises:
+        DamagedEntryError: the manifest, or what is looked at, is missing or is not as it must be.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT or manifest["fingerprint"] != fingerprint:
             raise DamagedEntryError(f"{folder / MANIFEST} is of another entry")
         names = tuple(str(class_name) for class_name in manifest["class_names"])
-        train, test = (_open_split(folder, split, manifest["shapes"], len(names)) for split in SPLITS)
-        return ImageData(name, train, test, names, fingerprint, int(manifest["skipped"]))
+        yield Contents(names, int(manifest["skipped"])), manifest["shapes"]
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise DamagedEntryError(f"{folder}: {error!r}") from error
 
@@ -138,15 +180,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_split(folder: Path, split: str, shapes: dict[str, Any], num_classes: int) -> ImageSplit:
-    images = _map(folder / f"{split}-images.npy", shapes, np.uint8)
-    targets = np.array(_map(folder / f"{split}-targets.npy", shapes, np.int64))
+    images = map_array(folder / f"{split}-images.npy", shapes, np.uint8)
+    return ImageSplit(images, open_targets(folder, split, shapes, num_classes))
+
+
+def open_targets(folder: Path, split: str, shapes: dict[str, Any], num_classes: int) -> Int64[np.ndarray, " n"]:
+    """The targets of a split, in memory and read-only.
+
+    Raises:
+        DamagedEntryError: one is no class.
+    """
+    targets = np.array(map_array(folder / f"{split}-targets.npy", shapes, np.int64))
     if len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
         raise DamagedEntryError(f"{folder}: a target of {split} is not one of {num_classes} classes")
     targets.flags.writeable = False
-    return ImageSplit(images, targets)
+    return targets
 
 
-def _map(path: Path, shapes: dict[str, Any], dtype: type[np.generic]) -> np.ndarray:
+def map_array(path: Path, shapes: dict[str, Any], dtype: type[np.generic]) -> np.memmap:
     """A read-only map of an array, once its header and its file's size are known to be those of its shape."""
     shape = tuple(int(size) for size in shapes[path.name])
     with path.open("rb") as file:

@@ -35,6 +35,12 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def part(self, ids: Int64[np.ndarray, " m"]) -> "ImageSplit":
+        """The samples of these ids, copied into memory and read-only."""
+        images, targets = np.asarray(self.images)[ids], self.targets[ids]
+        images.flags.writeable = targets.flags.writeable = False
+        return ImageSplit(images, targets)
+
 
 @dataclass(frozen=True)
 class ImageData:

@@ -55,7 +55,9 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
     if not found:
         below = sorted({str(path.parent) for path in folder.glob("*/*.parquet")})
         remedy = (
-            f"there are some in {below[0]}, name that" if below else "name a folder of train*.parquet and test*.parquet"
+            f"there are some in {below[0]}, name that"
+            if below
+            else "name a folder of train*.parquet and test*.parquet, or of train/CLASS/*.jpg and test/CLASS/*.jpg"
         )
         raise ValueError(f"a data folder must hold Parquet shards: got none in {folder}; {remedy}")
     train = _starting_with("train", found)
@@ -106,6 +108,18 @@ def read_labels(path: Path, columns: Columns) -> Int64[np.ndarray, " n"]:
             f"({len(wrong)} such rows); correct or remove those rows"
         )
     return values
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a shard has.
+
+    Raises:
+        DataError: it is not a whole Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    with readable(path):
+        return int(pq.read_metadata(path).num_rows)
 
 
 @contextmanager

@@ -4,21 +4,23 @@ Between the catalogue and the sampler. Every sample has a sort key that is a pur
 so a part does not depend on how the images are stored, and a larger part contains every smaller one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Int64
 
 from infer2train.addresses import Purpose, integers, seeds
-from infer2train.data.images import ImageSplit
+from infer2train.data.encoded import Split
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
 
 
-def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
+def limit_split(split: Split, n: int, seed: int) -> Split:
     """A class-balanced subset: ⌊n/K⌋ images of each of the K classes, the remainder from classes in a seeded order.
 
     What a class is too small to give is passed on to the others. Nested: the images of a smaller n are among those of
-    a larger one. The images keep their order; they are copied into memory.
+    a larger one. The images keep their order; decoded ones are copied into memory.
 
     Args:
         split: what is chosen from.
@@ -29,6 +31,7 @@ def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
         ValueError: n is not in 1..len(split).
 
     Example:
+        >>> from infer2train.data.images import ImageSplit
         >>> split = ImageSplit(np.zeros((6, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1]))
         >>> limit_split(split, 4, seed=0).targets.tolist()
         [0, 0, 1, 1]
@@ -37,10 +40,10 @@ def limit_split(split: ImageSplit, n: int, seed: int) -> ImageSplit:
         raise ValueError(
             f"limit must be in 1..{len(split)}, the number of training images: got {n}; lower --limit or leave it out"
         )
-    return part(split, balanced_ids(split.targets, n, seed))
+    return split.part(balanced_ids(split.targets, n, seed))
 
 
-def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSplit]:
+def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
     """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys.
 
     Args:
@@ -49,7 +52,7 @@ def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSpl
         seed: which ones.
 
     Returns:
-        (rest, validation), both copied into memory and in their former order.
+        (rest, validation), as `part` gives them and in their former order.
 
     Raises:
         ValueError: n leaves nothing to train on, or is not positive.
@@ -61,7 +64,7 @@ def hold_out(split: ImageSplit, n: int, seed: int) -> tuple[ImageSplit, ImageSpl
         )
     held = balanced_ids(split.targets, n, seed, Purpose.VALIDATION)
     rest = np.setdiff1d(np.arange(len(split)), held)
-    return part(split, rest), part(split, held)
+    return split.part(rest), split.part(held)
 
 
 def balanced_ids(
@@ -83,7 +86,7 @@ def balanced_ids(
     return np.sort(taken)
 
 
-def long_tailed(split: ImageSplit, imbalance: float, seed: int) -> ImageSplit:
+def long_tailed(split: Split, imbalance: float, seed: int) -> Split:
     """A long-tailed part: n_k = round(n · μ^(k / (K − 1))) images of class k of K, μ = 1 / imbalance.
 
     n is the size of the smallest class in `split`, which all of them could have. Which images stay is decided as by
@@ -98,6 +101,7 @@ def long_tailed(split: ImageSplit, imbalance: float, seed: int) -> ImageSplit:
         ValueError: the last class would have no image, or there is only one class.
 
     Example:
+        >>> from infer2train.data.images import ImageSplit
         >>> split = ImageSplit(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1, 1, 1]))
         >>> np.bincount(long_tailed(split, 4, seed=0).targets).tolist()
         [4, 1]
@@ -116,10 +120,10 @@ def long_tailed(split: ImageSplit, imbalance: float, seed: int) -> ImageSplit:
         members = np.flatnonzero(split.targets == label)
         order = np.argsort(seeds(seed, Purpose.SUBSET, slot=members, view=_SAMPLE), kind="stable")
         kept.append(members[order[: round(most * imbalance ** (-place / (len(classes) - 1)))]])
-    return part(split, np.sort(np.concatenate(kept)))
+    return split.part(np.sort(np.concatenate(kept)))
 
 
-def mislabelled(split: ImageSplit, share: float, num_classes: int, seed: int) -> ImageSplit:
+def mislabelled(split: Split, share: float, num_classes: int, seed: int) -> Split:
     """The same images, of which ⌊share·n + ½⌋ have another label, uniform over the other classes.
 
     Args:
@@ -132,6 +136,7 @@ def mislabelled(split: ImageSplit, share: float, num_classes: int, seed: int) ->
         ValueError: there is only one class.
 
     Example:
+        >>> from infer2train.data.images import ImageSplit
         >>> split = ImageSplit(np.zeros((10, 1, 1, 1), np.uint8), np.zeros(10, np.int64))
         >>> int((mislabelled(split, 0.3, 4, seed=0).targets != 0).sum())
         3
@@ -147,11 +152,4 @@ def mislabelled(split: ImageSplit, share: float, num_classes: int, seed: int) ->
     steps = 1 + integers(num_classes - 1, seed, Purpose.LABEL_NOISE, slot=wrong, view=_CLASS)
     targets[wrong] = (targets[wrong] + steps) % num_classes
     targets.flags.writeable = False
-    return ImageSplit(split.images, targets)
-
-
-def part(split: ImageSplit, ids: Int64[np.ndarray, " m"]) -> ImageSplit:
-    """The samples of these ids, copied into memory and read-only."""
-    images, targets = np.asarray(split.images)[ids], split.targets[ids]
-    images.flags.writeable = targets.flags.writeable = False
-    return ImageSplit(images, targets)
+    return replace(split, targets=targets)

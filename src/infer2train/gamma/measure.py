@@ -164,6 +164,11 @@ def subject(
         checkpoint = load_checkpoint(run / CHECKPOINTS)
         if checkpoint is None:
             raise ValueError(f"gamma --run needs a run with a checkpoint: got none in {run}; train it first")
+        if config.decode == "on-demand":
+            raise ValueError(
+                f"gamma --run measures images that were decoded once: got {run}, which decodes on demand; pass --model "
+                "and --image-size instead of --run"
+            )
         model, data, image_size = config.model, config.data, image_size or config.image_size
         data_cache = data_cache or config.data_cache
         weights = checkpoint.state["model"]

@@ -42,7 +42,7 @@ def diagnose(folder: Path) -> None:
         run.model.load_state_dict(checkpoint.state["model"])
         views = random_views(len(run.training_images), min(VIEWS, len(run.training_images)), config.seed, config.epochs)
         recalibrate(run, views)
-        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
+        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)
     finally:
         run.loader.close()
     log = RunLog(folder, tensorboard=False)

@@ -1,6 +1,7 @@
 """How good a model is: error and loss over a whole set of images, the last partial batch included."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import logits_of
-from infer2train.views.image_views import ImageViews
+from infer2train.pipeline import AddressPipeline, ViewWorkers
+from infer2train.views.view_dataset import ViewDataset
 
 BATCH = 256
 """Images evaluated at a time."""
@@ -34,7 +36,13 @@ class Evaluation:
     """Expected calibration error, see `calibration_error`."""
 
 
-def evaluate(model: nn.Module, source: ImageViews, addresses: Addresses, device: torch.device) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    source: ViewDataset,
+    addresses: Addresses,
+    device: torch.device,
+    workers: ViewWorkers = ViewWorkers(),  # noqa: B008 -- frozen
+) -> Evaluation:
     """Evaluate a model on the views at `addresses`, in evaluation mode; its mode is put back.
 
     Everything is added up on the device and read once, at the end.
@@ -43,7 +51,7 @@ def evaluate(model: nn.Module, source: ImageViews, addresses: Addresses, device:
     model.eval()
     size = BATCH if device.type == "cpu" else max(BATCH, PIXELS_ON_DEVICE // math.prod(source.output_size))
     with torch.inference_mode():
-        parts = [_judged(model, *source.batch(addresses[i : i + size]), device) for i in range(0, len(addresses), size)]
+        parts = [_judged(model, *batch, device) for batch in _batches(source, addresses, size, workers)]
         losses, places, confidences = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
         wrong = places > 0
         figures = torch.stack(
@@ -60,6 +68,19 @@ def evaluate(model: nn.Module, source: ImageViews, addresses: Addresses, device:
     return Evaluation(
         loss=loss, error=error, top5_error=top5_error if has_top5 else None, calibration_error=calibration
     )
+
+
+def _batches(
+    source: ViewDataset, addresses: Addresses, size: int, workers: ViewWorkers
+) -> Iterator[tuple[Tensor, Tensor]]:
+    pipeline = AddressPipeline(source, like=workers)
+    try:
+        for start in range(0, len(addresses), size):
+            pipeline.put(addresses[start : start + size])
+        while pipeline.waiting:
+            yield pipeline.get()
+    finally:
+        pipeline.close()
 
 
 def _judged(

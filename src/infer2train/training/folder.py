@@ -91,4 +91,4 @@ def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
         )
     run = prepare(replace(config, device=device or config.device), progress=False)
     run.model.load_state_dict(checkpoint.state["model"])
-    return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
+    return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)

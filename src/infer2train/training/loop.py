@@ -20,6 +20,7 @@ from infer2train.pool.pool import OracleLostError
 from infer2train.reporting.report import write_report
 from infer2train.runlog import RunLog, take_back, write_config
 from infer2train.trace import Trace
+from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.progress import RunProgress
@@ -115,6 +116,9 @@ def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: Ru
     for note in run.loader.notes:
         log.write("event", event="decided", step=step, message=note)
         progress.say(note)
+    if (slow := decoding_warning(run)) is not None:
+        log.write("event", event="decoding-too-slow", step=step, message=slow)
+        progress.warn(slow)
     if checkpoint is None:
         return
     for rejected in checkpoint.rejected:

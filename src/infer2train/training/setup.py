@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from infer2train.addresses import Addresses
 from infer2train.config import RunConfig
-from infer2train.data.catalogue import default_cache_dir, load_data
-from infer2train.data.images import ImageData, ImageSplit
+from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
+from infer2train.data.encoded import EncodedData, EncodedSplit, Split
+from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method
@@ -24,12 +25,15 @@ from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
+from infer2train.pipeline import ViewWorkers
 from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
 from infer2train.views.image_views import ImageViews
+from infer2train.views.on_demand import OnDemandViews
 from infer2train.views.view import View
+from infer2train.views.view_dataset import ViewDataset
 
 # Of scaled RGB images, as the paper's regimes have it; a grey image has the mean of both.
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,18 +45,23 @@ class Run:
     """A run, ready to train."""
 
     config: RunConfig
-    data: ImageData
+    data: ImageData | EncodedData
     model: nn.Module
     optimizer: SGD
     loader: MinedLoader
-    training_images: ImageViews
-    evaluation_images: ImageViews
+    training_images: ViewDataset
+    evaluation_images: ViewDataset
     device: torch.device
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch; the last incomplete batch is dropped."""
         return len(self.loader)
+
+    @property
+    def view_workers(self) -> ViewWorkers:
+        """The processes that make views for an evaluation: as many as for a training."""
+        return ViewWorkers(num_workers=self.config.num_workers)
 
     def evaluation_addresses(self) -> Addresses:
         """Every image that the run is evaluated on."""
@@ -103,15 +112,9 @@ def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shared_out(config.oracle_cores, config.oracle_workers)
 
 
-def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData, ImageSplit, ImageSplit]:
+def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData | EncodedData, Split, Split]:
     """The data set, what the run trains on, and what it is evaluated on: the test set, or images held back."""
-    data = load_data(
-        config.data,
-        cache_dir=Path(config.data_cache or default_cache_dir()),
-        image_size=config.image_size,
-        on_bad_image=config.on_bad_image,
-        progress=progress,
-    )
+    data = _load(config, progress)
     train, evaluation = data.train, data.test
     if config.validation_split:
         train, evaluation = hold_out(train, config.validation_split, config.seed)
@@ -129,6 +132,19 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData,
     return data, train, evaluation
 
 
+def _load(config: RunConfig, progress: bool) -> ImageData | EncodedData:
+    cache_dir = Path(config.data_cache or default_cache_dir())
+    if config.decode == "on-demand":
+        return load_encoded(config.data, cache_dir=cache_dir, image_size=config.image_size, progress=progress)
+    return load_data(
+        config.data,
+        cache_dir=cache_dir,
+        image_size=config.image_size,
+        on_bad_image=config.on_bad_image,
+        progress=progress,
+    )
+
+
 def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     """Build the run that a resolved configuration describes.
 
@@ -143,15 +159,12 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
             f"self-distill runs in fp32, since its penalty vanishes in lower precision: got {config.precision}; "
             "pass --precision fp32"
         )
+    _check_views(config)
     data, train, evaluation = load_splits(config, progress=progress)
-    height, _, channels = train.images.shape[1:]
-    if config.crop_size is not None and config.view not in SIZED:
-        raise ValueError(
-            f"crop_size is the size of the views {', '.join(sorted(SIZED))}: got {config.crop_size} for {config.view}; "
-            "leave it out"
-        )
-    size = config.crop_size or height
-    training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
+    stored, channels = _form(train)
+    size = config.crop_size or stored
+    assert size is not None, "checked before"
+    training_images = views_of(train, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(
         parameter_groups(model, config.weight_decay),
@@ -175,7 +188,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,
-        evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
+        evaluation_images=views_of(evaluation, evaluation_view(size, stored)),
         device=device,
     )
 
@@ -238,7 +251,44 @@ def ramp_of(config: RunConfig) -> Ramp | None:
     return Ramp(start=config.ramp_start or 0.0, stop=1.0 if config.ramp_stop is None else config.ramp_stop)
 
 
-def evaluation_view(size: int, stored: int) -> View:
+def _form(split: Split) -> tuple[int | None, int]:
+    """Height and channels of all images; no height where they differ."""
+    if isinstance(split, EncodedSplit):
+        return None, 3
+    return int(split.images.shape[1]), int(split.images.shape[3])
+
+
+def _check_views(config: RunConfig) -> None:
+    """Refuse views that the images cannot have, before any image is read.
+
+    Raises:
+        ValueError: the size of the views is not known, or not theirs to have.
+    """
+    sized, is_on_demand = ", ".join(sorted(SIZED)), config.decode == "on-demand"
+    if config.view not in SIZED and is_on_demand:
+        raise ValueError(
+            f"images decoded on demand may differ in size, and need a view that makes them one ({sized}): got "
+            f"{config.view}; pass --view random-resized-crop-flip --crop-size 224, or --decode once"
+        )
+    if config.view not in SIZED and config.crop_size is not None:
+        raise ValueError(
+            f"crop_size is the size of the views {sized}: got {config.crop_size} for {config.view}; leave it out"
+        )
+    if config.crop_size is None and is_on_demand:
+        raise ValueError(
+            "images decoded on demand need the size of their views: got no crop_size; pass --crop-size 224, or what "
+            "the model takes"
+        )
+
+
+def views_of(split: Split, view: View) -> ViewDataset:
+    """The views of a split's images, from memory or decoded on demand."""
+    if isinstance(split, EncodedSplit):
+        return OnDemandViews(split.pixels, split.targets, view)
+    return ImageViews(split.images, split.targets, view)
+
+
+def evaluation_view(size: int, stored: int | None) -> View:
     """The whole image, or its centre where the run trains on crops of another size."""
     return Identity() if size == stored else EvaluationCrop(size)
 

@@ -112,11 +112,11 @@ class Watch:
 
     def _errors(self, epoch: int) -> dict[str, float | None]:
         run = self._run
-        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device)
+        result = evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)
         random_error = None
         if run.config.train_error_samples:
             addresses = run.training_error_addresses(epoch)
-            random_error = evaluate(run.model, run.training_images, addresses, run.device).error
+            random_error = evaluate(run.model, run.training_images, addresses, run.device, run.view_workers).error
         return {
             "train_error_random": random_error,
             "test_loss": result.loss,

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from infer2train.addresses import Purpose, as_uniform, words
 from infer2train.views.elementary import sine_and_cosine
 from infer2train.views.sampling import ONE, sample
-from infer2train.views.view import Parameters, View, on_device
+from infer2train.views.view import Parameters, Side, View, on_device
 
 _MATRIX_BITS = 20
 """Fraction bits of sine and cosine: enough for a thousand pixels from the centre."""
@@ -41,7 +41,7 @@ class ShiftRotate(View):
             raise ValueError(f"rotation must be between 0 and 180 degrees: got {rotation}; use 10.0")
         self.shift, self.rotation = shift, rotation
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         four_words = words(seeds, Purpose.PARAMETER)
         angle, down, right, _ = (2.0 * as_uniform(word).astype(np.float64) - 1.0 for word in four_words)
         sine, cosine = sine_and_cosine(angle * math.radians(self.rotation))

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from infer2train.addresses import Purpose, as_uniform, words
 from infer2train.views.elementary import exponential
 from infer2train.views.sampling import FRACTION_BITS, ONE, resample
-from infer2train.views.view import Parameters, View, on_device
+from infer2train.views.view import Parameters, Side, View, on_device
 
 
 class PadCropFlip(View):
@@ -37,7 +37,7 @@ class PadCropFlip(View):
             raise ValueError(f"padding must be at least 0 pixels: got {padding}; use 4 for 32x32 images")
         self.padding, self.flip = padding, flip
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         top, left, flip, _ = words(seeds, Purpose.PARAMETER)
         places = 2 * self.padding + 1
         return {
@@ -99,11 +99,12 @@ class RandomResizedCropFlip(View):
             raise ValueError(f"ratio must be a rising range of positive numbers: got {ratio}; use (3 / 4, 4 / 3)")
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
+        height, width = (np.broadcast_to(np.asarray(side, np.int64), seeds.shape) for side in (height, width))
         area, shape, top, left = words(seeds[:, None], Purpose.PARAMETER, slot=np.arange(self.tries + 1))
         flip = area[:, self.tries] >> 31  # the words of the last slot are the flip's alone
-        heights, widths = self._shapes(as_uniform(area[:, :-1]), as_uniform(shape[:, :-1]), height * width)
-        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+        heights, widths = self._shapes(as_uniform(area[:, :-1]), as_uniform(shape[:, :-1]), (height * width)[:, None])
+        fits = (heights > 0) & (heights <= height[:, None]) & (widths > 0) & (widths <= width[:, None])
         chosen = np.arange(len(seeds)), fits.argmax(axis=1)
         some = fits.any(axis=1)
         central_height, central_width = self._central(height, width)
@@ -117,7 +118,7 @@ class RandomResizedCropFlip(View):
             "flip": flip if self.flip else np.zeros_like(flip),
         }
 
-    def _shapes(self, area: np.ndarray, shape: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shapes(self, area: np.ndarray, shape: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Heights and widths of crops for uniform numbers that decide their area and their aspect ratio."""
         (least, most), (narrow, wide) = self.scale, self.ratio
         areas: Float64[np.ndarray, "n tries"] = pixels * (least + area.astype(np.float64) * (most - least))
@@ -125,14 +126,14 @@ class RandomResizedCropFlip(View):
         ratios = math.sqrt(narrow * wide) * exponential(exponents)
         return np.rint(np.sqrt(areas / ratios)).astype(np.int64), np.rint(np.sqrt(areas * ratios)).astype(np.int64)
 
-    def _central(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the largest crop whose aspect ratio is allowed."""
+    def _central(
+        self, height: Int64[np.ndarray, " n"], width: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Height and width of the largest crops whose aspect ratio is allowed."""
         narrow, wide = self.ratio
-        if width < narrow * height:
-            return max(1, min(height, round(width / narrow))), width
-        if width > wide * height:
-            return height, max(1, min(width, round(height * wide)))
-        return height, width
+        lower = np.rint(width / narrow).astype(np.int64).clip(1, height)
+        slimmer = np.rint(height * wide).astype(np.int64).clip(1, width)
+        return np.where(width < narrow * height, lower, height), np.where(width > wide * height, slimmer, width)
 
     def apply(self, images: UInt8[Tensor, "n h w c"], parameters: Parameters) -> UInt8[Tensor, "n c h2 w2"]:
         at = on_device(parameters, images.device)

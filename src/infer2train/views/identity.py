@@ -8,7 +8,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from infer2train.views.sampling import ONE, resample
-from infer2train.views.view import Parameters, View
+from infer2train.views.view import Parameters, Side, View
 
 
 class Identity(View):
@@ -21,7 +21,7 @@ class Identity(View):
 
     random: ClassVar[bool] = False
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         return {}
 
     def apply(self, images: UInt8[Tensor, "n h w c"], parameters: Parameters) -> UInt8[Tensor, "n c h2 w2"]:
@@ -56,7 +56,7 @@ class EvaluationCrop(View):
             raise ValueError(f"size must be at least 1 pixel: got {size}; use the network's input size, such as 224")
         self.size = size
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         return {}
 
     def apply(self, images: UInt8[Tensor, "n h w c"], parameters: Parameters) -> UInt8[Tensor, "n c h2 w2"]:

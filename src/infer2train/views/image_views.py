@@ -1,7 +1,7 @@
 """Images in memory, seen under vectorised views: the fast source for small images and for GPUs.
 
-Reads only the images that a batch names, from a memory-mapped array, from memory or from a device. Without mining it is
-an ordinary map-style data set, whose random views follow torch's global seed like anybody's transforms.
+Reads only the images that a batch names, from a memory-mapped array, from memory or from a device. Images that do not
+fit there, or differ in size, are `on_demand`'s.
 """
 
 import mmap
@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from infer2train.addresses import SEED_BITS, Addresses
-from infer2train.source import Source
+from infer2train.addresses import Addresses
 from infer2train.views.view import View
+from infer2train.views.view_dataset import ViewDataset
 
 Images = UInt8[np.ndarray, "n h w c"] | UInt8[Tensor, "n h w c"]
-Item = tuple[Tensor, int]
 
 
 class _Mapped(NamedTuple):
@@ -30,8 +28,8 @@ class _Mapped(NamedTuple):
     order: Literal["C", "F"]
 
 
-class ImageViews(Source, Dataset[Item]):
-    """Images and their classes as a source of views, and as a data set.
+class ImageViews(ViewDataset):
+    """Images of one size and their classes as a source of views, and as a data set.
 
     Args:
         images: pixels; a tensor's device is where the views are made. A memory-mapped file is mapped again, not
@@ -68,14 +66,8 @@ class ImageViews(Source, Dataset[Item]):
         return len(self.images)
 
     def batch(self, addresses: Addresses) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-        """The views at these addresses and their targets, on the images' device.
-
-        Raises:
-            IndexError: an id is not in [0, len).
-        """
-        low, high = int(addresses.ids.min()), int(addresses.ids.max())
-        if low < 0 or high >= len(self):
-            raise IndexError(f"ids must be in [0, {len(self)}): got {low if low < 0 else high}; check the sampler")
+        """The views at these addresses and their targets, on the images' device."""
+        self.check_ids(addresses.ids)
         ids = torch.from_numpy(addresses.ids).to(self.targets.device)
         return self.view(self._gather(addresses.ids), addresses.seeds), self.targets[ids]
 
@@ -84,17 +76,6 @@ class ImageViews(Source, Dataset[Item]):
         if isinstance(self.images, np.ndarray):
             return torch.from_numpy(np.asarray(self.images).take(ids, axis=0))
         return self.images.index_select(0, torch.from_numpy(ids).to(self.images.device))
-
-    def __getitem__(self, index: int) -> Item:
-        """A random view of one image, and its target."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Item]:
-        """Random views of these images, made together; what a `DataLoader` calls for a batch."""
-        # The state that a DataLoader sets in each of its workers, so views follow torch.manual_seed like any transform.
-        seeds = torch.randint(0, (1 << SEED_BITS) - 1, (len(indices),)).numpy()
-        pixels, targets = self.batch(Addresses(np.asarray(indices, dtype=np.int64), seeds))
-        return list(zip(pixels, targets.tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map copies the file's content into the pickle: gigabytes for each worker that is spawned.

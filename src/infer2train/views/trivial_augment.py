@@ -13,7 +13,7 @@ from infer2train.views.crops import PadCropFlip
 from infer2train.views.curves import auto_contrast, equalize, posterize, solarize
 from infer2train.views.elementary import sine_and_cosine
 from infer2train.views.enhancements import brightness, colour, contrast, sharpness
-from infer2train.views.view import Parameters, View, on_device
+from infer2train.views.view import Parameters, Side, View, on_device
 from infer2train.views.warps import ANGLE_BITS, rotate, shear_x, shear_y, translate_x, translate_y
 
 Images = UInt8[Tensor, "n h w c"]
@@ -72,7 +72,7 @@ class TrivialAugment(View):
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         self.crop = PadCropFlip(padding, flip)
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         operation, strength, sign, _ = words(seeds, Purpose.PARAMETER, slot=1)  # slot 0 is the crop's
         signed = ((strength * STRENGTHS) >> 32) * (1 - 2 * (sign >> 31))
         sine, cosine = sine_and_cosine(signed * math.radians(_DEGREES))

@@ -17,6 +17,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 Seeds = Int64[np.ndarray, " n"] | Int64[Tensor, " n"]
+Side = int | Int64[np.ndarray, " n"]
+"""A height or width: of all images, or of each one."""
 Parameters = Mapping[str, Int64[np.ndarray, " n"] | Int64[Tensor, " n"]]
 """One integer a view under each name, e.g. `{"top": ..., "left": ..., "flip": ...}`."""
 
@@ -38,13 +40,13 @@ class View(ABC):
     """Whether the seed matters. Views that are not random are for evaluation."""
 
     @abstractmethod
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: int, width: int) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         """The parameters that these seeds decide, from `addresses.words(seeds, Purpose.PARAMETER, slot=...)`.
 
         Args:
             seeds: the views' own, in [0, 2^63).
-            height: of the images (pixels).
-            width: of the images (pixels).
+            height: of the images, or of the image of each seed (pixels).
+            width: likewise.
         """
 
     @abstractmethod
