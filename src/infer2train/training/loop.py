@@ -5,6 +5,7 @@ from which `resume=True` goes on to the same final weights, bit for bit.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
@@ -25,8 +26,12 @@ from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.progress import RunProgress
 from infer2train.training.schedule import learning_rate
 from infer2train.training.setup import Run, cores, prepare
-from infer2train.training.step import EpochSums, train_step
+from infer2train.training.step import EpochSums, StepResult, train_step
 from infer2train.training.watch import Watch
+from infer2train.training.ways import Way, images_on_device, way_of
+
+Steps = Iterator[tuple[StepResult | None, float]]
+"""What each step saw, and its learning rate; None where it is not yet known, see `device_steps`."""
 
 
 class DivergedError(RuntimeError):
@@ -70,6 +75,7 @@ def _train(
     config: RunConfig, folder: Path, resume: bool, quiet: bool, title: str | None, report: bool, trace: Trace | None
 ) -> Result:
     run = prepare(config, progress=not quiet)
+    way, note = way_of(run)
     if trace is not None:
         run.loader.timeline.listen(trace.add)
     config = run.config
@@ -88,9 +94,9 @@ def _train(
         RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress,
     ):
         log.start(str(run.device), config.threads or 1)
-        _announce(run, checkpoint, log, progress)
+        _announce(run, note, checkpoint, log, progress)
         try:
-            _train_epochs(run, folder, sums, log, progress, interrupt)
+            _train_epochs(run, _steps(run, way, sums, interrupt), folder, sums, log, progress, interrupt)
         except OracleLostError as error:
             _checkpoint(run, folder, sums, log)
             log.write("event", event="oracle-lost", step=run.loader.steps, message=str(error))
@@ -105,16 +111,16 @@ def _train(
     return result_of(folder)
 
 
-def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
+def _announce(run: Run, note: str | None, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
     """Log and show what the reader must know before the first step."""
     step = run.loader.steps
     if run.data.skipped:
         message = f"images left out because they could not be decoded: {run.data.skipped}"
         log.write("event", event="images-skipped", step=step, message=message)
         progress.say(message)
-    for note in run.loader.notes:
-        log.write("event", event="decided", step=step, message=note)
-        progress.say(note)
+    for decided in (*run.loader.notes, *([] if note is None else [note])):
+        log.write("event", event="decided", step=step, message=decided)
+        progress.say(decided)
     if checkpoint is None:
         return
     for rejected in checkpoint.rejected:
@@ -124,18 +130,39 @@ def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: Ru
     progress.say(f"resumed at step {step}")
 
 
+def _steps(run: Run, way: Way, sums: EpochSums, interrupt: Interrupt) -> Callable[[], Steps]:
+    """What makes the steps of an epoch."""
+    if way == "loop":
+        return lambda: _batch_by_batch(run, sums)
+    from infer2train.training.device_steps import DeviceSteps
+
+    return DeviceSteps(run, images_on_device(run), sums, interrupt, is_recorded=way == "graph").epoch
+
+
+def _batch_by_batch(run: Run, sums: EpochSums) -> Steps:
+    for images, targets in run.loader:
+        lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        yield train_step(run, images, targets, sums), lr
+
+
 def _train_epochs(
-    run: Run, folder: Path, sums: EpochSums, log: RunLog, progress: RunProgress, interrupt: Interrupt
+    run: Run,
+    steps: Callable[[], Steps],
+    folder: Path,
+    sums: EpochSums,
+    log: RunLog,
+    progress: RunProgress,
+    interrupt: Interrupt,
 ) -> None:
     """Algorithm 1: the loader refreshes the oracle and picks, we optimise."""
     watch = Watch(run, sums, log, progress)
     for epoch in range(run.loader.epoch, run.config.epochs):
         watch.come_back()
-        for images, targets in run.loader:
-            lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr
-            result = train_step(run, images, targets, sums)
+        for result, lr in steps():
+            if result is None:  # on its way on the device; an interrupt is seen at the next step
+                continue
             watch.step(result, lr)
             if not math.isfinite(result.loss):
                 _stop_diverged(run, folder, f"the training loss must stay finite: got {result.loss}", log)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -28,7 +29,7 @@ from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
-from infer2train.views.image_views import ImageViews
+from infer2train.views.image_views import Images, ImageViews
 from infer2train.views.view import View
 
 # Of scaled RGB images, as the paper's regimes have it; a grey image has the mean of both.
@@ -64,6 +65,8 @@ class Run:
         return random_views(len(self.training_images), count, self.config.seed, epoch)
 
 
+LARGEST_PART = 0.5
+"""Of the free memory of a CUDA device, for images."""
 AUTOMATIC = ("threads", "oracle_chunk", "data_cache")
 """Settings that the machine decides where they are left out; once, and never again for the same run."""
 
@@ -147,7 +150,8 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
             "leave it out"
         )
     size = config.crop_size or height
-    training_images = ImageViews(train.images, train.targets, make_view(config.view, size))
+    images = placed(train.images, device, config.num_workers)
+    training_images = ImageViews(images, train.targets, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
     base: DataLoader[Any] = DataLoader(
@@ -156,9 +160,9 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         shuffle=True,
         drop_last=True,
         num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and not isinstance(images, torch.Tensor),
     )
-    loader = mined(base, model, optimizer, config)
+    loader = mined(base, model, config)
     return Run(
         config=replace(config, oracle=loader.plan.oracle),  # what `auto` was found to be
         data=data,
@@ -166,9 +170,21 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,
-        evaluation_images=ImageViews(evaluation.images, evaluation.targets, evaluation_view(size, height)),
+        evaluation_images=ImageViews(
+            placed(evaluation.images, device, 0), evaluation.targets, evaluation_view(size, height)
+        ),
         device=device,
     )
+
+
+def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device, num_workers: int) -> Images:
+    """The images on the CUDA device where they fit with room to spare; as they are elsewhere, and for workers."""
+    if device.type != "cuda" or num_workers > 0:
+        return images
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes > LARGEST_PART * free_bytes:
+        return images
+    return torch.from_numpy(np.array(images)).to(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -185,12 +201,14 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
     return Pixels(network, mean, std)
 
 
-def mined(base: "DataLoader[Any]", model: nn.Module, optimizer: SGD, config: RunConfig) -> MinedLoader:
-    """The run's loader: `mine()` as any user would call it."""
+def mined(base: "DataLoader[Any]", model: nn.Module, config: RunConfig) -> MinedLoader:
+    """The run's loader: `mine()` as any user would call it who counts steps by `step_done()`.
+
+    A hook of the optimiser would see no step that is replayed as a CUDA graph, and those that are only recorded.
+    """
     return mine(
         base,
         model,
-        optimizer,
         method=config.method,
         gamma=config.gamma,
         oracle=config.oracle,
