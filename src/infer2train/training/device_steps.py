@@ -151,8 +151,8 @@ class DeviceSteps:
         return StepResult(
             loss=loss[-1],
             penalty=penalty[-1] if self._plan.method.loss == "distillation" else None,
-            logits=None if draw.log_probabilities is None else tables.found("logits")[rows.stop - 1],
-            targets=tables.targets(rows.stop - 1),
+            logits=None if draw.log_probabilities is None else tables.found("logits")[rows.stop - 1].clone(),
+            targets=tables.targets(rows.stop - 1).clone(),
         )
 
     def _draw(self, planned: Planned) -> Draw:
