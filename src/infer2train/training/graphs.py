@@ -19,7 +19,7 @@ _ONE_AT_A_TIME = Lock()
 """Every graph of a process takes part in its default generator's state: none may be replayed while one is recorded."""
 
 
-def captured(work: Work, kept: Iterable[Tensor], stream: "torch.cuda.Stream") -> Work:
+def captured(work: Work, kept: Iterable[Tensor]) -> Work:
     """The work as one launch; nothing has changed when it is returned.
 
     The first runs are real ones, so what they change is put back: the random state, and the tensors in `kept`.
@@ -27,25 +27,21 @@ def captured(work: Work, kept: Iterable[Tensor], stream: "torch.cuda.Stream") ->
     Args:
         work: takes its inputs from tensors that stay where they are, and leaves its results in such.
         kept: every tensor that a second run would find changed by the first.
-        stream: what it is recorded on, and nothing else at the same time: libraries keep one workspace for each stream,
-            and recorded work goes on using it. Its priority becomes that of the recorded kernels.
 
     Returns:
-        Replays it on the stream that is current then.
+        Replays it. Call it on the stream that is current now, which is not the default one: libraries have one
+        workspace for each stream, and what is recorded goes on using it.
 
     Raises:
         RuntimeError: it cannot be recorded.
     """
-    kept = list(kept)
-    device, current = stream.device, torch.cuda.current_stream(stream.device)
+    kept, stream = list(kept), torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with _ONE_AT_A_TIME, torch.cuda.device(device):
-        before, random = [tensor.detach().clone() for tensor in kept], torch.cuda.get_rng_state(device)
-        stream.wait_stream(current)
+    with _ONE_AT_A_TIME:
+        before, random = [tensor.detach().clone() for tensor in kept], torch.cuda.get_rng_state(stream.device)
         try:
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    work()
+            for _ in range(WARM_UP):
+                work()
             # Not "global": other seeds go on in other threads. It waits for the device before it begins.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()
@@ -54,11 +50,10 @@ def captured(work: Work, kept: Iterable[Tensor], stream: "torch.cuda.Stream") ->
                 f"a step must do the same on the same tensors each time to be recorded as a CUDA graph: got {error}; "
                 "pass --step loop"
             ) from error
-        current.wait_stream(stream)
         with torch.no_grad():
             for tensor, value in zip(kept, before, strict=True):
                 tensor.copy_(value)
-        torch.cuda.set_rng_state(random, device)
+        torch.cuda.set_rng_state(random, stream.device)
 
     def replay() -> None:
         with _ONE_AT_A_TIME:

@@ -27,6 +27,7 @@ from infer2train.training.progress import RunProgress
 from infer2train.training.schedule import learning_rate
 from infer2train.training.setup import Run, cores, prepare
 from infer2train.training.step import EpochSums, StepResult, train_step
+from infer2train.training.streams import own_stream
 from infer2train.training.watch import Watch
 from infer2train.training.ways import Way, images_on_device, way_of
 
@@ -67,17 +68,50 @@ def train(
     """
     config = enter_folder(config, folder, resume)
     oracles, trainers = cores(config)
-    with Trace(trace) if trace else nullcontext() as tracing, on_cores(trainers if oracles else ()):
-        return _train(config, folder, resume, quiet, title, report, tracing)
+    with (
+        Trace(trace) if trace else nullcontext() as tracing,
+        on_cores(trainers if oracles else ()),
+        interruptible() as interrupt,
+    ):
+        run = prepare(config, progress=not quiet)
+        if tracing is not None:
+            run.loader.timeline.listen(tracing.add)
+        return train_run(run, folder, interrupt, resume=resume, quiet=quiet, title=title, report=report)
 
 
-def _train(
-    config: RunConfig, folder: Path, resume: bool, quiet: bool, title: str | None, report: bool, trace: Trace | None
+def train_run(
+    run: Run,
+    folder: Path,
+    interrupt: Interrupt,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    title: str | None = None,
+    report: bool = True,
 ) -> Result:
-    run = prepare(config, progress=not quiet)
+    """Train a prepared run to its end in its folder, as `train` does; in any thread.
+
+    Args:
+        run: whose folder `enter_folder` has looked at.
+        folder: gets everything.
+        interrupt: the wish to stop, granted after a step.
+        resume: go on from the newest good checkpoint; start where there is none.
+        quiet: show no progress.
+        title: what the progress line calls the run. Default: the folder's name.
+        report: write report.html at the end.
+
+    Raises:
+        As `train`.
+    """
+    with own_stream(run.device):
+        _train(run, folder, interrupt, resume, quiet, title)
+    if report:
+        write_report(folder)
+    return result_of(folder)
+
+
+def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bool, title: str | None) -> None:
     way, note = way_of(run)
-    if trace is not None:
-        run.loader.timeline.listen(trace.add)
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
@@ -89,10 +123,7 @@ def _train(
         sums = EpochSums.from_state(checkpoint.state["sums"])
     take_back(folder, run.loader.steps, run.loader.epoch)
     log = RunLog(folder)
-    with (
-        interruptible() as interrupt,
-        RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress,
-    ):
+    with RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress:
         log.start(str(run.device), config.threads or 1)
         _announce(run, note, checkpoint, log, progress)
         try:
@@ -106,9 +137,6 @@ def _train(
         finally:
             log.close()
             run.loader.close()
-    if report:
-        write_report(folder)
-    return result_of(folder)
 
 
 def _announce(run: Run, note: str | None, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:

@@ -14,10 +14,27 @@ from torch import Tensor
 from infer2train.training.graphs import Work, captured
 
 
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Within, the trainer's work goes to a CUDA stream of its own; on a CPU nothing is different.
+
+    Graphs are recorded on no default stream, and trainings side by side in threads share none. It goes first: a
+    trainer's kernels are small and wait for one another, an oracle's fill what they leave.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch's
+        stream.wait_stream(torch.cuda.current_stream(device))  # which has made what is trained
+        with torch.cuda.stream(stream):
+            yield
+
+
 class Streams:
     """The work of trainer and oracle, each in the order in which it is given.
 
-    The trainer's stream is the one that is current where the methods are called; the oracle has one of its own.
+    The trainer's stream is the one that is current where the methods are called (`own_stream`); the oracle has one too.
 
     Args:
         device: of both.
@@ -32,8 +49,6 @@ class Streams:
         if device.type == "cuda":
             self._device = device
             self._oracle = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
-            # The trainer's kernels go first: they are small, and wait for one another.
-            self._recording = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             self._picked = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -53,7 +68,7 @@ class Streams:
     def score(self, work: Work) -> None:
         """Have the oracle score and pick a draw."""
         with self.oracle(), self._clock.running():
-            self._do("score", work, list, self._oracle)
+            self._do("score", work, list)
         if self._oracle is not None:
             self._picked.record(self._oracle)
 
@@ -70,25 +85,18 @@ class Streams:
             work: the step.
             changed: the tensors that it changes and another step reads.
         """
-        self._do(kind, work, changed, None if self._oracle is None else self._recording)
+        self._do(kind, work, changed)
 
     def scoring_seconds(self) -> float:
         """How long the oracle scored, in all that is known to be done since the last time."""
         return self._clock.seconds()
 
-    def _do(
-        self,
-        kind: Hashable,
-        work: Work,
-        changed: Callable[[], Iterable[Tensor]],
-        stream: "torch.cuda.Stream | None",
-    ) -> None:
+    def _do(self, kind: Hashable, work: Work, changed: Callable[[], Iterable[Tensor]]) -> None:
         if not self._is_recorded:
             work()
             return
-        assert stream is not None, "only CUDA records"
         if kind not in self._replays:
-            self._replays[kind] = captured(work, changed(), stream)
+            self._replays[kind] = captured(work, changed())
         self._replays[kind]()
 
 
