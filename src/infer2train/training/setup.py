@@ -143,6 +143,17 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
             "pass --precision fp32"
         )
     data, train, evaluation = load_splits(config, progress=progress)
+    return assembled(config, data, train, evaluation, device)
+
+
+def assembled(
+    config: RunConfig, data: ImageData, train: ImageSplit, evaluation: ImageSplit, device: torch.device
+) -> Run:
+    """The run on these images.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
     height, _, channels = train.images.shape[1:]
     if config.crop_size is not None and config.view not in SIZED:
         raise ValueError(
