@@ -34,7 +34,7 @@ from infer2train.oracle.measurement import timed
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
 from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.program import Simulation, deviation, specify
+from infer2train.quantization.program import Simulation, deviation
 from infer2train.runlog import cpu_name
 from infer2train.views.image_views import ImageViews
 
@@ -135,7 +135,8 @@ def deviations(bench: Bench) -> Iterator[str]:
         engine: LoweredEngine = build_engine(spec, bench.model, samples=bench.samples)  # type: ignore[assignment]
         record = engine.calibrated(snapshot(bench.model, 0))
         engine.refresh(record)
-        program = specify(engine.graph, engine.weights, record.ranges)
+        program = engine.specified(engine.weights, record.ranges)
+        assert program is not None
         simulated = Simulation(engine.graph, program, engine.clipped)(images)
         steps = deviation(tensors_of(engine.outputs(images)), simulated)
         kinds = sorted({*engine.precisions().values()})

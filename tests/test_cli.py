@@ -412,7 +412,8 @@ def test_eval_and_report_of_a_run(command: Command) -> None:
     status, output, error = command("eval", "runs/one", "--json")
     assert (status, error) == (0, "")
     told = json.loads(output)
-    assert told == {"loss": last["test_loss"], "error": last["test_error"], "top5_error": last["test_top5_error"]}
+    names = ("loss", "error", "top5_error", "calibration_error")
+    assert told == {name: last[f"test_{name}"] for name in names}
     status, output, _ = command("eval", "runs/one")
     assert output.startswith(f"runs/one: test error {told['error']:.2%}, top-5 error {told['top5_error']:.2%}, loss")
     page = Path("runs/one/report.html")

@@ -63,6 +63,8 @@ class Purpose(IntEnum):
     """A parameter of one view, keyed by the view's own seed; the slot numbers the parameter."""
     UNIFORM_SCORE = 15
     """The score of a control that picks at random."""
+    LABEL_NOISE = 16
+    """Which training samples `--label-noise` gives another label, and which."""
 
 
 @dataclass(frozen=True)

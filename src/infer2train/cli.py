@@ -49,7 +49,9 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
 
     if isinstance(error, Interrupted):
         command = (
-            "the same command" if "--resume" in arguments or "demo" in arguments else "the same command with --resume"
+            "the same command"
+            if {"--resume", "demo", "reproduce"} & set(arguments)
+            else "the same command with --resume"
         )
         print(f"\n{error}; {command} goes on", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -125,6 +127,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
     verbs.add_subcommand("gamma", _gamma_parser(), help="measure what this machine can do, and whether mining pays")
+    verbs.add_subcommand("reproduce", _reproduce_parser(), help="the paper's figures and tables, and whether it pays")
     verbs.add_subcommand("demo", _demo_parser(), help="the paper's methods on real data, in minutes")
     return parser
 
@@ -202,6 +205,37 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
     add("--run", type=str | None, default=None, help="A run folder: its model, data and newest weights.")
     add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
     add("--json", type=str | None, default=None, help="Write everything measured to this file.")
+    add("--quiet", action="store_true", help="Show no progress.")
+    return parser
+
+
+def _reproduce_parser() -> jsonargparse.ArgumentParser:
+    from infer2train.reproduce.experiments import EXPERIMENTS
+
+    questions = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
+    parser = jsonargparse.ArgumentParser(
+        description="Train an experiment of the paper over paired seeds, and write its table and figures. It can be "
+        "stopped at any moment; the same command goes on. " + questions,
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("experiment", type=str, help=f"{', '.join(EXPERIMENTS)}.")
+    add("--scale", type=str, default="mini", help="full: the paper's; mini: ResNet-20 on 5,000 images for two cores.")
+    add("--variant", type=str, default="clean", help="Training labels: clean, noisy (10 % wrong) or long-tailed.")
+    add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
+    add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")
+    add("--data-cache", type=str | None, default=None, help="As for train.")
+    add("--device", type=str, default="cpu", help="Where the trainer runs: cpu, cuda.")
+    add("--pool", type=str, default="inline", help="Where the oracle runs: inline, process, stream.")
+    add("--threads", type=int, default=1, help="Threads of the trainer's CPU arithmetic.")
+    add("--jobs", type=int, default=1, help="Runs trained side by side (processes).")
+    add("--arms", nargs="+", default=[], help="Train only these in this sitting. Default: all of the experiment.")
+    archive_help = (
+        "Folder in which a few kilobytes of each finished run are kept: what it holds is not trained again, here or on "
+        "another machine."
+    )
+    add("--archive", type=str | None, default=None, help=archive_help)
+    add("--runs-dir", type=str, default="runs", help="Folder of run folders.")
     add("--quiet", action="store_true", help="Show no progress.")
     return parser
 
@@ -422,7 +456,49 @@ def _demo(options: dict[str, Any]) -> None:
     demo(Path(options["runs_dir"]), quiet=options["quiet"])
 
 
-VERBS = {"train": _train, "compare": _compare, "report": _report, "eval": _eval, "gamma": _gamma, "demo": _demo}
+def _reproduce(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.config import unknown
+    from infer2train.reproduce.experiments import EXPERIMENTS
+    from infer2train.reproduce.plan import Plan
+    from infer2train.reproduce.run import Place, print_lines, reproduce
+
+    name = options["experiment"]
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    for count in ("seeds", "jobs", "threads"):
+        at_least(count, options[count], 1)
+    machine = ("data", "data_cache", "device", "pool", "threads")
+    common = {field: options[field] for field in machine if options[field] is not None}
+    experiment = EXPERIMENTS[name]
+    plan = Plan(
+        regime=experiment.regime,
+        scale=options["scale"],
+        variant=options["variant"],
+        seeds=options["seeds"],
+        common=common,
+    )
+    suffix = "" if plan.variant == "clean" else f"-{plan.variant}"
+    place = Place(
+        folder=Path(options["runs_dir"]) / f"reproduce-{plan.regime.partition('-')[0]}-{plan.scale}{suffix}",
+        name=name,
+        archive=None if options["archive"] is None else Path(options["archive"]),
+        jobs=options["jobs"],
+        quiet=options["quiet"],
+    )
+    print_lines(reproduce(experiment, plan, place, options["arms"]), place, Console())
+
+
+VERBS = {
+    "train": _train,
+    "compare": _compare,
+    "report": _report,
+    "eval": _eval,
+    "gamma": _gamma,
+    "reproduce": _reproduce,
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

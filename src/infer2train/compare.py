@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,10 @@ class Comparison:
 
     runs: dict[tuple[str, int], RunConfig]
     """By (method, seed), in the order in which they are trained."""
+    baseline: str = BASELINE
+    """The method that the others are compared with."""
+    runs_in: str = "."
+    """Where the run folders are, from the comparison's own: comparisons that have runs in common share them."""
 
     @property
     def methods(self) -> list[str]:
@@ -55,6 +59,7 @@ def compare(
     jobs: int = 1,
     parallel_seeds: int = 1,
     quiet: bool = False,
+    after: Callable[[Path], None] | None = None,
 ) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
@@ -67,6 +72,7 @@ def compare(
         jobs: runs trained side by side, each in a process of its own; 1 trains in this one.
         parallel_seeds: runs trained side by side on one CUDA device, in threads of this process.
         quiet: show no progress.
+        after: called with the folder of each run that was trained, in the process that trained it.
 
     Raises:
         ValueError: the folder exists and `resume` is not set, or a run in it has another configuration, or the runs
@@ -80,20 +86,23 @@ def compare(
         )
     if parallel_seeds > 1:
         check_shareable(comparison, jobs)
+    trained = Path(os.path.normpath(folder / comparison.runs_in))  # also while the folder is not there yet
     waiting = {
         f"{method}-seed{seed}": config
         for (method, seed), config in comparison.runs.items()
-        if not _is_done(config, folder / f"{method}-seed{seed}")
+        if not _is_done(config, trained / f"{method}-seed{seed}")
     }
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": BASELINE}
+    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": comparison.baseline}
+    if comparison.runs_in != ".":
+        contents["runs_in"] = comparison.runs_in
     (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     if parallel_seeds > 1:
-        train_in_threads(waiting, folder, parallel_seeds, quiet)
+        train_in_threads(waiting, trained, parallel_seeds, quiet, after)
     elif jobs == 1:
-        _train_in_turn(waiting, folder, quiet)
+        _train_in_turn(waiting, trained, quiet, after)
     elif waiting:
-        _train_side_by_side(waiting, folder, jobs, quiet)
+        _train_side_by_side(waiting, trained, jobs, quiet, after)
     write_report(folder)
     return summarise(folder)
 
@@ -105,15 +114,25 @@ def _is_done(config: RunConfig, target: Path) -> bool:
     return is_finished(target)
 
 
-def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool) -> None:
+After = Callable[[Path], None] | None
+
+
+def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool, after: After) -> None:
     for number, (name, config) in enumerate(waiting.items(), start=1):
         title = f"[{number}/{len(waiting)}] {name}"
-        result = train(config, folder / name, resume=(folder / name).exists(), quiet=quiet, title=title, report=False)
+        result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
         if not quiet:
             Console(stderr=True).print(_told(title, result), highlight=False)
 
 
-def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool) -> None:
+def _train_one(config: RunConfig, folder: Path, *, quiet: bool, title: str | None, after: After) -> Result:
+    result = train(config, folder, resume=folder.exists(), quiet=quiet, title=title, report=False)
+    if after is not None:
+        after(folder)
+    return result
+
+
+def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool, after: After) -> None:
     """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves."""
     console = Console(stderr=True)
     bar = Progress(
@@ -124,9 +143,7 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
     with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
         task = bar.add_task("runs", total=len(waiting))
         futures = {
-            executor.submit(
-                train, config, folder / name, resume=(folder / name).exists(), quiet=True, report=False
-            ): name
+            executor.submit(_train_one, config, folder / name, quiet=True, title=None, after=after): name
             for name, config in waiting.items()
         }
         try:
@@ -166,7 +183,9 @@ def check_shareable(comparison: Comparison, jobs: int) -> None:
             )
 
 
-def train_in_threads(waiting: Mapping[str, RunConfig], folder: Path, threads: int, quiet: bool) -> None:
+def train_in_threads(
+    waiting: Mapping[str, RunConfig], folder: Path, threads: int, quiet: bool, after: After = None
+) -> None:
     """So many runs of a method at a time, each in a thread and on a CUDA stream of its own.
 
     Processes would take turns on the device. Ctrl-C is a wish that each run fulfils after its step; so is the failure
@@ -179,6 +198,8 @@ def train_in_threads(waiting: Mapping[str, RunConfig], folder: Path, threads: in
             # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
             runs = {name: _ready(waiting[name], folder / name) for name in names}
             for name, result in _trained(runs, folder, interrupt):
+                if after is not None:
+                    after(folder / name)
                 done += 1
                 if not quiet:
                     console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)

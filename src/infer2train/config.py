@@ -24,12 +24,17 @@ class DataConfig:
     """Height and width in pixels of cached images (shorter side resized, centre cropped). Default: as stored."""
     limit: int | None = None
     """Train on a seeded, class-balanced subset of this many training images. Default: all."""
+    imbalance: float = 1.0
+    """Long-tailed training set: the last class has this many times fewer images than the first (1: no tail)."""
+    label_noise: float = 0.0
+    """Part of the training labels that are wrong: each moved to another class at random (0 to 1). Tests stay clean."""
     validation_split: int = 0
     """Hold back this many training images and evaluate on those instead of the test set (images)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded: stop and name it, or leave it out and count it."""
     view: str = "shift-rotate"
-    """Random transform of each view: pad-crop-flip, random-resized-crop-flip, shift-rotate, identity."""
+    """Random transform of each view: pad-crop-flip, trivial-augment, random-resized-crop-flip, shift-rotate,
+    identity."""
     crop_size: int | None = None
     """Height and width in pixels of random-resized-crop views. Default: the images' own."""
 
@@ -109,13 +114,19 @@ class TrainingConfig:
     lr_reference_batch: int | None = None
     """Scale lr by batch_size over this (the linear rule of Goyal et al.; images). Default: lr as it is."""
     momentum: float = 0.9
-    """Momentum of stochastic gradient descent (no Nesterov)."""
+    """Momentum of stochastic gradient descent."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of the plain one."""
     weight_decay: float = 1e-4
     """L2 penalty on convolution and linear weights; not on biases and batch-norm."""
+    lr_schedule: Literal["drops", "cosine"] = "drops"
+    """How the learning rate falls: ten times lower at each of `lr_drops`, or a half cosine to 0 over the training."""
     lr_drops: tuple[int, ...] = (54,)
-    """Epochs (counted from 0) from which the learning rate is ten times lower."""
+    """Epochs (counted from 0) from which the learning rate is ten times lower, under lr_schedule drops."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0.1 to `lr` when lr is above 0.1 (epochs)."""
+    label_smoothing: float = 0.0
+    """Part of each target that is spread over all classes in the trained loss (0 to 1); scores stay unsmoothed."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the trainer: fp32, or bf16 autocast."""
     device: str = "cpu"
@@ -175,6 +186,17 @@ def check_run(config: RunConfig) -> None:
     check_staleness(config.staleness, config.when_late, config.on_oracle_loss)
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
+    at_least("imbalance", config.imbalance, 1)
+    for name in ("label_noise", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1): got {getattr(config, name)}; use a value such as 0.1")
+    if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"a warm-up must end before the training: got warmup_epochs={config.warmup_epochs} of {config.epochs}; "
+            "lower --warmup-epochs"
+        )
+    if config.nesterov and config.momentum == 0:
+        raise ValueError("nesterov needs momentum above 0: got momentum=0; pass --momentum 0.9")
 
 
 def check_staleness(staleness: str, when_late: str, on_oracle_loss: str) -> None:

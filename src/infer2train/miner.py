@@ -193,6 +193,7 @@ def mine(
     hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
     cpu = torch.device("cpu") if hybrid == "process" else None
     task = _task(dataloader, model, source, plan, scores_with, split, cpu)
+    notes += task.engine.notes if task.engine is not None else ()
     if hybrid == "process":
         started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
         notes += more_notes

@@ -94,7 +94,7 @@ def _rows(batch: Any, rows: np.ndarray) -> Any:
 
 def _check_form(view: View, images: Tensor, pixels: Tensor) -> None:
     n, h, w, c = images.shape
-    assert pixels.dtype == torch.uint8, "pure geometry gives pixels"
+    assert pixels.dtype == torch.uint8, "a view gives pixels"
     assert pixels.shape == (n, c, *view.output_size(h, w)), f"output_size says otherwise: got {tuple(pixels.shape)}"
     assert pixels.permute(0, 2, 3, 1).is_contiguous(), "the memory must be NHWC, so that the network has channels_last"
     assert pixels.device == images.device

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer2train.data.images import ImageSplit
-from infer2train.data.subsets import balanced_ids, hold_out, limit_split
+from infer2train.data.subsets import balanced_ids, hold_out, limit_split, long_tailed, mislabelled
 
 
 def split_of(targets: Any) -> ImageSplit:
@@ -98,3 +98,41 @@ def test_parts_do_not_write_through_to_the_original() -> None:
     assert not np.shares_memory(part.images, original.images)
     with pytest.raises(ValueError, match="read-only"):
         part.images[0] = 0
+
+
+@given(imbalance=st.floats(1, 25), seed=st.integers(0, 9))
+def test_a_long_tail_falls_geometrically_from_the_first_class_to_the_last(imbalance: float, seed: int) -> None:
+    counts = np.bincount(long_tailed(split_of(TARGETS), imbalance, seed).targets, minlength=4)
+    np.testing.assert_allclose(counts, 25 * imbalance ** (-np.arange(4) / 3), atol=0.5)
+    assert counts[0] == 25
+
+
+def test_a_longer_tail_is_part_of_a_shorter_one_and_images_keep_their_labels() -> None:
+    short, long = (long_tailed(split_of(TARGETS), imbalance, seed=3) for imbalance in (2, 10))
+    assert set(ids(long)) < set(ids(short))
+    assert ids(long) == sorted(ids(long))
+    np.testing.assert_array_equal(long.targets, TARGETS[ids(long)])
+    assert ids(long) != ids(long_tailed(split_of(TARGETS), 10, seed=4))
+
+
+def test_a_tail_without_an_image_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"imbalance must leave an image of each.*got 100 for 4 classes of 25"):
+        long_tailed(split_of(TARGETS), 100, seed=0)
+
+
+@given(share=st.floats(0, 0.99), seed=st.integers(0, 9))
+def test_as_many_labels_are_wrong_as_were_asked_for(share: float, seed: int) -> None:
+    noisy = mislabelled(split_of(TARGETS), share, 4, seed)
+    assert int((noisy.targets != TARGETS).sum()) == int(share * 100 + 0.5)
+    assert noisy.targets.min() >= 0
+    assert noisy.targets.max() < 4
+    assert ids(noisy) == list(range(100))
+
+
+def test_more_noise_contains_less_and_wrong_labels_are_spread_over_the_other_classes() -> None:
+    targets = np.zeros(3000, np.int64)
+    split = ImageSplit(np.zeros((3000, 1, 1, 1), np.uint8), targets)
+    some, more = (mislabelled(split, share, 4, seed=1).targets for share in (0.3, 0.6))
+    np.testing.assert_array_equal(more[some != 0], some[some != 0])
+    np.testing.assert_allclose(np.bincount(more, minlength=4), [1200, 600, 600, 600], atol=80)
+    assert (split.targets == 0).all(), "the split that was given keeps its labels"

@@ -59,6 +59,7 @@ ready = functools.cache(refreshed)
 def simulated(engine: LoweredEngine, record: Record, inputs: Any, **how: Any) -> list[Tensor]:
     """What the weights in use mean with the ranges of a record, by the slow reference."""
     clipped = how.pop("clipped", engine.clipped)
+    how = {"weight_bits": None if "bits" in how else engine.weight_bits, **how}
     return Simulation(engine.graph, specify(engine.graph, engine.weights, record.ranges, **how), clipped)(inputs)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infer2train.addresses import Addresses
-from infer2train.training.evaluation import BATCH, evaluate, every_sample, random_views
+from infer2train.training.evaluation import BATCH, calibration_error, evaluate, every_sample, random_views
 from infer2train.views.identity import Identity
 from infer2train.views.image_views import ImageViews
 
@@ -81,3 +81,48 @@ def test_training_error_is_of_the_same_samples_under_new_views_each_epoch() -> N
     assert not np.intersect1d(first.seeds, later.seeds).size
     assert not np.array_equal(first.ids, random_views(100, 20, seed=4, epoch=0).ids)
     assert isinstance(first, Addresses)
+
+
+class Says(nn.Module):
+    """Gives the same logits to every image."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Buffer(torch.tensor(logits))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def test_a_model_without_an_answer_is_wrong_and_of_equals_the_first_class_is_the_answer() -> None:
+    targets = np.array([0, 1, 2, 3])
+    nothing = evaluate(Says([float("nan")] * 4), source(targets, targets), every_sample(4), CPU)
+    assert nothing.error == 1.0
+    ties = evaluate(Says([0.0, 1.0, 1.0, 0.0]), source(targets, targets), every_sample(4), CPU)
+    assert ties.error == 0.75
+    assert ties.error == 1 - float((Says([0.0, 1.0, 1.0, 0.0]).logits.argmax() == torch.from_numpy(targets)).sum()) / 4
+
+
+def reference_calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
+    total = 0.0
+    for low in range(15):
+        inside = (confidences > low / 15) & (confidences <= (low + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
+    return float(total)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy_bin_by_bin() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.1, 1.0, 500)
+    right = rng.uniform(size=500) < confidences**2  # too sure of itself
+    found = float(calibration_error(torch.from_numpy(confidences), torch.from_numpy(right)))
+    assert found == pytest.approx(reference_calibration_error(confidences, right), abs=1e-12)
+    assert found > 0.1
+    assert float(calibration_error(torch.ones(3), torch.ones(3, dtype=torch.bool))) == 0.0
+
+
+def test_an_evaluation_knows_the_models_calibration() -> None:
+    targets = np.arange(100) % 4  # a quarter is class 0, of which the model is sure
+    result = evaluate(Says([20.0, 0.0, 0.0, 0.0]), source(targets, targets), every_sample(100), CPU)
+    assert result.calibration_error == pytest.approx(0.75, abs=1e-4)

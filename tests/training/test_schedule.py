@@ -54,3 +54,21 @@ def test_a_small_batch_is_scaled_down_without_warm_up() -> None:
     config = TrainingConfig(lr=0.1, lr_reference_batch=256, batch_size=64, warmup_epochs=5.0, lr_drops=())
     assert at(config, 0, 100) == pytest.approx(0.025)
     assert at(config, 10, 100) == pytest.approx(0.025)
+
+
+def test_a_half_cosine_falls_from_the_peak_to_nothing() -> None:
+    config = TrainingConfig(lr=0.2, lr_schedule="cosine", epochs=10, lr_drops=(5,))
+    assert at(config, 0, 100) == pytest.approx(0.2)
+    assert at(config, 5, 100) == pytest.approx(0.1)
+    assert at(config, 7.5, 100) == pytest.approx(0.2 * 0.14644661)
+    assert at(config, 9.99, 100) < 1e-5
+    rates = [learning_rate(config, step, 100) for step in range(1000)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_cosine_begins_where_the_warm_up_ends() -> None:
+    config = TrainingConfig(lr=0.5, lr_schedule="cosine", warmup_epochs=2.0, epochs=10)
+    assert at(config, 0, 100) == pytest.approx(0.1)
+    assert at(config, 1, 100) == pytest.approx(0.3)
+    assert at(config, 2, 100) == pytest.approx(0.5)
+    assert at(config, 6, 100) == pytest.approx(0.25)

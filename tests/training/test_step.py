@@ -96,3 +96,16 @@ def test_sums_go_through_a_checkpoint() -> None:
     assert state["seconds"] == {"training": 1.5, "scoring": 2.0}
     again.reset()
     assert again == EpochSums()
+
+
+def test_smoothed_targets_and_nesterov_are_the_trained_losss_and_the_optimisers() -> None:
+    run = digits("nm-augment", label_smoothing=0.2, nesterov=True)
+    images, targets = next(iter(run.loader))
+    reference = copy.deepcopy(run.model).train()
+    plain = F.cross_entropy(reference(images), targets)
+    result = train_step(run, images, targets, EpochSums())
+    uniform = -F.log_softmax(result.logits, 1).mean()
+    assert result.loss == pytest.approx(float(0.8 * plain + 0.2 * uniform), rel=1e-5)
+    assert all(group["nesterov"] for group in run.optimizer.param_groups)
+    assert run.loader.last is not None
+    assert run.loader.plan.score == "loss", "what is scored is the loss without smoothing"

@@ -1,4 +1,4 @@
-"""Class-balanced parts of a split: fewer images to train on (`--limit`), or some held back (`--validation-split`).
+"""What of a split is trained on: fewer images (`--limit`, `--imbalance`), some held back, some with wrong labels.
 
 Between the catalogue and the sampler. Every sample has a sort key that is a pure function of (seed, purpose, its id),
 so a part does not depend on how the images are stored, and a larger part contains every smaller one.
@@ -7,7 +7,7 @@ so a part does not depend on how the images are stored, and a larger part contai
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.addresses import Purpose, seeds
+from infer2train.addresses import Purpose, integers, seeds
 from infer2train.data.images import ImageSplit
 
 _SAMPLE, _CLASS = 0, 1
@@ -81,6 +81,73 @@ def balanced_ids(
     class_keys = seeds(seed, purpose, slot=classes, view=_CLASS)
     taken = np.lexsort((class_keys[members], ranks))[:num]
     return np.sort(taken)
+
+
+def long_tailed(split: ImageSplit, imbalance: float, seed: int) -> ImageSplit:
+    """A long-tailed part: n_k = round(n · μ^(k / (K − 1))) images of class k of K, μ = 1 / imbalance.
+
+    n is the size of the smallest class in `split`, which all of them could have. Which images stay is decided as by
+    `limit_split`, so a longer tail is part of a shorter one.
+
+    Args:
+        split: what is chosen from.
+        imbalance: of the first class to the last (at least 1).
+        seed: which ones.
+
+    Raises:
+        ValueError: the last class would have no image, or there is only one class.
+
+    Example:
+        >>> split = ImageSplit(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+        >>> np.bincount(long_tailed(split, 4, seed=0).targets).tolist()
+        [4, 1]
+
+    Source: Cui et al. 2019, arXiv 1901.05555, section 5.1 (long-tailed CIFAR).
+    """
+    classes, counts = np.unique(split.targets, return_counts=True)
+    most = int(counts.min())
+    if len(classes) < 2 or round(most / imbalance) < 1:
+        raise ValueError(
+            f"imbalance must leave an image of each of two classes or more: got {imbalance} for {len(classes)} classes "
+            f"of {most} images; pass at most --imbalance {max(1, most)}"
+        )
+    kept = []
+    for place, label in enumerate(classes):
+        members = np.flatnonzero(split.targets == label)
+        order = np.argsort(seeds(seed, Purpose.SUBSET, slot=members, view=_SAMPLE), kind="stable")
+        kept.append(members[order[: round(most * imbalance ** (-place / (len(classes) - 1)))]])
+    return part(split, np.sort(np.concatenate(kept)))
+
+
+def mislabelled(split: ImageSplit, share: float, num_classes: int, seed: int) -> ImageSplit:
+    """The same images, of which ⌊share·n + ½⌋ have another label, uniform over the other classes.
+
+    Args:
+        split: with the labels as they should be.
+        share: in [0, 1).
+        num_classes: that there are.
+        seed: which ones, and what they become; a smaller share's are among a larger share's.
+
+    Raises:
+        ValueError: there is only one class.
+
+    Example:
+        >>> split = ImageSplit(np.zeros((10, 1, 1, 1), np.uint8), np.zeros(10, np.int64))
+        >>> int((mislabelled(split, 0.3, 4, seed=0).targets != 0).sum())
+        3
+
+    Source: Zhang et al. 2017, arXiv 1611.03530 (random labels); here never the true one, so `share` is what is wrong.
+    """
+    if num_classes < 2:
+        raise ValueError("label_noise needs two classes or more: got one; leave --label-noise out")
+    ids = np.arange(len(split), dtype=np.int64)
+    order = np.argsort(seeds(seed, Purpose.LABEL_NOISE, slot=ids, view=_SAMPLE), kind="stable")
+    wrong = order[: int(share * len(split) + 0.5)]
+    targets = split.targets.copy()
+    steps = 1 + integers(num_classes - 1, seed, Purpose.LABEL_NOISE, slot=wrong, view=_CLASS)
+    targets[wrong] = (targets[wrong] + steps) % num_classes
+    targets.flags.writeable = False
+    return ImageSplit(split.images, targets)
 
 
 def part(split: ImageSplit, ids: Int64[np.ndarray, " m"]) -> ImageSplit:

@@ -40,6 +40,9 @@ class Engine(ABC):
     version: int | None = None
     """Version of the record in use; None until the first refresh."""
 
+    notes: tuple[str, ...] = ()
+    """What was decided when it was built that its user did not say, one line each."""
+
     has_reference: bool = False
     """Whether `reference` can be asked: an engine that rounds keeps the float32 weights that it rounded."""
 

@@ -68,6 +68,7 @@ class LoweredEngine(Engine):
         model: the trainer's; its structure is converted, its weights come with the records.
         samples: calibration samples and probe.
         bits: of weights and activations; None runs in floating point.
+        weight_bits: of weights, where they have fewer. Default: `bits`.
         scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
         rows: of every call; other batches are padded and cut to it.
         limit: deviation that a refresh accepts, in output quantisation steps.
@@ -82,13 +83,29 @@ class LoweredEngine(Engine):
     """Whether compiled programs take any number of rows, so that the probe need not be padded."""
 
     def __init__(
-        self, name: str, model: nn.Module, *, samples: Samples, bits: int | None, scheme: str, rows: int, limit: float
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        samples: Samples,
+        bits: int | None,
+        weight_bits: int | None = None,
+        scheme: str,
+        rows: int,
+        limit: float,
     ) -> None:
         self.name = name
         self.device = torch.device("cpu")
         self.rows = max(2, rows)
         self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
         self._percentile = get_scheme(scheme).percentile
+        self.weight_bits = weight_bits or bits
+        """Of weights; None in floating point."""
+        if self.weight_bits != bits:
+            self.notes = (
+                f"weights of {name} have {self.weight_bits} bits: without VNNI this CPU adds products of {bits} bits "
+                "wrongly",
+            )
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         self.graph = WeightGraph(skeleton.cpu(), samples.calibration(0, self.rows))
@@ -205,6 +222,12 @@ class LoweredEngine(Engine):
             return {layer.name: "fp32" for layer in self.graph.layers}
         return self._ran_in(self._in_use.lowered)
 
+    def specified(self, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor]) -> Program | None:
+        """The quantised program of these weights and ranges, as this engine runs it; None in floating point."""
+        if self._bits is None:
+            return None
+        return specify(self.graph, tensors, ranges, self._bits, self._scheme, self.weight_bits)
+
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """In use: the graph's, folded, float32."""
@@ -253,7 +276,7 @@ class LoweredEngine(Engine):
 
     def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:
         """A program that does what its specification says, or None; and how far off it is."""
-        program = None if self._bits is None else specify(self.graph, tensors, ranges, self._bits, self._scheme)
+        program = self.specified(tensors, ranges)
         lowered = self._lower(tensors if program is None else program.tensors, program)
         if program is None:
             expected = tensors_of(self.graph.run(tensors, self._probe))
@@ -283,7 +306,7 @@ class LoweredEngine(Engine):
         fresh = []
         for weights in (tensors, canary):
             ranges = self._ranges(record, weights, CALIBRATION_ROWS) if self._bits is not None else {}
-            program = None if self._bits is None else specify(self.graph, weights, ranges, self._bits, self._scheme)
+            program = self.specified(weights, ranges)
             wanted = tensors_of(self.graph.run(weights, self._probe))
             lowered = self._lower(weights if program is None else program.tensors, program)
             fresh.append((wanted, self._call(lowered, self.graph.canonical(self._probe))))

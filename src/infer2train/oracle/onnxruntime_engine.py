@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
+from infer2train.oracle.weight_bits import exact_weight_bits
 from infer2train.quantization.graph import WeightGraph, export
 from infer2train.quantization.program import BIAS_LIMIT, Program
 
@@ -74,11 +75,13 @@ class ONNXRuntimeEngine(LoweredEngine):
                 f"onnxruntime runs on the execution providers that it was built with: got @{self._provider}, there is "
                 f"{', '.join(ort.get_available_providers())}; leave it out for the CPU"
             )
+        bits = 8 if precision == "int8" else None
         super().__init__(
             f"onnxruntime:{precision}" + (f"@{device}" if device else ""),
             model,
             samples=samples,
-            bits=8 if precision == "int8" else None,
+            bits=bits,
+            weight_bits=exact_weight_bits(bits) if bits and device in (None, "CPUExecutionProvider") else None,
             scheme=scheme,
             rows=rows,
             limit=LIMITS[precision],

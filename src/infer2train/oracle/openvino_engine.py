@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
+from infer2train.oracle.weight_bits import exact_weight_bits
 from infer2train.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.quantization.affine import Affine
 from infer2train.quantization.graph import export
@@ -83,11 +84,13 @@ class OpenVINOEngine(LoweredEngine):
                 f"{', '.join(_core().available_devices)}; leave the device out for CPU"
             )
         self._hint = HINTS[precision]
+        bits = BITS.get(precision)
         super().__init__(
             f"openvino:{precision}" + (f"@{device}" if device else ""),
             model,
             samples=samples,
-            bits=BITS.get(precision),
+            bits=bits,
+            weight_bits=exact_weight_bits(bits) if bits and self._target == "CPU" else None,
             scheme=scheme,
             rows=rows,
             limit=LIMITS.get(precision, LIMITS["int8"]),

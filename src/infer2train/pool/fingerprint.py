@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from infer2train.addresses import Addresses, Purpose, integers, seeds
+from infer2train.oracle.weight_bits import exact_weight_bits
 from infer2train.source import Source
 
 PACKAGES = ("infer2train", "torch", "numpy", "openvino", "onnxruntime")
@@ -19,7 +20,11 @@ PROBES = 4
 
 def fingerprint(source: Source) -> dict[str, str]:
     """By what: packages and their versions, the processor's instructions, arithmetic settings, the data."""
-    found = {"python": platform.python_version(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    found = {
+        "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bits of int8 weights": str(exact_weight_bits(8)),
+    }
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

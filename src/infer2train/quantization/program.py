@@ -72,7 +72,12 @@ class Program:
 
 
 def specify(
-    graph: WeightGraph, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor], bits: int = 8, scheme: str = "default"
+    graph: WeightGraph,
+    tensors: Sequence[Tensor],
+    ranges: Mapping[str, Tensor],
+    bits: int = 8,
+    scheme: str = "default",
+    weight_bits: int | None = None,
 ) -> Program:
     """The quantised program of weights with measured ranges.
 
@@ -82,6 +87,7 @@ def specify(
         ranges: of activations, from `measure_ranges`.
         bits: of weights and activations.
         scheme: an entry of `SCHEMES`.
+        weight_bits: of weights, where they have fewer: some CPUs add products of 8 bits wrongly. Default: `bits`.
 
     Raises:
         ValueError: a range is missing or not finite, or the width or scheme unknown.
@@ -97,7 +103,7 @@ def specify(
     read = [site.name for site in graph.sites if site.kind != "weight"]
     measured = iter(_affines_of_ranges(torch.stack([ranges[name].float() for name in read]), bits) if read else ())
     affines = tuple(
-        _affine_of_weight(by_name[site.name], bits, chosen) if site.kind == "weight" else next(measured)
+        _affine_of_weight(by_name[site.name], weight_bits or bits, chosen) if site.kind == "weight" else next(measured)
         for site in graph.sites
     )
     rounded = by_name | (_rounded_biases(graph, by_name, affines) if bits == INTEGER_BITS else {})

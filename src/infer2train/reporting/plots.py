@@ -51,7 +51,12 @@ def styles(methods: Sequence[str], baseline: str | None) -> dict[str, Style]:
 
 
 def error_curves(
-    curves: Mapping[str, ErrorCurves], looks: Mapping[str, Style], *, first_epoch: int = 0, title: str = "Error curves"
+    curves: Mapping[str, ErrorCurves],
+    looks: Mapping[str, Style],
+    *,
+    first_epoch: int = 0,
+    title: str = "Error curves",
+    legend: bool = False,
 ) -> str:
     """Error over epochs in the form of the paper's figure 1: training dotted, validation solid, bands of one deviation.
 
@@ -62,6 +67,7 @@ def error_curves(
         looks: the methods' styles.
         first_epoch: where the panel begins: 0 for panel (a), the final epochs for panel (b).
         title: what a screen reader says.
+        legend: name the lines inside the figure, where no page does it beside.
 
     Returns:
         One `<svg>` element.
@@ -82,8 +88,23 @@ def error_curves(
         axes.set_ylabel("error, %")
         if first_epoch == 0:
             axes.set_ylim(bottom=0)
+        if legend:
+            _legend(axes, {method: looks[method] for method in curves}, with_training=first_epoch == 0)
 
-    return drawn(f"errors-{first_epoch}", title, 2.9, draw)
+    return drawn(f"errors-{first_epoch}", title, 3.4 if legend else 2.9, draw)
+
+
+def _legend(axes: Any, looks: Mapping[str, Style], *, with_training: bool) -> None:
+    """Names below the axes: methods by colour and marker, training and validation by their lines."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=look.colour, marker=look.marker, markersize=3.6, label=method) for method, look in
+             looks.items()]  # fmt: skip
+    if with_training:
+        lines.append(Line2D([], [], color=MUTED, linestyle=(0, (1, 1.5)), label="training, views trained on"))
+        lines.append(Line2D([], [], color=MUTED, linestyle=(0, (5, 1.6, 1, 1.6)), label="training, random views"))
+        lines.append(Line2D([], [], color=MUTED, label="validation"))
+    axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=7.5)
 
 
 def step_curves(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, label: str, title: str, zero: bool) -> str:

@@ -151,7 +151,8 @@ def _read_comparison(folder: Path) -> RunSet:
     """The comparison and those of its runs that were started."""
     plan = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
     methods, seeds = tuple(map(str, plan["methods"])), tuple(map(int, plan["seeds"]))
-    folders = {(method, seed): folder / f"{method}-seed{seed}" for method in methods for seed in seeds}
+    trained = folder / str(plan.get("runs_in", "."))
+    folders = {(method, seed): trained / f"{method}-seed{seed}" for method in methods for seed in seeds}
     runs = {key: read_run(path, *key) for key, path in folders.items() if (path / METRICS).is_file()}
     return RunSet(folder, methods, seeds, str(plan.get("baseline") or methods[0]), runs)
 

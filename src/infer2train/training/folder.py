@@ -61,7 +61,12 @@ def result_of(folder: Path) -> Result:
     last = epochs[-1]
     seconds = sum(row["seconds"]["total"] for row in epochs)
     mining = sum(row["seconds"].get(name, 0.0) for row in epochs for name in ("views", "scoring", "publishing"))
-    evaluation = Evaluation(loss=last["test_loss"], error=last["test_error"], top5_error=last["test_top5_error"])
+    evaluation = Evaluation(
+        loss=last["test_loss"],
+        error=last["test_error"],
+        top5_error=last["test_top5_error"],
+        calibration_error=last["test_calibration_error"],
+    )
     return Result(folder=folder, evaluation=evaluation, seconds=seconds, scoring_share=mining / seconds)
 
 

@@ -17,7 +17,7 @@ from infer2train.addresses import Addresses
 from infer2train.config import RunConfig
 from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.data.images import ImageData, ImageSplit
-from infer2train.data.subsets import hold_out, limit_split
+from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method
 from infer2train.miner import CHUNK_ON_CPU, mine
@@ -120,6 +120,10 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData,
         train, evaluation = hold_out(train, config.validation_split, config.seed)
     if config.limit is not None:
         train = limit_split(train, config.limit, config.seed)
+    if config.imbalance > 1:
+        train = long_tailed(train, config.imbalance, config.seed)
+    if config.label_noise:
+        train = mislabelled(train, config.label_noise, len(data.class_names), config.seed)
     if config.batch_size > len(train):
         raise ValueError(
             f"batch_size must be at most the number of training images: got {config.batch_size} for {len(train)} "
@@ -164,7 +168,12 @@ def assembled(
     images = placed(train.images, device, config.num_workers)
     training_images = ImageViews(images, train.targets, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum)
+    optimizer = SGD(
+        parameter_groups(model, config.weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
     base: DataLoader[Any] = DataLoader(
         training_images,
         batch_size=config.batch_size,

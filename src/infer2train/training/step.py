@@ -84,7 +84,7 @@ def update(
     run: Run, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], penalty: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """Backward and update for L + penalty, which is returned as it was before. Asks the device for nothing."""
-    loss = F.cross_entropy(logits, targets) + penalty
+    loss = F.cross_entropy(logits, targets, label_smoothing=run.config.label_smoothing) + penalty
     loss.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)

@@ -122,6 +122,7 @@ class Watch:
             "test_loss": result.loss,
             "test_error": result.error,
             "test_top5_error": result.top5_error,
+            "test_calibration_error": result.calibration_error,
         }
 
     def _audit(self, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from infer2train.pool.inline import InlinePool
 from infer2train.training.setup import Run
+from infer2train.views.image_views import ImageViews
 
 Way = Literal["loop", "eager", "graph"]
 
@@ -57,7 +58,9 @@ def _reasons_against(run: Run, way: Way) -> Iterator[str]:
         yield f"the oracle {plan.oracle} takes its inputs on {pool.engine.device}, the trainer is on {device}"
     if way == "graph" and pool.engine is not None and not pool.engine.is_capturable:
         yield f"the oracle {plan.oracle} cannot be recorded as a CUDA graph"
-    if device.type == "cuda" and not isinstance(run.training_images.images, Tensor):
+    if not isinstance(run.training_images, ImageViews):
+        yield "the images are read when they are needed"
+    elif device.type == "cuda" and not isinstance(run.training_images.images, Tensor):
         yield "the images are not on the device: they do not fit, or num_workers is not 0"
 
 

@@ -7,6 +7,7 @@ VIEWS: dict[str, str] = {
     "pad-crop-flip": "infer2train.views.crops:PadCropFlip",
     "random-resized-crop-flip": "infer2train.views.crops:RandomResizedCropFlip",
     "shift-rotate": "infer2train.views.affine:ShiftRotate",
+    "trivial-augment": "infer2train.views.trivial_augment:TrivialAugment",
     "identity": "infer2train.views.identity:Identity",
 }
 """Views as "module:attribute"."""

@@ -3,8 +3,8 @@
 Second in the way of the data, after `addresses`. The parameters of a whole batch are drawn from its seeds on the host
 (a few kilobytes, faster there than in a hundred small kernels), the pixels are moved on the images' device. Parameters
 and pixels are integers throughout, with fixed-point coordinates, so a candidate looks the same to the bit alone, in a
-batch, in another process and on another device. Pure geometry only: normalisation belongs to the model's side, and
-transforms that are not vectorised to `replay`.
+batch, in another process and on another device. From pixels to pixels only: normalisation belongs to the model's side,
+and transforms that are not vectorised to `replay`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,0 +1,34 @@
+"""What is kept of a finished run, a few kilobytes: its configuration and the rows of its epochs and events.
+
+A sitting may be short and a machine another one the next time: runs that an archive holds are not trained again. What
+it holds is what a table is made of, so it can be published beside the table.
+"""
+
+import json
+from pathlib import Path
+
+from infer2train.runlog import CONFIG, METRICS, read_config, read_rows, write_config
+from infer2train.training.folder import is_finished
+
+KEPT = ("start", "epoch", "event")
+
+
+def store(folder: Path, archive: Path) -> None:
+    """Put what is kept of a finished run into the archive, under the folder's name."""
+    place = archive / folder.name
+    write_config(place, read_config(folder))
+    rows = [row for row in read_rows(folder) if row["kind"] in KEPT]
+    partial = place / f".{METRICS}.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(place / METRICS)
+
+
+def restore(name: str, archive: Path, runs: Path) -> bool:
+    """Make a run folder of what the archive has of a run; whether it had it and no such folder was there."""
+    place, folder = archive / name, runs / name
+    if not (place / CONFIG).is_file() or not is_finished(place) or (folder / CONFIG).is_file():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS).write_bytes((place / METRICS).read_bytes())
+    write_config(folder, read_config(place))  # last: a folder with a configuration is a run
+    return True

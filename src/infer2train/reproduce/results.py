@@ -1,0 +1,101 @@
+"""What the finished runs of an experiment say, a line for each arm: errors, differences, likelihood, cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infer2train.config import from_plain
+from infer2train.reporting.runs import Run
+from infer2train.reproduce.arms import Arm
+from infer2train.reproduce.diagnosis import EVENT
+from infer2train.reproduce.equal_hardware import devices
+from infer2train.statistics import PairedDifference, mean_std, paired_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One arm. Errors are fractions, losses in nats, times relative to the first arm's.
+
+    Args:
+        arm: which.
+        errors: final test error by seed, of the finished runs.
+        difference: from the arm that it is compared with, over common seeds; None where there is none.
+        loss: mean final test loss (negative log-likelihood).
+        calibration_error: mean expected calibration error.
+        recalibrated: mean test error with batch-norm statistics of random views; None where it was not measured.
+        num_devices: cores, or GPUs, that it occupied.
+        wall: wall-clock, divided by the first arm's.
+        device_seconds: wall-clock times devices, divided by the first arm's.
+    """
+
+    arm: Arm
+    errors: Mapping[int, float]
+    difference: PairedDifference | None
+    loss: float | None
+    calibration_error: float | None
+    recalibrated: float | None
+    num_devices: int | None
+    wall: float | None
+    device_seconds: float | None
+
+    def as_plain(self) -> dict[str, Any]:
+        """As JSON types."""
+        found = self.difference
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("arm", "difference", "errors")},
+            "arm": self.arm.name,
+            "against": self.arm.against,
+            "errors": {str(seed): error for seed, error in self.errors.items()},
+            "difference": None if found is None else {**vars(found), "verdict": found.verdict.value},
+        }
+
+
+def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run]) -> list[Line]:
+    """A line for each arm of which a run is finished, in order.
+
+    Args:
+        arms: of the experiment, the baseline first.
+        runs: by name of the arm and seed.
+    """
+    finished: dict[str, list[Run]] = {arm.name: [] for arm in arms}
+    for (name, _), run in sorted(runs.items()):
+        if name in finished and run.finished:
+            finished[name].append(run)
+    first = next((found for found in finished.values() if found), [])
+    return [_line(arm, finished, first) for arm in arms if finished[arm.name]]
+
+
+def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], first: Sequence[Run]) -> Line:
+    runs = finished[arm.name]
+    errors = _errors(runs)
+    num_devices = devices(from_plain(runs[0].config))
+    seconds, reference = (_mean(run.seconds.get("total") for run in found) for found in (runs, first))
+    wall = None if seconds is None or not reference else seconds / reference
+    share = num_devices / devices(from_plain(first[0].config))
+    return Line(
+        arm=arm,
+        errors=errors,
+        difference=_difference(errors, _errors(finished.get(arm.against or "", []))),
+        loss=_mean(run.epochs[-1].get("test_loss") for run in runs),
+        calibration_error=_mean(run.epochs[-1].get("test_calibration_error") for run in runs),
+        recalibrated=_mean(row["test_error"] for run in runs for row in run.events if row["event"] == EVENT),
+        num_devices=num_devices,
+        wall=wall,
+        device_seconds=None if wall is None else wall * share,
+    )
+
+
+def _errors(runs: Sequence[Run]) -> dict[int, float]:
+    return {run.seed: run.test_error for run in runs if run.test_error is not None}
+
+
+def _difference(errors: Mapping[int, float], baseline: Mapping[int, float]) -> PairedDifference | None:
+    common = sorted(errors.keys() & baseline.keys())
+    if not common:
+        return None
+    return paired_difference([errors[seed] for seed in common], [baseline[seed] for seed in common])
+
+
+def _mean(values: Any) -> float | None:
+    measured = [value for value in values if value is not None]
+    return mean_std(measured)[0] if measured else None

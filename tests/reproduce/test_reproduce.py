@@ -1,0 +1,167 @@
+"""An experiment from its arms to its page: chosen on held-out images, trained once, told honestly."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from infer2train.reproduce.arms import Arm, Experiment, Sweep
+from infer2train.reproduce.plan import Plan
+from infer2train.reproduce.results import Line
+from infer2train.reproduce.run import Place, reproduce
+from infer2train.runlog import read_config, read_rows
+
+TINY = {"epochs": 2, "batch_size": 50, "gamma": 2, "threads": 1, "train_error_samples": 50, "lr_drops": (1,)}
+EXPERIMENT = Experiment(
+    title="Does it work?",
+    regime="digits",
+    arms=(
+        Arm(name="baseline", against=None, paper="93.07 %"),
+        Arm(name="nm-augment", settings={"method": "nm-augment"}),
+        Arm(name="self-distill", winner_of="lambda"),
+        Arm(name="long", wall_clock_of="nm-augment"),
+    ),
+    sweeps=(
+        Sweep(
+            name="lambda",
+            candidates=tuple(
+                Arm(name=f"self-distill-{w:g}", settings={"method": "self-distill", "distill_weight": w, "lr": lr})
+                for w, lr in ((0.5, 1e-9), (0.25, 0.05))
+            ),
+        ),
+    ),
+    source="made up",
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def plan(seeds: int = 2) -> Plan:
+    return Plan(regime="digits", seeds=seeds, common=TINY, held_out=50)
+
+
+Trained = tuple[Path, Path, list[Line]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A finished experiment and its archive. Nobody writes into it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    place = Place(folder=folder / "runs", name="exp", archive=folder / "archive", quiet=True)
+    return folder / "runs", folder / "archive", reproduce(EXPERIMENT, plan(), place)
+
+
+def last(folder: Path) -> dict[str, float]:
+    return [row for row in read_rows(folder) if row["kind"] == "epoch"][-1]
+
+
+def test_every_arm_is_trained_over_every_seed_and_its_last_epoch_is_reported(trained: Trained) -> None:
+    runs, _, found = trained
+    assert [line.arm.name for line in found] == ["baseline", "nm-augment", "self-distill", "long"]
+    for line in found:
+        assert line.errors == {s: last(runs / "runs" / f"{line.arm.name}-seed{s}")["test_error"] for s in (0, 1)}
+    differences = [line.difference for line in found]
+    assert differences[0] is None
+    assert differences[1] is not None
+    assert differences[1].mean == pytest.approx(sum(found[1].errors[s] - found[0].errors[s] for s in (0, 1)) / 2)
+
+
+def test_a_sweep_is_decided_on_held_out_images_and_the_winner_is_tested(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, _, _ = trained
+    decided = json.loads((runs / "exp" / "sweep-lambda" / "decided.json").read_text())
+    errors = {name: sum(found) / len(found) for name, found in decided["held_out_errors"].items()}
+    assert errors["held-out-self-distill-0.25"] < errors["held-out-self-distill-0.5"], "which hardly learns at all"
+    assert decided["winner"] == "self-distill-0.25"
+    tested = read_config(runs / "runs" / "self-distill-seed0")
+    assert (tested["distill_weight"], tested["validation_split"]) == (0.25, 0)
+    held_out = read_config(runs / "runs" / "held-out-self-distill-0.25-seed0")
+    assert held_out["validation_split"] > 0
+
+
+def test_the_baseline_gets_the_wall_clock_and_the_devices_of_another_arm(trained: Trained) -> None:
+    runs, _, found = trained
+    config = read_config(runs / "runs" / "long-seed0")
+    walls = {name: _training_seconds(runs / "runs" / f"{name}-seed0") for name in ("baseline", "nm-augment")}
+    assert config["method"] == "baseline"
+    assert config["threads"] == 1
+    assert config["epochs"] >= 2, "an epoch of nm-augment takes longer than one of the baseline"
+    assert config["lr_drops"] == [round(config["epochs"] / 2)], "the learning rate falls within its own length"
+    assert walls["nm-augment"] > walls["baseline"]
+    assert {line.arm.name: line.num_devices for line in found}["long"] == 1
+
+
+def _training_seconds(folder: Path) -> float:
+    rows = [row["seconds"] for row in read_rows(folder) if row["kind"] == "epoch"]
+    return sum(row["total"] - row.get("evaluation", 0) - row.get("checkpoint", 0) for row in rows)
+
+
+def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) -> None:
+    runs, _, found = trained
+    page = (runs / "exp" / "page.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
+    assert "93.07 %" in rows["baseline"]
+    for line in found:
+        mean = sum(line.errors.values()) / 2
+        assert f"{100 * mean:.2f} ±" in rows[line.arm.name]
+        if line.difference is not None and line.difference.verdict == "INCONCLUSIVE":
+            assert f"{line.arm.name} against baseline" in page
+            assert "seeds cannot resolve" in page
+    assert "Not finished" not in page
+    assert "Chosen: **self-distill-0.25**" in page
+    assert (runs / "exp" / "errors-a.svg").read_text().startswith("<svg")
+    plain = json.loads((runs / "exp" / "results.json").read_text())
+    assert [line["arm"] for line in plain] == [line.arm.name for line in found]
+
+
+def test_every_run_is_evaluated_again_with_batch_norm_statistics_of_random_views(trained: Trained) -> None:
+    runs, _, found = trained
+    for line in found:
+        rows = [
+            row for row in read_rows(runs / "runs" / f"{line.arm.name}-seed0") if row.get("event") == "recalibrated"
+        ]
+        assert len(rows) == 1
+        assert line.recalibrated is not None
+        assert 0 <= rows[0]["test_error"] <= 1
+
+
+def starts(runs: Path) -> int:
+    return sum(row["kind"] == "start" for folder in runs.iterdir() for row in read_rows(folder))
+
+
+def test_what_is_finished_is_not_trained_again_here_or_where_the_archive_is(trained: Trained, tmp_path: Path) -> None:
+    runs, archive, found = trained
+    before = starts(runs / "runs")
+    again = reproduce(EXPERIMENT, plan(), Place(folder=runs, name="exp", quiet=True))
+    assert starts(runs / "runs") == before
+    assert [line.as_plain() for line in again] == [line.as_plain() for line in found]
+    elsewhere = reproduce(
+        EXPERIMENT, plan(), Place(folder=tmp_path, name="exp", archive=archive, quiet=True), ["baseline"]
+    )
+    assert elsewhere[0].errors == found[0].errors
+    assert not (tmp_path / "runs" / "baseline-seed0" / "checkpoints").exists(), "trained here after all"
+    kept = sum(path.stat().st_size for path in (archive / "nm-augment-seed0").iterdir())
+    assert kept < 20_000
+
+
+def test_another_seed_is_added_to_what_is_there_and_what_is_missing_is_said(trained: Trained, tmp_path: Path) -> None:
+    _, archive, _ = trained
+    place = Place(folder=tmp_path, name="exp", archive=archive, quiet=True)
+    found = reproduce(EXPERIMENT, plan(seeds=3), place, ["baseline"])
+    assert sorted(found[0].errors) == [0, 1, 2]
+    page = (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
+    assert "**Not finished**: nm-augment (0 of 3)" in page
+
+
+def test_an_arm_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="arms must be the experiment's own: got 'nm-argument', there is baseline"):
+        reproduce(EXPERIMENT, plan(), Place(folder=tmp_path, name="exp", quiet=True), ["nm-argument"])
+    assert not list(tmp_path.iterdir())
