@@ -41,7 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
     "max": {"method": "nm-augment"},
     "max-cropped": {"method": "nm-augment", "view": "pad-crop-flip"},
     "max-resized": {"method": "nm-augment", "view": "random-resized-crop-flip"},
-    "max-trivial-augment": {"method": "nm-augment", "view": "trivial-augment", "label_smoothing": 0.1, "nesterov": True},
+    "max-trivial-augment": {
+        "method": "nm-augment",
+        "view": "trivial-augment",
+        "label_smoothing": 0.1,
+        "nesterov": True,
+    },
     "max-every-second": {"method": "nm-augment", "mine_every": 2},
     "max-delayed": {"method": "nm-augment", "delay_steps": 3},
     "max-ramped": {"method": "nm-augment", "ramp_rate": 0.4},
