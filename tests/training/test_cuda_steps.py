@@ -118,12 +118,12 @@ def test_recorded_steps_are_the_unrecorded_ones(name: str, tmp_path: Path) -> No
     assert_close(weights(tmp_path / "graph"), weights(tmp_path / "eager"), tolerance)
 
 
-@pytest.mark.parametrize("name", ["max", "proportional", "quantile", "uniform", "max-ramped"])
+@pytest.mark.parametrize("name", ["max", "proportional", "quantile", "uniform"])
 def test_the_first_draws_are_picked_as_by_the_loop(name: str) -> None:
     """Version 0 is the same weights whoever scores; a later pick may turn on the last bit of a loss."""
     picked: dict[str, list[list[tuple[int, int]]]] = {}
     for way in ("loop", "eager", "graph"):
-        run = run_of(name, step=way, ramp_rate=None, **({"ramp_start": 0.0} if name == "max-ramped" else {}))
+        run = run_of(name, step=way)
         with own_stream(CUDA):
             steps: Iterator[Any] = loop._steps(run, way, EpochSums(), Interrupt())()  # type: ignore[arg-type]
             picked[way] = []

@@ -165,7 +165,9 @@ def assembled(
             "leave it out"
         )
     size = config.crop_size or height
-    images = placed(train.images, device, config.num_workers)
+    # Other processes, which make views or score, read the images where they are.
+    stays = config.num_workers > 0 or config.pool == "process"
+    images = train.images if stays else placed(train.images, device)
     training_images = ImageViews(images, train.targets, make_view(config.view, size))
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(
@@ -191,15 +193,15 @@ def assembled(
         loader=loader,
         training_images=training_images,
         evaluation_images=ImageViews(
-            placed(evaluation.images, device, 0), evaluation.targets, evaluation_view(size, height)
+            placed(evaluation.images, device), evaluation.targets, evaluation_view(size, height)
         ),
         device=device,
     )
 
 
-def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device, num_workers: int) -> Images:
-    """The images on the CUDA device where they fit with room to spare; as they are elsewhere, and for workers."""
-    if device.type != "cuda" or num_workers > 0:
+def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> Images:
+    """The images on a CUDA device if they fit there with room to spare; else as they are."""
+    if device.type != "cuda":
         return images
     free_bytes, _ = torch.cuda.mem_get_info(device)
     if images.nbytes > LARGEST_PART * free_bytes:
