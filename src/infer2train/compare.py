@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,8 @@ def compare(
 ) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
-    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs.
+    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs; where
+    they are trained in parallel, methods are.
 
     Args:
         comparison: what is compared.
@@ -197,12 +198,13 @@ def train_in_threads(
         for names in _groups(waiting, threads):
             # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
             runs = {name: _ready(waiting[name], folder / name) for name in names}
-            for name, result in _trained(runs, folder, interrupt):
-                if after is not None:
-                    after(folder / name)
-                done += 1
-                if not quiet:
-                    console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
+            with closing(_trained(runs, folder, interrupt)) as results:  # whatever stops us stops them
+                for name, result in results:
+                    if after is not None:
+                        after(folder / name)
+                    done += 1
+                    if not quiet:
+                        console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
 
 
 def _groups(waiting: Mapping[str, RunConfig], size: int) -> Iterator[list[str]]:
@@ -216,7 +218,7 @@ def _ready(config: RunConfig, target: Path) -> Run:
     return prepare(enter_folder(config, target, resume=target.exists()), progress=False)
 
 
-def _trained(runs: Mapping[str, Run], folder: Path, interrupt: Interrupt) -> Iterator[tuple[str, Result]]:
+def _trained(runs: Mapping[str, Run], folder: Path, interrupt: Interrupt) -> Generator[tuple[str, Result], None, None]:
     """Runs trained side by side, as they come to their end."""
 
     def train_one(name: str) -> Result:
