@@ -121,6 +121,11 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking), tree)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values now: a device that records a CUDA graph computes none to look at."""
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def batch_size(tree: Any) -> int:
     """The leading dimension of the tree's tensors.
 

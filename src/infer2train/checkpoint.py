@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from infer2train.manifest import DamageError, read_folder, sync, write_folder
+from infer2train.replay import RANDOM_STATE
 from infer2train.state import decode, encode
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -146,6 +147,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def rng_state() -> dict[str, Any]:
     """The states of the global generators of Python, NumPy and torch, and of every CUDA device if CUDA is in use."""
+    with RANDOM_STATE:
+        return _rng_state()
+
+
+def _rng_state() -> dict[str, Any]:
     numpy_state: Any = np.random.get_state(legacy=False)
     # Arrays as tensors, so that torch.load(weights_only=True) takes the state that a user has saved with torch.save.
     numpy_state["state"] = {
@@ -175,15 +181,16 @@ def restore_rng(state: Mapping[str, Any]) -> None:
             f"random states of CUDA devices need those devices: got {len(cuda)} states for {num_devices} devices; "
             "resume on a machine like the first, or remove 'cuda' from the state and accept other random numbers"
         )
-    random.setstate(state["python"])
     inner = {
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in state["numpy"]["state"].items()
     }
-    np.random.set_state({**state["numpy"], "state": inner})
-    torch.set_rng_state(state["torch"])
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    with RANDOM_STATE:
+        random.setstate(state["python"])
+        np.random.set_state({**state["numpy"], "state": inner})
+        torch.set_rng_state(state["torch"])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 def _name(step: int) -> str:

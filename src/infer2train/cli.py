@@ -157,6 +157,9 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
     parser.add_argument("--jobs", type=int, default=1, help="Runs trained side by side (processes); set --threads too.")
+    parser.add_argument(
+        "--parallel-seeds", type=int, default=1, help="Runs trained side by side on one CUDA device (threads)."
+    )
     _add_settings(parser, arguments)
     return parser
 
@@ -352,8 +355,14 @@ def _compare(options: dict[str, Any]) -> None:
     folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
     at_least("seeds", options["seeds"], 1)
     at_least("jobs", options["jobs"], 1)
+    at_least("parallel_seeds", options["parallel_seeds"], 1)
     summaries = compare(
-        Comparison(runs=runs), folder, resume=options["resume"], jobs=options["jobs"], quiet=options["quiet"]
+        Comparison(runs=runs),
+        folder,
+        resume=options["resume"],
+        jobs=options["jobs"],
+        parallel_seeds=options["parallel_seeds"],
+        quiet=options["quiet"],
     )
     print_comparison(summaries, folder, Console())
 

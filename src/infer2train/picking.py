@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from infer2train.methods import Selection, Slots, candidates, select, unmined
 from infer2train.metrics import Meter
@@ -25,14 +27,51 @@ from infer2train.timeline import TRAINER
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Submitted:
-    """A draw whose candidates are with the pool, or that needs none."""
+class Planned:
+    """A draw that is to be made: all that is known of it before anything is scored."""
 
     slots: Slots
     step: int
+    """The step that trains on it."""
     share: float
+    """Mined share r in [0, 1]."""
     version: int | None
+    """Version of the weights that may score it; None where no oracle does."""
     scored: bool
+    """Whether its candidates are looked at."""
+
+
+def plan_draw(plan: MiningPlan, slots: Slots, step: int, version: int | None) -> Planned:
+    """The draw of `step` as it is to be made."""
+    method = plan.method
+    share = method.schedule.share(slots.epoch, plan.epochs)
+    # Nothing is asked of the oracle where the ramp mines nothing yet.
+    scored = plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
+    return Planned(slots=slots, step=step, share=share, version=version, scored=scored)
+
+
+def unscored_selection(plan: MiningPlan, planned: Planned) -> Selection:
+    """What a draw is trained on that nobody scored."""
+    if planned.step % plan.mine_every:
+        return unmined(planned.slots)
+    return select(plan.method, planned.slots, plan.gamma, share=planned.share, balance=plan.balance)
+
+
+def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scores: Scores | None) -> Draw:
+    """The draw as it was made."""
+    slots = planned.slots
+    return Draw(
+        draw=slots.draw,
+        epoch=slots.epoch,
+        step=planned.step,
+        version=scores.version if scores else None,
+        addresses=selection.addresses,
+        candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
+        scores=scores.values if scores else None,
+        chosen=selection.chosen if scores else None,
+        mined=selection.mined if scores else None,
+        log_probabilities=scores.log_probabilities if scores else None,
+    )
 
 
 class Picker:
@@ -47,7 +86,7 @@ class Picker:
 
     def __init__(self, plan: MiningPlan, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
         self._plan, self._pool, self._trainer, self._meter = plan, pool, trainer, meter
-        self._submitted: deque[_Submitted] = deque()
+        self._submitted: deque[Planned] = deque()
         self._picked: deque[Draw] = deque()
         self._is_lost = False
 
@@ -60,16 +99,13 @@ class Picker:
         """Draws worth having on their way: the one asked for, those that workers make views of, those scored ahead."""
         return 1 + self._trainer.depth + self._pool.queue_depth
 
-    def submit(self, slots: Slots, step: int, version: int | None) -> None:
-        """Take in the draw of `step`, to be scored by `version` (None: by no oracle)."""
-        plan, method = self._plan, self._plan.method
-        share = method.schedule.share(slots.epoch, plan.epochs)
-        # Nothing is asked of the oracle where the ramp mines nothing yet.
-        scored = plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
-        if scored and not self._is_lost:
+    def submit(self, planned: Planned) -> None:
+        """Take in a draw, whose version is published."""
+        slots = planned.slots
+        if planned.scored and not self._is_lost:
             with self._surviving():
-                self._pool.submit(slots.draw, candidates(method, slots, plan.gamma), version)
-        self._submitted.append(_Submitted(slots=slots, step=step, share=share, version=version, scored=scored))
+                self._pool.submit(slots.draw, candidates(self._plan.method, slots, self._plan.gamma), planned.version)
+        self._submitted.append(planned)
 
     def take(self) -> tuple[Draw, Any]:
         """The oldest draw on its way, and its batch; waits for its scores and its views."""
@@ -82,11 +118,11 @@ class Picker:
         self._measure(drawn)
         return drawn, batch
 
-    def _is_wanted(self, submitted: _Submitted) -> bool:
+    def _is_wanted(self, planned: Planned) -> bool:
         """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
         if not self._picked:
             return True
-        is_ready = not submitted.scored or self._pool.is_ready(submitted.slots.draw)
+        is_ready = not planned.scored or self._pool.is_ready(planned.slots.draw)
         return is_ready and len(self._picked) <= self._trainer.depth
 
     def stop(self) -> None:
@@ -96,27 +132,15 @@ class Picker:
         self._submitted.clear()
         self._picked.clear()
 
-    def _pick(self, submitted: _Submitted) -> Draw:
-        plan, slots = self._plan, submitted.slots
-        scores = self._scores(submitted) if submitted.scored else None
-        selection = unmined(slots) if submitted.scored and scores is None else self._select(submitted, scores)
+    def _pick(self, planned: Planned) -> Draw:
+        scores = self._scores(planned) if planned.scored else None
+        selection = unmined(planned.slots) if planned.scored and scores is None else self._select(planned, scores)
         self._trainer.put(selection.addresses)
-        return Draw(
-            draw=slots.draw,
-            epoch=slots.epoch,
-            step=submitted.step,
-            version=scores.version if scores else None,
-            addresses=selection.addresses,
-            candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
-            scores=scores.values if scores else None,
-            chosen=selection.chosen if scores else None,
-            mined=selection.mined if scores else None,
-            log_probabilities=scores.log_probabilities if scores else None,
-        )
+        return finished_draw(self._plan, planned, selection, scores)
 
-    def _scores(self, submitted: _Submitted) -> Scores | None:
+    def _scores(self, planned: Planned) -> Scores | None:
         """What the oracle says of a draw; None where the run goes on without."""
-        plan, slots, pool = self._plan, submitted.slots, self._pool
+        plan, slots, pool = self._plan, planned.slots, self._pool
         if self._is_lost:
             return None
         if plan.when_late == "skip" and not pool.is_ready(slots.draw):
@@ -128,7 +152,7 @@ class Picker:
             scores = pool.collect(slots.draw)
         if scores is None:
             return None
-        check_scores(scores, slots.draw, submitted.version, is_exact=plan.staleness == "strict")
+        check_scores(scores, slots.draw, planned.version, is_exact=plan.staleness == "strict")
         _require_every_candidate(scores, slots, plan)
         return scores
 
@@ -143,17 +167,17 @@ class Picker:
             self._is_lost = True
             warnings.warn(f"{error} The run goes on without mining.", RuntimeWarning)
 
-    def _select(self, submitted: _Submitted, scores: Scores | None) -> Selection:
-        plan, method = self._plan, self._plan.method
-        if submitted.step % plan.mine_every:
-            return unmined(submitted.slots)
+    def _select(self, planned: Planned, scores: Scores | None) -> Selection:
+        plan = self._plan
+        if scores is None:
+            return unscored_selection(plan, planned)
         return select(
-            method,
-            submitted.slots,
+            plan.method,
+            planned.slots,
             plan.gamma,
-            scores=scores.values if scores else None,
-            targets=scores.targets if scores else None,
-            share=submitted.share,
+            scores=scores.values,
+            targets=scores.targets,
+            share=planned.share,
             balance=plan.balance,
         )
 
@@ -166,16 +190,21 @@ class Picker:
             self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
         if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
             return
-        finite = drawn.scores[torch.isfinite(drawn.scores)]
         picked = drawn.scores[torch.from_numpy(drawn.chosen[drawn.mined]).to(drawn.scores.device)]
-        self._meter.add(
-            mined_examples=int(drawn.mined.sum()),
-            scored=len(finite),
-            score_sum=float(finite.sum()),
-            chosen=len(picked),
-            chosen_sum=float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
-            nonfinite_scores=count_nonfinite(drawn.scores),
-        )
+        self._meter.add(**score_amounts(drawn.scores, picked))
+
+
+def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
+    """What is added up of scores: of all candidates, and of those that were picked for theirs."""
+    finite = scores[torch.isfinite(scores)]
+    return {
+        "mined_examples": len(picked),
+        "scored": len(finite),
+        "score_sum": float(finite.sum()),
+        "chosen": len(picked),
+        "chosen_sum": float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
+        "nonfinite_scores": count_nonfinite(scores),
+    }
 
 
 def _require_every_candidate(scores: Scores, slots: Slots, plan: MiningPlan) -> None:

@@ -7,9 +7,11 @@ read of a sample for each of its views, unless the transform is given apart. A t
 of its own cannot be replayed; it is found out at construction and refused.
 """
 
+import os
 import pickle
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +28,13 @@ from infer2train.source import Source
 
 FourWords = tuple[int, int, int, int]
 """Seeds of 32 bits for `random`, NumPy, torch and Albumentations."""
+
+RANDOM_STATE = threading.RLock()
+"""Whoever sets the process's global generators for a while holds it: trainings may run side by side in threads."""
+# A process that is forked while another thread holds it would wait for that thread for ever.
+os.register_at_fork(
+    before=RANDOM_STATE.acquire, after_in_parent=RANDOM_STATE.release, after_in_child=RANDOM_STATE.release
+)
 
 _VIEW, _LOADING = 0, 1
 """What the generators are seeded for: the slots of Purpose.PARAMETER."""
@@ -153,7 +162,7 @@ def seeded(seed: int) -> Iterator[None]:
         ...     first == random.random()
         True
     """
-    with _state_kept(()):
+    with RANDOM_STATE, _state_kept(()):
         _seed_global(_words(np.array([seed]), _VIEW)[0])
         yield
 

@@ -285,8 +285,8 @@ class Counted(TorchEngine):
 
 class CountsRefreshes(Inline):
     def make_engine(self) -> Engine:
-        self.engine = Counted(self.task.model)
-        return self.engine
+        self.counted = Counted(self.task.model)
+        return self.counted
 
 
 def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None:
@@ -294,7 +294,7 @@ def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None
     pool = CountsRefreshes(images.task)
     for version in (0, 100, 200):
         pool.publish(images.record(version))
-    assert pool.engine.refreshed == (), "a version that no draw asks for costs nothing"
+    assert pool.counted.refreshed == (), "a version that no draw asks for costs nothing"
     for draw, version in enumerate((0, 0, 0, 200, 200, 0)):
         pool.submit(draw, images.addresses(draw), version)
     pool.collect(0)
@@ -302,7 +302,7 @@ def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None
     for draw, version in enumerate((0, 200, 200, 0)):
         pool.submit(draw, images.addresses(draw), version)
         pool.collect(draw)
-    assert pool.engine.refreshed == (0, 200, 0)
+    assert pool.counted.refreshed == (0, 200, 0)
 
 
 @pytest.mark.parametrize(("draw", "version"), [(4, 100), (3, 0), (3, None)])

@@ -48,6 +48,7 @@ class Broken(PadCropFlip):
     """What the broken views below are wrong in one thing about."""
 
     padding = 2
+    draws_on_device = False  # what they draw themselves is NumPy's
 
 
 class IgnoresSeed(Broken):

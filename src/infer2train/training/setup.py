@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -30,7 +31,7 @@ from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
-from infer2train.views.image_views import ImageViews
+from infer2train.views.image_views import Images, ImageViews
 from infer2train.views.on_demand import OnDemandViews
 from infer2train.views.view import View
 from infer2train.views.view_dataset import ViewDataset
@@ -73,6 +74,8 @@ class Run:
         return random_views(len(self.training_images), count, self.config.seed, epoch)
 
 
+LARGEST_PART = 0.5
+"""Of the free memory of a CUDA device, for images."""
 AUTOMATIC = ("threads", "oracle_chunk", "data_cache")
 """Settings that the machine decides where they are left out; once, and never again for the same run."""
 
@@ -161,10 +164,24 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         )
     _check_views(config)
     data, train, evaluation = load_splits(config, progress=progress)
+    return assembled(config, data, train, evaluation, device)
+
+
+def assembled(
+    config: RunConfig, data: ImageData | EncodedData, train: Split, evaluation: Split, device: torch.device
+) -> Run:
+    """The run on these images.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
     stored, channels = _form(train)
     size = config.crop_size or stored
     assert size is not None, "checked before"
-    training_images = views_of(train, make_view(config.view, size))
+    # Other processes, which make views or score, read the images where they are.
+    home = torch.device("cpu") if config.num_workers > 0 else device
+    training_home = torch.device("cpu") if config.pool == "process" else home
+    training_images = views_of(train, make_view(config.view, size), training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(
         parameter_groups(model, config.weight_decay),
@@ -178,9 +195,9 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         shuffle=True,
         drop_last=True,
         num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
-    loader = mined(base, model, optimizer, config)
+    loader = mined(base, model, config)
     return Run(
         config=replace(config, oracle=loader.plan.oracle),  # what `auto` was found to be
         data=data,
@@ -188,9 +205,23 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,
-        evaluation_images=views_of(evaluation, evaluation_view(size, stored)),
+        evaluation_images=views_of(evaluation, evaluation_view(size, stored), home),
         device=device,
     )
+
+
+def _is_on_cuda(views: ViewDataset) -> bool:
+    return isinstance(views, ImageViews) and isinstance(views.images, torch.Tensor)
+
+
+def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> Images:
+    """The images on a CUDA device if they fit there with room to spare; else as they are."""
+    if device.type != "cuda":
+        return images
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes > LARGEST_PART * free_bytes:
+        return images
+    return torch.from_numpy(np.array(images)).to(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -207,12 +238,14 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
     return Pixels(network, mean, std)
 
 
-def mined(base: "DataLoader[Any]", model: nn.Module, optimizer: SGD, config: RunConfig) -> MinedLoader:
-    """The run's loader: `mine()` as any user would call it."""
+def mined(base: "DataLoader[Any]", model: nn.Module, config: RunConfig) -> MinedLoader:
+    """The run's loader: `mine()` as any user would call it who counts steps by `step_done()`.
+
+    A hook of the optimiser would see no step that is replayed as a CUDA graph, and those that are only recorded.
+    """
     return mine(
         base,
         model,
-        optimizer,
         method=config.method,
         gamma=config.gamma,
         oracle=config.oracle,
@@ -281,11 +314,11 @@ def _check_views(config: RunConfig) -> None:
         )
 
 
-def views_of(split: Split, view: View) -> ViewDataset:
-    """The views of a split's images, from memory or decoded on demand."""
+def views_of(split: Split, view: View, device: torch.device) -> ViewDataset:
+    """The views of a split's images: from memory, from a CUDA device where they fit, or decoded on demand."""
     if isinstance(split, EncodedSplit):
         return OnDemandViews(split.pixels, split.targets, view)
-    return ImageViews(split.images, split.targets, view)
+    return ImageViews(placed(split.images, device), split.targets, view)
 
 
 def evaluation_view(size: int, stored: int | None) -> View:

@@ -1,6 +1,7 @@
 """Random crops with flips: the augmentations of the paper's CIFAR-10 and ImageNet trainings."""
 
 import math
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from infer2train.addresses import Purpose, as_uniform, words
 from infer2train.views.elementary import exponential
 from infer2train.views.sampling import FRACTION_BITS, ONE, resample
-from infer2train.views.view import Parameters, Side, View, on_device
+from infer2train.views.view import Parameters, Seeds, Side, View, on_device
 
 
 class PadCropFlip(View):
@@ -32,18 +33,20 @@ class PadCropFlip(View):
     Source: He et al., arXiv 1512.03385, section 4.2; the paper's CIFAR-10 trainings.
     """
 
+    draws_on_device: ClassVar[bool] = True
+
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         if padding < 0:
             raise ValueError(f"padding must be at least 0 pixels: got {padding}; use 4 for 32x32 images")
         self.padding, self.flip = padding, flip
 
-    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
+    def draw(self, seeds: Seeds, height: Side, width: Side) -> dict[str, Any]:
         top, left, flip, _ = words(seeds, Purpose.PARAMETER)
         places = 2 * self.padding + 1
         return {
             "top": (top * places) >> 32,
             "left": (left * places) >> 32,
-            "flip": flip >> 31 if self.flip else np.zeros_like(flip),
+            "flip": flip >> (31 if self.flip else 32),
         }
 
     def apply(self, images: UInt8[Tensor, "n h w c"], parameters: Parameters) -> UInt8[Tensor, "n c h2 w2"]:

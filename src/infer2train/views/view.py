@@ -38,6 +38,8 @@ class View(ABC):
 
     random: ClassVar[bool] = True
     """Whether the seed matters. Views that are not random are for evaluation."""
+    draws_on_device: ClassVar[bool] = False
+    """Whether `draw` takes tensors too: integer arithmetic alone gives the same bits on every device."""
 
     @abstractmethod
     def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
@@ -74,6 +76,8 @@ class View(ABC):
         """The parameters that these seeds decide: NumPy arrays for NumPy seeds, tensors on their device for tensors."""
         if isinstance(seeds, np.ndarray):
             return self.draw(seeds, height, width)
+        if self.draws_on_device:
+            return self.draw(seeds, height, width)  # type: ignore[arg-type]  # a subclass says that it takes them
         return on_device(self.draw(seeds.cpu().numpy(), height, width), seeds.device)
 
     def __call__(self, images: UInt8[Tensor, "n h w c"], seeds: Seeds) -> UInt8[Tensor, "n c h2 w2"]:
