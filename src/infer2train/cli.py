@@ -229,6 +229,7 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     add("--pool", type=str, default="inline", help="Where the oracle runs: inline, process, stream.")
     add("--threads", type=int, default=1, help="Threads of the trainer's CPU arithmetic.")
     add("--jobs", type=int, default=1, help="Runs trained side by side (processes).")
+    add("--parallel-seeds", type=int, default=1, help="Runs trained side by side on one CUDA device.")
     add("--arms", nargs="+", default=[], help="Train only these in this sitting. Default: all of the experiment.")
     archive_help = (
         "Folder in which a few kilobytes of each finished run are kept: what it holds is not trained again, here or on "
@@ -467,7 +468,7 @@ def _reproduce(options: dict[str, Any]) -> None:
     name = options["experiment"]
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    for count in ("seeds", "jobs", "threads"):
+    for count in ("seeds", "jobs", "parallel_seeds", "threads"):
         at_least(count, options[count], 1)
     machine = ("data", "data_cache", "device", "pool", "threads")
     common = {field: options[field] for field in machine if options[field] is not None}
@@ -485,6 +486,7 @@ def _reproduce(options: dict[str, Any]) -> None:
         name=name,
         archive=None if options["archive"] is None else Path(options["archive"]),
         jobs=options["jobs"],
+        parallel_seeds=options["parallel_seeds"],
         quiet=options["quiet"],
     )
     print_lines(reproduce(experiment, plan, place, options["arms"]), place, Console())

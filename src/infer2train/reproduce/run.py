@@ -40,7 +40,8 @@ class Place:
         folder: of the scale and variant; runs in it are shared.
         name: of the experiment.
         archive: finished runs are taken from it and put into it, see `archive`; None where there is none.
-        jobs: runs trained side by side.
+        jobs: runs trained side by side, in processes.
+        parallel_seeds: runs trained side by side on one CUDA device.
         quiet: show no progress.
     """
 
@@ -48,6 +49,7 @@ class Place:
     name: str
     archive: Path | None = None
     jobs: int = 1
+    parallel_seeds: int = 1
     quiet: bool = False
 
     @property
@@ -64,7 +66,15 @@ class Place:
         runs_in = "/".join([".."] * (1 + len(Path(name).parts)) + [RUNS])
         after = partial(_finish, archive=self.archive)
         comparison = Comparison(runs=runs, baseline=baseline, runs_in=runs_in)
-        compare(comparison, folder, resume=True, jobs=self.jobs, quiet=self.quiet, after=after)
+        compare(
+            comparison,
+            folder,
+            resume=True,
+            jobs=self.jobs,
+            parallel_seeds=self.parallel_seeds,
+            quiet=self.quiet,
+            after=after,
+        )
 
 
 def _finish(folder: Path, archive: Path | None) -> None:
