@@ -225,6 +225,8 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
     add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")
     add("--data-cache", type=str | None, default=None, help="As for train.")
+    add("--decode", type=str, default="once", help="As for train: on-demand where decoded images fit no disk.")
+    add("--num-workers", type=int, default=0, help="Processes that make views, as for train.")
     add("--device", type=str, default="cpu", help="Where the trainer runs: cpu, cuda.")
     add("--pool", type=str, default="inline", help="Where the oracle runs: inline, process, stream.")
     add("--threads", type=int, default=1, help="Threads of the trainer's CPU arithmetic.")
@@ -470,7 +472,7 @@ def _reproduce(options: dict[str, Any]) -> None:
         raise unknown("experiment", name, EXPERIMENTS)
     for count in ("seeds", "jobs", "parallel_seeds", "threads"):
         at_least(count, options[count], 1)
-    machine = ("data", "data_cache", "device", "pool", "threads")
+    machine = ("data", "data_cache", "decode", "num_workers", "device", "pool", "threads")
     common = {field: options[field] for field in machine if options[field] is not None}
     experiment = EXPERIMENTS[name]
     plan = Plan(
