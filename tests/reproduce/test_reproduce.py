@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,29 @@ def test_another_seed_is_added_to_what_is_there_and_what_is_missing_is_said(trai
     assert sorted(found[0].errors) == [0, 1, 2]
     page = (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
     assert "**Not finished**: nm-augment (0 of 3)" in page
+
+
+def test_an_arm_that_waits_for_another_says_so_and_is_trained_in_a_later_sitting(
+    trained: Trained, tmp_path: Path
+) -> None:
+    place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
+    with pytest.raises(ValueError, match="long trains as long as nm-augment did: got no finished run"):
+        reproduce(EXPERIMENT, plan(), place, ["long"])
+    first = reproduce(EXPERIMENT, plan(), place, ["nm-augment"])
+    assert first[0].wall is None, "there is no baseline yet that it could be compared with"
+    found = reproduce(EXPERIMENT, plan(seeds=1), place, ["long"])
+    assert [line.arm.name for line in found] == ["nm-augment", "long"]
+    assert (tmp_path / "exp" / "long-decided.json").is_file()
+
+
+def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_this() -> None:
+    from infer2train.reproduce.equal_hardware import devices
+
+    run = plan().run(EXPERIMENT.arms[1], 0)
+    assert devices(run) == 1
+    assert devices(replace(run, threads=4, pool="process", oracle_cores="96-99")) == 8
+    assert devices(replace(run, threads=4, pool="process", method="baseline")) == 4
+    assert devices(replace(run, threads=4, device="cuda")) == 1
 
 
 def test_an_arm_that_there_is_not_is_refused(tmp_path: Path) -> None:

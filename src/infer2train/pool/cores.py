@@ -22,17 +22,31 @@ def parse_cores(text: str) -> tuple[int, ...]:
         >>> parse_cores("0")
         (0,)
     """
+    cores = named_cores(text)
+    there_are = os.cpu_count() or 1
+    if not cores or max(cores) >= there_are:
+        raise ValueError(
+            f"cores must be among this machine's: got {text!r}, there is 0 to {there_are - 1}; name others"
+        )
+    return cores
+
+
+def named_cores(text: str) -> tuple[int, ...]:
+    """The cores that a text names, of whatever machine.
+
+    Raises:
+        ValueError: it is no list of numbers and ranges.
+
+    Example:
+        >>> named_cores("1,4-7")
+        (1, 4, 5, 6, 7)
+    """
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"cores are named by numbers and ranges: got {text!r}; write 1, 1,3 or 4-7")
         cores.update(range(int(first), int(last or first) + 1))
-    there_are = os.cpu_count() or 1
-    if not cores or max(cores) >= there_are:
-        raise ValueError(
-            f"cores must be among this machine's: got {text!r}, there is 0 to {there_are - 1}; name others"
-        )
     return tuple(sorted(cores))
 
 

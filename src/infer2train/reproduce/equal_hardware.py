@@ -11,7 +11,7 @@ from statistics import mean
 
 from infer2train.config import RunConfig
 from infer2train.methods import METHODS
-from infer2train.pool.cores import parse_cores
+from infer2train.pool.cores import named_cores
 from infer2train.reporting.runs import Run, read_run
 from infer2train.training.loop import train
 
@@ -25,7 +25,7 @@ def devices(config: RunConfig) -> int:
     if config.device != "cpu":
         return 1
     has_own = config.pool == "process" and METHODS[config.method].asks_the_pool
-    oracles = len(parse_cores(config.oracle_cores)) if has_own and config.oracle_cores else config.oracle_workers
+    oracles = len(named_cores(config.oracle_cores)) if has_own and config.oracle_cores else config.oracle_workers
     return (config.threads or 1) + (oracles if has_own else 0)
 
 

@@ -24,7 +24,7 @@ class Line:
         calibration_error: mean expected calibration error.
         recalibrated: mean test error with batch-norm statistics of random views; None where it was not measured.
         num_devices: cores, or GPUs, that it occupied.
-        wall: wall-clock, divided by the first arm's.
+        wall: wall-clock, divided by the first arm's; None where that has no finished run.
         device_seconds: wall-clock times devices, divided by the first arm's.
     """
 
@@ -61,7 +61,7 @@ def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run]) -> list[Line
     for (name, _), run in sorted(runs.items()):
         if name in finished and run.finished:
             finished[name].append(run)
-    first = next((found for found in finished.values() if found), [])
+    first = finished[arms[0].name]
     return [_line(arm, finished, first) for arm in arms if finished[arm.name]]
 
 
@@ -71,7 +71,7 @@ def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], first: Sequence[Run])
     num_devices = devices(from_plain(runs[0].config))
     seconds, reference = (_mean(run.seconds.get("total") for run in found) for found in (runs, first))
     wall = None if seconds is None or not reference else seconds / reference
-    share = num_devices / devices(from_plain(first[0].config))
+    share = num_devices / devices(from_plain(first[0].config)) if first else 1.0
     return Line(
         arm=arm,
         errors=errors,

@@ -104,11 +104,12 @@ def reproduce(experiment: Experiment, plan: Plan, place: Place, only: Sequence[s
     arms = tuple(_as_winner(arm, winners) for arm in arms)
     known = tuple(arm for arm in arms if arm.wall_clock_of is None)
     runs = plan.runs(known)
-    place.train(runs, arms[0].name)
+    if known:
+        place.train(runs, arms[0].name)
     if len(known) < len(arms):
         for arm in arms:
             if arm.wall_clock_of is not None:
-                runs |= _given_all_devices(arm, plan, place)
+                runs |= _given_all_devices(arm, experiment, plan, place)
         place.train(runs, arms[0].name)
     everything = tuple(_as_winner(arm, winners) for arm in experiment.arms)
     return write_page(_trained(place, everything, plan), experiment, plan, everything, winners)
@@ -157,11 +158,17 @@ def _as_winner(arm: Arm, winners: dict[str, Arm]) -> Arm:
     return replace(arm, settings={**winners[arm.winner_of].settings, **arm.settings})
 
 
-def _given_all_devices(arm: Arm, plan: Plan, place: Place) -> dict[tuple[str, int], RunConfig]:
+def _given_all_devices(arm: Arm, experiment: Experiment, plan: Plan, place: Place) -> dict[tuple[str, int], RunConfig]:
     """The runs of an arm whose length follows from another's wall-clock: measured once, and written down."""
     decided = place.results / f"{arm.name}-{DECIDED}"
     if not decided.is_file():
-        hybrids = [run for run in read(place.results).of(str(arm.wall_clock_of)) if run.finished]
+        trained = _trained(place, experiment.arms, plan)
+        hybrids = [run for run in trained.of(str(arm.wall_clock_of)) if run.finished]
+        if not hybrids:
+            raise ValueError(
+                f"{arm.name} trains as long as {arm.wall_clock_of} did: got no finished run of that; train it first, "
+                "in this sitting or an earlier one"
+            )
         timing = place.results / f"timing-{arm.name}"
         chosen = with_all_devices(plan.run(arm, 0), hybrids, from_plain(hybrids[0].config), timing)
         decided.write_text(json.dumps(as_plain(chosen), indent=2) + "\n", encoding="utf-8")
