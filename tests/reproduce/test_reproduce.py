@@ -167,12 +167,12 @@ def test_an_arm_that_waits_for_another_says_so_and_is_trained_in_a_later_sitting
 ) -> None:
     place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
     with pytest.raises(ValueError, match="long trains as long as nm-augment did: got no finished run"):
-        reproduce(EXPERIMENT, plan(), place, ["long"])
+        reproduce(EXPERIMENT, plan(), Place(folder=tmp_path / "new", name="exp", quiet=True), ["long"])
     first = reproduce(EXPERIMENT, plan(), place, ["nm-augment"])
     assert first[0].wall is None, "there is no baseline yet that it could be compared with"
     found = reproduce(EXPERIMENT, plan(seeds=1), place, ["long"])
     assert [line.arm.name for line in found] == ["nm-augment", "long"]
-    assert (tmp_path / "exp" / "long-decided.json").is_file()
+    assert found[1].errors == {0: trained[2][3].errors[0]}, "as long as it was where it was measured"
 
 
 def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_this() -> None:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from infer2train.compare import Comparison, compare
-from infer2train.config import RunConfig, as_plain, from_plain
+from infer2train.config import RunConfig, from_plain
 from infer2train.reporting.runs import RunSet, read, read_run
 from infer2train.reproduce.archive import restore, store
 from infer2train.reproduce.arms import Arm, Experiment, Sweep
@@ -57,11 +56,16 @@ class Place:
         """The experiment's own folder."""
         return self.folder / self.name
 
+    def restore(self, arm: str, seeds: int) -> None:
+        """Take the finished runs of an arm from the archive."""
+        for seed in range(seeds if self.archive is not None else 0):
+            assert self.archive is not None
+            restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS)
+
     def train(self, runs: dict[tuple[str, int], RunConfig], baseline: str, name: str = ".") -> None:
         """Train those of these runs that are neither finished nor in the archive."""
-        for arm, seed in runs:
-            if self.archive is not None:
-                restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS)
+        for arm in dict.fromkeys(arm for arm, _ in runs):
+            self.restore(arm, 1 + max(seed for name, seed in runs if name == arm))
         folder = self.results / name
         runs_in = "/".join([".."] * (1 + len(Path(name).parts)) + [RUNS])
         after = partial(_finish, archive=self.archive)
@@ -159,21 +163,20 @@ def _as_winner(arm: Arm, winners: dict[str, Arm]) -> Arm:
 
 
 def _given_all_devices(arm: Arm, experiment: Experiment, plan: Plan, place: Place) -> dict[tuple[str, int], RunConfig]:
-    """The runs of an arm whose length follows from another's wall-clock: measured once, and written down."""
-    decided = place.results / f"{arm.name}-{DECIDED}"
-    if not decided.is_file():
-        trained = _trained(place, experiment.arms, plan)
-        hybrids = [run for run in trained.of(str(arm.wall_clock_of)) if run.finished]
-        if not hybrids:
-            raise ValueError(
-                f"{arm.name} trains as long as {arm.wall_clock_of} did: got no finished run of that; train it first, "
-                "in this sitting or an earlier one"
-            )
+    """The runs of an arm whose length follows from another's wall-clock: measured once, then as its first run is."""
+    place.restore(arm.name, plan.seeds)
+    trained = _trained(place, experiment.arms, plan)
+    hybrids = [run for run in trained.of(str(arm.wall_clock_of)) if run.finished]
+    if own := trained.of(arm.name):
+        chosen = from_plain(own[0].config)
+    elif hybrids:
         timing = place.results / f"timing-{arm.name}"
         chosen = with_all_devices(plan.run(arm, 0), hybrids, from_plain(hybrids[0].config), timing)
-        decided.write_text(json.dumps(as_plain(chosen), indent=2) + "\n", encoding="utf-8")
-    settings: dict[str, Any] = json.loads(decided.read_text(encoding="utf-8"))
-    chosen = from_plain(settings)
+    else:
+        raise ValueError(
+            f"{arm.name} trains as long as {arm.wall_clock_of} did: got no finished run of that; train it first, in "
+            "this sitting or an earlier one"
+        )
     return {(arm.name, seed): replace(chosen, seed=seed) for seed in range(plan.seeds)}
 
 
