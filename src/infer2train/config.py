@@ -130,7 +130,7 @@ class TrainingConfig:
     warmup_epochs: float = 0.0
     """Linear warm-up from 0.1 to `lr` when lr is above 0.1 (epochs)."""
     label_smoothing: float = 0.0
-    """Part of each target that is spread over all classes in the trained loss (0 to 1); scores stay unsmoothed."""
+    """Share of each target that is spread over all classes in the trained loss (0 to 1); scores stay unsmoothed."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the trainer: fp32, or bf16 autocast."""
     device: str = "cpu"
