@@ -1,11 +1,13 @@
 """From measured speeds to a verdict: hand-made machines whose answer is known."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infer2train.gamma.plan import gammas, hybrid_step_seconds, recommend
-from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma
+from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma, timed
 
 
 def engine(name: str = "openvino:int8", images_per_second: float = 3200.0, refresh_seconds: float = 0.1) -> EngineSpeed:
@@ -97,3 +99,16 @@ def test_no_step_is_shorter_than_trainer_and_oracle_allow(
     assert found >= 1.0 - 1e-9
     one_after_the_other = 1.0 + draw_seconds + refresh_seconds / update_every
     assert found <= one_after_the_other * (1 + 1 / update_every) + 1e-9 + refresh_seconds
+
+
+def test_what_is_hopelessly_slow_is_called_once() -> None:
+    calls: list[float] = []
+
+    def call() -> None:
+        calls.append(0.0)
+        time.sleep(0.02)
+
+    assert timed(call, seconds=0.0, hopeless_seconds=0.01) >= 0.02
+    assert len(calls) == 1
+    assert timed(call, seconds=0.0, least=3) >= 0.02
+    assert len(calls) == 1 + 4, "one that is not counted, and three"

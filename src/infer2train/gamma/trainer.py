@@ -1,6 +1,7 @@
 """How fast the trainer trains here, at its best, and what a step consists of."""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from infer2train.oracle.measurement import timed
 
 STEP_SECONDS = 2.0
 """Time in which one way to train is measured."""
+HOPELESS = 4.0
+"""A way whose first step takes this many times as long as the best one's step is not measured further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,17 @@ def training_speeds(model: nn.Module, images: Tensor, targets: Tensor, *, compil
         targets: its classes, [b].
         compiled: try torch.compile too, which takes minutes.
     """
+    best = math.inf
     for mode in ("eager", "compile") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):
             for layout in (torch.contiguous_format, torch.channels_last):
                 trained = copy.deepcopy(model).train().to(memory_format=layout)  # type: ignore[call-overload]
                 batch = images.contiguous(memory_format=layout) if images.ndim == 4 else images
-                seconds = timed(_Step(trained, batch, targets, precision, mode == "compile"), STEP_SECONDS)
+                step = _Step(trained, batch, targets, precision, mode == "compile")
+                # A CPU without bf16 takes ten times as long for it; compiling takes long too, but only once.
+                hopeless = HOPELESS * best if mode == "eager" else math.inf
+                seconds = timed(step, STEP_SECONDS, hopeless_seconds=hopeless)
+                best = min(best, seconds)
                 layout_name = "channels-last" if layout is torch.channels_last else "contiguous"
                 yield TrainerSpeed(
                     name=f"{mode} {precision} {layout_name}",

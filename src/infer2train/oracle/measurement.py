@@ -1,6 +1,7 @@
 """How fast an engine is here: images per second, and seconds from a publication to its first verified score."""
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,10 +49,18 @@ class EngineSpeed:
     """Images per second by rows of a call."""
 
 
-def timed(call: Callable[[], object], seconds: float | None = None, least: int = 3) -> float:
-    """Median seconds of a call, after one that is not counted; over `MEASURED_SECONDS` unless told."""
+def timed(
+    call: Callable[[], object], seconds: float | None = None, least: int = 3, hopeless_seconds: float = math.inf
+) -> float:
+    """Median seconds of a call, after one that is not counted; over `MEASURED_SECONDS` unless told.
+
+    One that takes longer than `hopeless_seconds` the first time is not called again.
+    """
     seconds = MEASURED_SECONDS if seconds is None else seconds
+    began = perf_counter()
     call()
+    if (first := perf_counter() - began) > hopeless_seconds:
+        return first
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
         started = perf_counter()
