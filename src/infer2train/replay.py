@@ -32,9 +32,10 @@ FourWords = tuple[int, int, int, int]
 RANDOM_STATE = threading.RLock()
 """Whoever sets the process's global generators for a while holds it: trainings may run side by side in threads."""
 # A process that is forked while another thread holds it would wait for that thread for ever.
-os.register_at_fork(
-    before=RANDOM_STATE.acquire, after_in_parent=RANDOM_STATE.release, after_in_child=RANDOM_STATE.release
-)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(
+        before=RANDOM_STATE.acquire, after_in_parent=RANDOM_STATE.release, after_in_child=RANDOM_STATE.release
+    )
 
 _VIEW, _LOADING = 0, 1
 """What the generators are seeded for: the slots of Purpose.PARAMETER."""
