@@ -52,9 +52,15 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_cache_dir() == tmp_path
     monkeypatch.delenv("INFER2TRAIN_CACHE")
     pooch = pytest.importorskip("pooch", reason="what the folder is compared with")
-    for named in (tmp_path / "caches", None):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(named)) if named else monkeypatch.delenv("XDG_CACHE_HOME")
-        assert default_cache_dir() == Path(pooch.os_cache("infer2train"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert default_cache_dir() == tmp_path / "caches" / "infer2train" == Path(pooch.os_cache("infer2train"))
+
+
+def test_there_is_a_cache_where_pooch_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INFER2TRAIN_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert default_cache_dir() == tmp_path / ".cache" / "infer2train"
 
 
 def test_importing_the_catalogue_is_cheap() -> None:

@@ -6,7 +6,6 @@ pyarrow, pooch) when they run, so this module costs nothing to import.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -98,10 +97,11 @@ def default_cache_dir() -> Path:
     chosen = os.environ.get("INFER2TRAIN_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    # As platformdirs has it, which not every machine has that trains.
-    local = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
-    found = local.get(sys.platform) or os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
-    return Path(found).expanduser() / "infer2train"
+    try:
+        import pooch
+    except ImportError:  # `make gpu` runs with what a CUDA image has
+        return Path("~/.cache/infer2train").expanduser()
+    return Path(pooch.os_cache("infer2train"))
 
 
 def _folder(given: str) -> Path:
