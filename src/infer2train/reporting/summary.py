@@ -4,7 +4,7 @@ Both the command line's table and the report's are made from this. Only finished
 method and the baseline both finished are paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,33 +52,33 @@ def summarise(folder: Path) -> list[MethodSummary]:
 
 def summaries(runs: RunSet) -> list[MethodSummary]:
     """As `summarise`, of folders already read."""
-    baseline = _errors(runs.of(runs.baseline)) if runs.baseline is not None else {}
+    baseline = final_errors(runs.of(runs.baseline)) if runs.baseline is not None else {}
     return [_summary(runs, method, {} if method == runs.baseline else baseline) for method in runs.methods]
 
 
 def _summary(runs: RunSet, method: str, baseline: dict[int, float]) -> MethodSummary:
     """One method's line."""
     finished = [run for run in runs.of(method) if run.finished]
-    errors = _errors(finished)
+    errors = final_errors(finished)
     mean, std = mean_std(list(errors.values())) if errors else (None, None)
     return MethodSummary(
         method=method,
         test_errors=errors,
         mean=mean,
         std=std,
-        difference=_difference(errors, baseline),
-        seconds=_mean([run.seconds.get("total") for run in finished]),
-        scoring_share=_mean([run.scoring_share for run in finished]),
+        difference=difference_from(baseline, errors),
+        seconds=mean_of([run.seconds.get("total") for run in finished]),
+        scoring_share=mean_of([run.scoring_share for run in finished]),
         unfinished=tuple(seed for seed in runs.seeds if seed not in errors),
     )
 
 
-def _errors(runs: Sequence[Run]) -> dict[int, float]:
+def final_errors(runs: Sequence[Run]) -> dict[int, float]:
     """Final test error of the finished runs, by seed."""
     return {run.seed: run.test_error for run in runs if run.finished and run.test_error is not None}
 
 
-def _difference(errors: dict[int, float], baseline: dict[int, float]) -> PairedDifference | None:
+def difference_from(baseline: Mapping[int, float], errors: Mapping[int, float]) -> PairedDifference | None:
     """From the baseline over common seeds; None where there is none."""
     common = [seed for seed in errors if seed in baseline]
     if not common:
@@ -86,7 +86,7 @@ def _difference(errors: dict[int, float], baseline: dict[int, float]) -> PairedD
     return paired_difference([errors[seed] for seed in common], [baseline[seed] for seed in common])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of those that were measured."""
     measured = [value for value in values if value is not None]
     return mean_std(measured)[0] if measured else None

@@ -6,10 +6,11 @@ from typing import Any
 
 from infer2train.config import from_plain
 from infer2train.reporting.runs import Run
+from infer2train.reporting.summary import difference_from, final_errors, mean_of
 from infer2train.reproduce.arms import Arm
 from infer2train.reproduce.diagnosis import EVENT
 from infer2train.reproduce.equal_hardware import devices
-from infer2train.statistics import PairedDifference, mean_std, paired_difference
+from infer2train.statistics import PairedDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,35 +68,19 @@ def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run]) -> list[Line
 
 def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], first: Sequence[Run]) -> Line:
     runs = finished[arm.name]
-    errors = _errors(runs)
+    errors = final_errors(runs)
     num_devices = devices(from_plain(runs[0].config))
-    seconds, reference = (_mean(run.seconds.get("total") for run in found) for found in (runs, first))
+    seconds, reference = (mean_of([run.seconds.get("total") for run in found]) for found in (runs, first))
     wall = None if seconds is None or not reference else seconds / reference
     share = num_devices / devices(from_plain(first[0].config)) if first else 1.0
     return Line(
         arm=arm,
         errors=errors,
-        difference=_difference(errors, _errors(finished.get(arm.against or "", []))),
-        loss=_mean(run.epochs[-1].get("test_loss") for run in runs),
-        calibration_error=_mean(run.epochs[-1].get("test_calibration_error") for run in runs),
-        recalibrated=_mean(row["test_error"] for run in runs for row in run.events if row["event"] == EVENT),
+        difference=difference_from(final_errors(finished.get(arm.against or "", [])), errors),
+        loss=mean_of([run.epochs[-1].get("test_loss") for run in runs]),
+        calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in runs]),
+        recalibrated=mean_of([row["test_error"] for run in runs for row in run.events if row["event"] == EVENT]),
         num_devices=num_devices,
         wall=wall,
         device_seconds=None if wall is None else wall * share,
     )
-
-
-def _errors(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: run.test_error for run in runs if run.test_error is not None}
-
-
-def _difference(errors: Mapping[int, float], baseline: Mapping[int, float]) -> PairedDifference | None:
-    common = sorted(errors.keys() & baseline.keys())
-    if not common:
-        return None
-    return paired_difference([errors[seed] for seed in common], [baseline[seed] for seed in common])
-
-
-def _mean(values: Any) -> float | None:
-    measured = [value for value in values if value is not None]
-    return mean_std(measured)[0] if measured else None
