@@ -143,6 +143,7 @@ def provenance(runs: RunSet, plan: Plan) -> str:
     used = [run for run in runs.runs.values() if run.finished]
     machines = [", ".join(f"{key} {value}" for key, value in found.items()) for found in sections.machines(used)]
     data = plan.common.get("data", plan.regime)
+    machine = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in plan.common.items())
     return "\n".join(
         [
             "## How it was made",
@@ -150,6 +151,6 @@ def provenance(runs: RunSet, plan: Plan) -> str:
             f"- Data: `{data}`. Images are used as the files hold them: if they went through JPEG, so did these.",
             *(f"- Machine and versions: {text}." for text in machines),
             f"- Command: `infer2train reproduce {runs.folder.name} --scale {plan.scale} --variant {plan.variant} "
-            f"--seeds {plan.seeds} --data {data}`",
+            f"--seeds {plan.seeds} {machine}`",
         ]
     )

@@ -26,6 +26,7 @@ from infer2train.reproduce.page import table, write_page
 from infer2train.reproduce.plan import Plan
 from infer2train.reproduce.results import Line
 from infer2train.statistics import mean_std
+from infer2train.training.folder import CHECKPOINTS, is_finished
 
 RUNS, DECIDED = "runs", "decided.json"
 HELD_OUT_PREFIX = "held-out-"
@@ -58,15 +59,21 @@ class Place:
 
     def restore(self, arm: str, seeds: int) -> None:
         """Take the finished runs of an arm from the archive."""
-        for seed in range(seeds if self.archive is not None else 0):
-            assert self.archive is not None
-            restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS)
+        if self.archive is not None:
+            for seed in range(seeds):
+                restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS)
 
     def train(self, runs: dict[tuple[str, int], RunConfig], baseline: str, name: str = ".") -> None:
-        """Train those of these runs that are neither finished nor in the archive."""
+        """Train those of these runs that are neither finished nor in the archive.
+
+        A run that was finished by a sitting which then ended, or had no archive, is looked at and kept now.
+        """
         for arm in dict.fromkeys(arm for arm, _ in runs):
             self.restore(arm, 1 + max(seed for name, seed in runs if name == arm))
         folder = self.results / name
+        for arm, seed in runs:
+            if is_finished(run := self.folder / RUNS / f"{arm}-seed{seed}"):
+                _finish(run, self.archive)
         runs_in = "/".join([".."] * (1 + len(Path(name).parts)) + [RUNS])
         after = partial(_finish, archive=self.archive)
         comparison = Comparison(runs=runs, baseline=baseline, runs_in=runs_in)
@@ -83,7 +90,8 @@ class Place:
 
 def _finish(folder: Path, archive: Path | None) -> None:
     """What is done with a run once it is trained, while its weights are there."""
-    diagnose(folder)
+    if (folder / CHECKPOINTS).is_dir():
+        diagnose(folder)
     if archive is not None:
         store(folder, archive)
 
