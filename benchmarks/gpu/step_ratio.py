@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -112,7 +113,7 @@ def steps_of(run: Run) -> Iterator[Any]:
     """Steps without end, made as the run asks for."""
     way, _ = way_of(run)
     sums = EpochSums()
-    epoch: Callable[[], Iterator[Any]] = lambda: _batch_by_batch(run, sums)  # noqa: E731
+    epoch: Callable[[], Iterator[Any]] = partial(_batch_by_batch, run, sums)
     if way != "loop":
         epoch = DeviceSteps(run, images_on_device(run), sums, Interrupt(), is_recorded=way == "graph").epoch
     while True:

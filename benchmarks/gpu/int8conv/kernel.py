@@ -58,19 +58,19 @@ def configurations(outputs: int, depth: int) -> list[Configuration]:
 
 
 @triton.jit
-def _rounded(x, low, high):  # type: ignore[no-untyped-def]
+def _rounded(x, low, high):  # type: ignore[no-untyped-def]  # Triton reads the annotations
     """clamp(round(x), low, high) for whole bounds below 2²², halves to even: the sum keeps no bit behind the point."""
     return (tl.minimum(tl.maximum(x, low), high) + 12582912.0) - 12582912.0
 
 
 @triton.jit
-def _cut(first, length: tl.constexpr, size: tl.constexpr, PADDING: tl.constexpr):  # type: ignore[no-untyped-def]
+def _cut(first, length: tl.constexpr, size: tl.constexpr, PADDING: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton reads the annotations
     """How an image cuts windows that begin at `first`: how much of them before it, and how much behind."""
     return tl.maximum(-first, 0) * (PADDING + 1) + tl.maximum(first + length - size, 0)
 
 
 @triton.jit
-def _convolution(  # type: ignore[no-untyped-def]
+def _convolution(  # type: ignore[no-untyped-def]  # Triton reads the annotations
     x, weight, bias, factor, residual, y, num_pixels,
     own_low, own_high, own_factor, residual_zero, residual_factor, low, high, zero,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, OC: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, H height, W width, C channels, O output channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,7 @@ def random_problem(layer: Layer, device: torch.device, cache_bytes: int, seed: i
     return Problem(layer, weight, bias, sites, prepared, [_inputs(layer, sites, normal) for _ in range(num_sets)])
 
 
-def _sites(layer: Layer, weight: Tensor, bias: Tensor, normal) -> Sites:  # type: ignore[no-untyped-def]
+def _sites(layer: Layer, weight: Tensor, bias: Tensor, normal: Callable[..., Tensor]) -> Sites:
     bound = weight.flatten(1).abs().amax(1)
     x = normal(1, layer.channels, layer.size, layer.size).relu()
     own = F.conv2d(x, weight, bias, layer.stride, layer.padding)
@@ -119,7 +120,7 @@ def _site(x: Tensor) -> Affine:
     return affine_of_range(x.min(), x.max())
 
 
-def _inputs(layer: Layer, sites: Sites, normal) -> Inputs:  # type: ignore[no-untyped-def]
+def _inputs(layer: Layer, sites: Sites, normal: Callable[..., Tensor]) -> Inputs:
     def stored(affine: Affine, size: int, channels: int) -> tuple[Tensor, Tensor]:
         found = torch.empty(layer.batch, size, size, channels, dtype=torch.int8, device=affine.scale.device)
         for image in range(0, layer.batch, 64):  # float32 of all of them at once would be four times the memory

@@ -7,7 +7,7 @@ their simulation again.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def exact_weight_bits(bits: int, capabilities: Mapping[str, Any] | None = None) 
 
 
 def _capabilities() -> Mapping[str, Any]:
-    listed = getattr(torch.cpu, "get_capabilities", None)  # torch 2.9 knows of VNNI alone
+    listed: Callable[[], Mapping[str, Any]] | None = getattr(torch.cpu, "get_capabilities", None)
     if listed is not None:
-        return listed()  # type: ignore[no-any-return]
+        return listed()
+    # Older releases know of VNNI alone.
     return {"architecture": platform.machine().lower(), "avx512_vnni": torch.cpu._is_vnni_supported()}
