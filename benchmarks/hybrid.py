@@ -1,7 +1,9 @@
 """What the oracle costs the trainer when it has a core of its own: step times side by side in one run.
 
 The trainer runs on one core, the oracle on another. Each arm's T steps are measured in short turns with as many of the
-baseline on the trainer's core, so that a busy machine slows both alike; ratios are medians over rounds. Beside them:
+baseline on the trainer's core, so that a busy machine slows both alike; ratios are medians over rounds. An oracle that
+cannot keep up gains from the baseline's turns, in which it scores `queue_depth` draws ahead: measure it with `--turns 1`.
+Beside them:
 the baseline while the other core multiplies matrices for nobody, which is what the hardware itself takes; what other
 tools do (score with the trainer's own modules, in its time, in one batch); and the baseline given *both* cores.
 
@@ -49,8 +51,6 @@ from infer2train.timeline import ORACLE_SPANS
 from infer2train.views.crops import PadCropFlip
 from infer2train.views.image_views import ImageViews
 
-TURNS = 4
-"""Turns in which the steps between two refreshes are measured, with as many steps of the baseline after each."""
 METHODS = ("nm-augment", "self-distill", "nm-sample")
 BOUNDS = {"nm-augment": 1.05, "self-distill": 1.08, "nm-sample": 1.05}
 
@@ -204,7 +204,7 @@ def measure_arms(options: argparse.Namespace) -> None:
 
         for round_number in range(options.rounds):
             for made in hybrids:
-                seconds, own = in_turns(made, baseline[made.precision], steps)
+                seconds, own = in_turns(made, baseline[made.precision], steps, options.turns)
                 expected = predicted(made, own, options) / own
                 figures = joined(made)
                 note(made.name, seconds / own)
@@ -220,15 +220,15 @@ def measure_arms(options: argparse.Namespace) -> None:
                     f"views {figures['trainer_views_seconds']:.2f} s; oracle busy {figures['oracle_busy']:.0%}"
                 )
             with burning(oracle) as burn:
-                burdened, own = in_turns(baseline["fp32"], baseline["fp32"], steps, burn)
+                burdened, own = in_turns(baseline["fp32"], baseline["fp32"], steps, options.turns, burn)
             note("beside a busy core", burdened / own)
             note("others", others.block(3) / own)
             with on_cores([trainer, oracle]):
                 torch.set_num_threads(2)
                 two.block(5)
-                doubled = two.block(steps // TURNS)
+                doubled = two.block(steps // options.turns)
                 torch.set_num_threads(1)
-            note("both", doubled / baseline["fp32"].block(steps // TURNS))
+            note("both", doubled / baseline["fp32"].block(steps // options.turns))
             say(
                 f"round {round_number}: others {ratios['others'][-1]:.2f}, both cores {ratios['both'][-1]:.3f}, the "
                 f"baseline beside a core busy with something else {ratios['beside a busy core'][-1]:.3f}"
@@ -240,17 +240,17 @@ def measure_arms(options: argparse.Namespace) -> None:
     report(options, ratios, restart)
 
 
-def in_turns(made: Arm, baseline: Arm, steps: int, burn: "Burn | None" = None) -> tuple[float, float]:
+def in_turns(made: Arm, baseline: Arm, steps: int, turns: int, burn: "Burn | None" = None) -> tuple[float, float]:
     """Seconds a step of an arm and of the baseline, over so many steps of each, in short turns: a machine drifts."""
     made.figures = []
     ours = theirs = 0.0
-    for _ in range(TURNS):
+    for _ in range(turns):
         if burn is not None:
             burn.go()
-        ours += made.block(steps // TURNS) / TURNS
+        ours += made.block(steps // turns) / turns
         if burn is not None:
             burn.pause()
-        theirs += baseline.block(steps // TURNS) / TURNS
+        theirs += baseline.block(steps // turns) / turns
     return ours, theirs
 
 
@@ -399,6 +399,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=4, help="in which the steps between two refreshes are measured")
     parser.add_argument("--steps", type=int, default=500, help="of --case identical")
     parser.add_argument("--data", default=None)
     parser.add_argument("--data-cache", default=None)
