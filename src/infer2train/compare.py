@@ -93,11 +93,7 @@ def compare(
         for (method, seed), config in comparison.runs.items()
         if not _is_done(config, trained / f"{method}-seed{seed}")
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {"methods": comparison.methods, "seeds": comparison.seeds, "baseline": comparison.baseline}
-    if comparison.runs_in != ".":
-        contents["runs_in"] = comparison.runs_in
-    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    write_comparison(folder, comparison.methods, comparison.seeds, comparison.baseline, comparison.runs_in)
     if parallel_seeds > 1:
         train_in_threads(waiting, trained, parallel_seeds, quiet, after)
     elif jobs == 1:
@@ -106,6 +102,25 @@ def compare(
         _train_side_by_side(waiting, trained, jobs, quiet, after)
     write_report(folder)
     return summarise(folder)
+
+
+def write_comparison(
+    folder: Path, methods: Sequence[str], seeds: Sequence[int], baseline: str, runs_in: str = "."
+) -> None:
+    """Write down what a comparison's report shows, in `comparison.json` of its folder, which is made.
+
+    Args:
+        folder: of the comparison.
+        methods: in the order of the report; those without a run are left out there.
+        seeds: those asked for.
+        baseline: the method that the others are compared with.
+        runs_in: where the run folders are, from the comparison's own.
+    """
+    contents = {"methods": list(methods), "seeds": list(seeds), "baseline": baseline}
+    if runs_in != ".":
+        contents["runs_in"] = runs_in
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_done(config: RunConfig, target: Path) -> bool:

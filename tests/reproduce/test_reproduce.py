@@ -5,16 +5,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 
 import pytest
 import torch
 
 from infer2train.checkpoint import load_checkpoint
 from infer2train.config import from_plain
+from infer2train.reporting.runs import read
 from infer2train.reproduce.arms import Arm, Experiment, Sweep
 from infer2train.reproduce.diagnosis import recalibrate
-from infer2train.reproduce.plan import Plan
+from infer2train.reproduce.plan import Plan, as_long_as
 from infer2train.reproduce.results import Line
 from infer2train.reproduce.run import Place, reproduce
 from infer2train.runlog import read_config, read_rows
@@ -98,19 +98,31 @@ def test_a_sweep_is_decided_on_held_out_images_and_the_winner_is_tested(
 def test_the_baseline_gets_the_wall_clock_and_the_devices_of_another_arm(trained: Trained) -> None:
     runs, _, found = trained
     config = read_config(runs / "runs" / "long-seed0")
-    theirs = [_training_seconds(runs / "runs" / f"nm-augment-seed{seed}") for seed in (0, 1)]
-    ours = _training_seconds(runs / "exp" / "timing-long")[-1:]
+    theirs, ours = (_epoch_seconds(runs / "exp" / "timing-long" / name) for name in ("hybrid", "baseline"))
+    assert read_config(runs / "exp" / "timing-long" / "hybrid")["method"] == "nm-augment"
     assert config["method"] == "baseline"
     assert config["threads"] == 1
-    assert config["epochs"] == max(1, round(2 * mean(theirs[0] + theirs[1]) / mean(ours)))
+    assert config["epochs"] == max(1, round(2 * theirs / ours))
     assert config["lr_drops"] == [round(config["epochs"] / 2)], "the learning rate falls within its own length"
     assert {line.arm.name: line.num_devices for line in found}["long"] == 1
 
 
-def _training_seconds(folder: Path) -> list[float]:
-    """Of each epoch."""
-    rows = [row["seconds"] for row in read_rows(folder) if row["kind"] == "epoch"]
-    return [row["total"] - row.get("evaluation", 0) - row.get("checkpoint", 0) for row in rows]
+def _epoch_seconds(folder: Path) -> float:
+    """Of its last epoch, without what is not training."""
+    row = [row["seconds"] for row in read_rows(folder) if row["kind"] == "epoch"][-1]
+    return float(row["total"] - row.get("evaluation", 0) - row.get("checkpoint", 0))
+
+
+def test_what_an_arm_costs_is_timed_beside_the_others_and_not_taken_from_its_runs(trained: Trained) -> None:
+    runs, _, found = trained
+    timed = {line.arm.name: _epoch_seconds(runs / "exp" / "timing" / line.arm.name) for line in found}
+    epochs = {line.arm.name: read_config(runs / "runs" / f"{line.arm.name}-seed0")["epochs"] for line in found}
+    for line in found:
+        name = line.arm.name
+        assert line.wall == pytest.approx(epochs[name] * timed[name] / (epochs["baseline"] * timed["baseline"]))
+        assert line.device_seconds == line.wall, "each has one core here"
+    page = (runs / "exp" / "page.md").read_text(encoding="utf-8")
+    assert "timed one after another" in page
 
 
 def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) -> None:
@@ -206,21 +218,35 @@ def test_another_seed_is_added_to_what_is_there_and_what_is_missing_is_said(trai
     assert "**Not finished**: nm-augment (0 of 3)" in page
 
 
-def test_an_arm_that_waits_for_another_says_so_and_is_trained_in_a_later_sitting(
+def test_an_arm_of_measured_length_stays_as_long_as_it_was_where_it_was_measured(
     trained: Trained, tmp_path: Path
 ) -> None:
     place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
-    with pytest.raises(ValueError, match="long trains as long as nm-augment did: got no finished run"):
-        reproduce(EXPERIMENT, plan(), Place(folder=tmp_path / "new", name="exp", quiet=True), ["long"])
-    first = reproduce(EXPERIMENT, plan(), place, ["nm-augment"])
-    assert first[0].wall is None, "there is no baseline yet that it could be compared with"
     found = reproduce(EXPERIMENT, plan(seeds=1), place, ["long"])
-    assert [line.arm.name for line in found] == ["nm-augment", "long"]
-    assert found[1].errors == {0: trained[2][3].errors[0]}, "as long as it was where it was measured"
+    assert [line.arm.name for line in found] == ["long"]
+    assert found[0].errors == {0: trained[2][3].errors[0]}
+    assert found[0].wall is None, "nothing is timed while arms are missing"
+    assert not (tmp_path / "exp" / "timing-long").exists()
+    assert "once all runs are there" in (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
+
+
+def test_the_report_shows_what_earlier_sittings_trained(trained: Trained, tmp_path: Path) -> None:
+    place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
+    reproduce(EXPERIMENT, plan(seeds=1), place, ["nm-augment"])
+    reproduce(EXPERIMENT, plan(seeds=1), place, ["baseline"])
+    assert [run.method for run in read(tmp_path / "exp").runs.values()] == ["baseline", "nm-augment"]
+    assert "nm-augment" in (tmp_path / "exp" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_shorter_run_takes_the_whole_course_of_learning_rate_and_ramp() -> None:
+    whole = plan().run(Arm(name="nm-sample", settings={"method": "nm-sample", "ramp_rate": 0.01}), 0)
+    whole = as_long_as(replace(whole, epochs=60, lr_drops=(54,), warmup_epochs=6.0, ramp_rate=0.015), 10)
+    assert (whole.epochs, whole.lr_drops, whole.warmup_epochs) == (10, (9,), 1.0)
+    assert whole.ramp_rate == pytest.approx(0.09)
 
 
 def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_this() -> None:
-    from infer2train.reproduce.equal_hardware import devices
+    from infer2train.reproduce.costs import devices
 
     run = plan().run(EXPERIMENT.arms[1], 0)
     assert devices(run) == 1

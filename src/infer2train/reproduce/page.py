@@ -12,6 +12,7 @@ from infer2train.reporting.curves import errors_of
 from infer2train.reporting.report import FINAL_PART
 from infer2train.reporting.runs import RunSet, read
 from infer2train.reproduce.arms import Arm, Experiment
+from infer2train.reproduce.costs import Cost
 from infer2train.reproduce.plan import Plan
 from infer2train.reproduce.results import Line, lines
 from infer2train.statistics import Verdict, mean_std
@@ -22,9 +23,17 @@ HEADINGS = (
     *("error with BN of random views, %", "devices", "device-seconds", "wall", "in the paper"),
 )
 
+TIMED = "Devices and times are of an epoch of each arm, timed one after another on one machine."
+NOT_TIMED = "Times are measured once all runs are there."
+
 
 def write_page(
-    runs: RunSet, experiment: Experiment, plan: Plan, arms: Sequence[Arm], winners: Mapping[str, Arm]
+    runs: RunSet,
+    experiment: Experiment,
+    plan: Plan,
+    arms: Sequence[Arm],
+    winners: Mapping[str, Arm],
+    costs: Mapping[str, Cost],
 ) -> list[Line]:
     """Write page, figures and `results.json` of what is finished into the experiment's folder.
 
@@ -34,16 +43,18 @@ def write_page(
         plan: of its runs.
         arms: as they were trained.
         winners: of its sweeps.
+        costs: of its arms, by name; empty where none were measured.
 
     Returns:
         The lines of the table.
     """
-    folder, found = runs.folder, lines(arms, runs.runs)
+    folder, found = runs.folder, lines(arms, runs.runs, costs)
     figures = _figures(folder, runs, found) if experiment.curves else {}
     parts = [
         f"# {experiment.title}",
         f"Scale *{plan.scale}*, training labels *{plan.variant}*, regime {plan.regime}, {plan.seeds} seeds asked for. "
-        f"Paper: {experiment.source}. Final epoch, mean ± sample deviation over seeds; differences are paired by seed.",
+        f"Paper: {experiment.source}. Final epoch, mean ± sample deviation over seeds; differences are paired by seed. "
+        f"{TIMED if costs else NOT_TIMED}",
         table(found),
         "\n".join(f"- {sentence}" for sentence in statements(found, experiment, plan.seeds)),
         *(f"![{name}]({path.name})" for name, path in figures.items()),

@@ -1,7 +1,7 @@
 """Arms to runs: the scale's settings, the arm's own, the seed; and which engine an 8-bit oracle is here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infer2train.config import RunConfig, from_plain, unknown
@@ -89,6 +89,18 @@ class Plan:
         if not METHODS[arm.method].asks_the_pool:
             settings["pool"] = "inline"  # a control without an oracle has no processes for one
         return from_plain({name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()})
+
+
+def as_long_as(config: RunConfig, epochs: int) -> RunConfig:
+    """The run over more epochs or fewer: its learning rate and its ramp take their course in that time."""
+    longer = epochs / config.epochs
+    return replace(
+        config,
+        epochs=epochs,
+        lr_drops=tuple(round(drop * longer) for drop in config.lr_drops),
+        warmup_epochs=config.warmup_epochs * longer,
+        ramp_rate=None if config.ramp_rate is None else config.ramp_rate / longer,
+    )
 
 
 def oracle_of_8_bits(device: str) -> str:

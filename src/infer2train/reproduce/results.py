@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infer2train.config import from_plain
 from infer2train.reporting.runs import Run
 from infer2train.reporting.summary import difference_from, final_errors, mean_of
 from infer2train.reproduce.arms import Arm
+from infer2train.reproduce.costs import Cost
 from infer2train.reproduce.diagnosis import EVENT
-from infer2train.reproduce.equal_hardware import devices
 from infer2train.statistics import PairedDifference
 
 
@@ -24,8 +23,8 @@ class Line:
         loss: mean final test loss (negative log-likelihood).
         calibration_error: mean expected calibration error.
         recalibrated: mean test error with batch-norm statistics of random views; None where it was not measured.
-        num_devices: cores, or GPUs, that it occupied.
-        wall: wall-clock, divided by the first arm's; None where that has no finished run.
+        num_devices: cores, or GPUs, that it occupies; None where its cost was not measured, as the next two.
+        wall: wall-clock, divided by the first arm's.
         device_seconds: wall-clock times devices, divided by the first arm's.
     """
 
@@ -51,28 +50,25 @@ class Line:
         }
 
 
-def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run]) -> list[Line]:
+def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run], costs: Mapping[str, Cost]) -> list[Line]:
     """A line for each arm of which a run is finished, in order.
 
     Args:
         arms: of the experiment, the baseline first.
         runs: by name of the arm and seed.
+        costs: of each arm by name; empty where none were measured.
     """
     finished: dict[str, list[Run]] = {arm.name: [] for arm in arms}
     for (name, _), run in sorted(runs.items()):
         if name in finished and run.finished:
             finished[name].append(run)
-    first = finished[arms[0].name]
-    return [_line(arm, finished, first) for arm in arms if finished[arm.name]]
+    first = costs.get(arms[0].name)
+    return [_line(arm, finished, costs.get(arm.name), first) for arm in arms if finished[arm.name]]
 
 
-def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], first: Sequence[Run]) -> Line:
+def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], cost: Cost | None, first: Cost | None) -> Line:
     runs = finished[arm.name]
     errors = final_errors(runs)
-    num_devices = devices(from_plain(runs[0].config))
-    seconds, reference = (mean_of([run.seconds.get("total") for run in found]) for found in (runs, first))
-    wall = None if seconds is None or not reference else seconds / reference
-    share = num_devices / devices(from_plain(first[0].config)) if first else 1.0
     return Line(
         arm=arm,
         errors=errors,
@@ -80,7 +76,7 @@ def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], first: Sequence[Run])
         loss=mean_of([run.epochs[-1].get("test_loss") for run in runs]),
         calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in runs]),
         recalibrated=mean_of([row["test_error"] for run in runs for row in run.events if row["event"] == EVENT]),
-        num_devices=num_devices,
-        wall=wall,
-        device_seconds=None if wall is None else wall * share,
+        num_devices=cost.devices if cost is not None else None,
+        wall=cost.wall / first.wall if cost is not None and first is not None else None,
+        device_seconds=cost.device_seconds / first.device_seconds if cost is not None and first is not None else None,
     )

@@ -2,7 +2,7 @@
 
     reproduce-SCALE[-VARIANT]/
       runs/ARM-seedN/        run folders, shared by all experiments of this scale
-      EXPERIMENT/            page.md, results.json, figures, report.html, and one folder for each sweep
+      EXPERIMENT/            page.md, results.json, figures, report.html, a folder for each sweep, and of what was timed
 
 It can be stopped at any moment and goes on from there, with the same command.
 """
@@ -15,11 +15,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from infer2train.compare import Comparison, compare
+from infer2train.compare import Comparison, compare, write_comparison
 from infer2train.config import RunConfig, from_plain
+from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import RunSet, read, read_run
 from infer2train.reproduce.archive import restore, store
 from infer2train.reproduce.arms import Arm, Experiment, Sweep
+from infer2train.reproduce.costs import Cost, costs
 from infer2train.reproduce.diagnosis import diagnose
 from infer2train.reproduce.equal_hardware import with_all_devices
 from infer2train.reproduce.page import table, write_page
@@ -28,7 +30,7 @@ from infer2train.reproduce.results import Line
 from infer2train.statistics import mean_std
 from infer2train.training.folder import CHECKPOINTS, is_finished
 
-RUNS, DECIDED = "runs", "decided.json"
+RUNS, DECIDED, TIMING = "runs", "decided.json", "timing"
 HELD_OUT_PREFIX = "held-out-"
 
 
@@ -114,17 +116,28 @@ def reproduce(experiment: Experiment, plan: Plan, place: Place, only: Sequence[s
     needed = {arm.winner_of for arm in arms}
     winners = {sweep.name: _winner(sweep, plan, place) for sweep in experiment.sweeps if sweep.name in needed}
     arms = tuple(_as_winner(arm, winners) for arm in arms)
-    known = tuple(arm for arm in arms if arm.wall_clock_of is None)
-    runs = plan.runs(known)
-    if known:
-        place.train(runs, arms[0].name)
-    if len(known) < len(arms):
-        for arm in arms:
-            if arm.wall_clock_of is not None:
-                runs |= _given_all_devices(arm, experiment, plan, place)
-        place.train(runs, arms[0].name)
+    runs = plan.runs(arms)
+    for arm in arms:
+        if arm.wall_clock_of is not None:
+            config = _given_all_devices(arm, experiment, plan, place)
+            runs |= {(arm.name, seed): replace(config, seed=seed) for seed in range(plan.seeds)}
+    place.train(runs, arms[0].name)
     everything = tuple(_as_winner(arm, winners) for arm in experiment.arms)
-    return write_page(_trained(place, everything, plan), experiment, plan, everything, winners)
+    trained = _trained(place, everything, plan)
+    write_comparison(place.results, trained.methods, trained.seeds, everything[0].name, f"../{RUNS}")
+    write_report(place.results)  # also of what earlier sittings trained
+    return write_page(trained, experiment, plan, everything, winners, _costs(trained, everything, plan, place))
+
+
+def _costs(trained: RunSet, arms: Sequence[Arm], plan: Plan, place: Place) -> dict[str, Cost]:
+    """Of every arm, once all their runs are finished; before that none, since they are timed in one sitting."""
+    if any(sum(run.finished for run in trained.of(arm.name)) < plan.seeds for arm in arms):
+        return {}
+    configs = {arm.name: plan.run(arm, 0) for arm in arms}
+    for arm in arms:
+        if arm.wall_clock_of is not None:
+            configs[arm.name] = from_plain(trained.of(arm.name)[0].config)
+    return costs(configs, place.results / TIMING, quiet=place.quiet)
 
 
 def _trained(place: Place, arms: Sequence[Arm], plan: Plan) -> RunSet:
@@ -170,22 +183,14 @@ def _as_winner(arm: Arm, winners: dict[str, Arm]) -> Arm:
     return replace(arm, settings={**winners[arm.winner_of].settings, **arm.settings})
 
 
-def _given_all_devices(arm: Arm, experiment: Experiment, plan: Plan, place: Place) -> dict[tuple[str, int], RunConfig]:
-    """The runs of an arm whose length follows from another's wall-clock: measured once, then as its first run is."""
+def _given_all_devices(arm: Arm, experiment: Experiment, plan: Plan, place: Place) -> RunConfig:
+    """The run of an arm whose length follows from another's wall-clock: measured once, then as its first run is."""
     place.restore(arm.name, plan.seeds)
-    trained = _trained(place, experiment.arms, plan)
-    hybrids = [run for run in trained.of(str(arm.wall_clock_of)) if run.finished]
-    if own := trained.of(arm.name):
-        chosen = from_plain(own[0].config)
-    elif hybrids:
-        timing = place.results / f"timing-{arm.name}"
-        chosen = with_all_devices(plan.run(arm, 0), hybrids, from_plain(hybrids[0].config), timing)
-    else:
-        raise ValueError(
-            f"{arm.name} trains as long as {arm.wall_clock_of} did: got no finished run of that; train it first, in "
-            "this sitting or an earlier one"
-        )
-    return {(arm.name, seed): replace(chosen, seed=seed) for seed in range(plan.seeds)}
+    if own := _trained(place, (arm,), plan).of(arm.name):
+        return from_plain(own[0].config)
+    hybrid = next(other for other in experiment.arms if other.name == arm.wall_clock_of)
+    timing = place.results / f"timing-{arm.name}"
+    return with_all_devices(plan.run(arm, 0), plan.run(hybrid, 0), timing, quiet=place.quiet)
 
 
 def print_lines(found: Sequence[Line], place: Place, console: Console) -> None:
