@@ -2,7 +2,8 @@
 
 The trainer refreshes its int8 oracle every 20 steps. Every ten seconds the resident memory and the open descriptors of
 every process of the run are read, and what it has of shared memory. What has grown since the first tenth of the run is
-reported; more than 50 MB in any process, or one more descriptor or process, fails.
+reported; more than 50 MB in any process, one more descriptor or process, or a process that ended and was not waited
+for, fails.
 
     python benchmarks/endurance.py                 # an hour
     python benchmarks/endurance.py --minutes 5
@@ -50,14 +51,17 @@ class Watched:
 
 def family() -> dict[int, str]:
     """This process and all below it: process id -> what it is."""
-    parents = {}
+    parents, zombies = {}, set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 status = (folder / "stat").read_text()
             except OSError:
                 continue
-            parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
+            state, parent = status.rpartition(")")[2].split()[:2]
+            parents[int(folder.name)] = int(parent)
+            if state == "Z":
+                zombies.add(int(folder.name))
     found = {os.getpid(): "trainer"}
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         for pid in more:
@@ -66,27 +70,24 @@ def family() -> dict[int, str]:
             except OSError:
                 continue
             found[pid] = "resource tracker" if "resource_tracker" in command else "oracle"
-    return found
+    return {pid: "zombie" if pid in zombies else name for pid, name in found.items()}
 
 
-def read(watched: dict[int, Watched], started: float) -> None:
-    """One look at every process."""
+def read(watched: dict[int, Watched], segments: set[Path], started: float) -> None:
+    """One look at every process; the named shared memory that any has open is added to `segments`."""
     for pid, name in family().items():
         try:
             resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_MB
             descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            mapped = Path(f"/proc/{pid}/maps").read_text().split()
         except OSError:
             continue
+        segments |= {Path(word) for word in mapped if word.startswith("/dev/shm/")}
         seen = watched.setdefault(pid, Watched(name))
+        seen.name = name
         seen.seconds.append(perf_counter() - started)
         seen.resident_mb.append(resident)
         seen.descriptors.append(descriptors)
-
-
-def segments() -> set[str]:
-    """Names of the shared memory that there is."""
-    folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def train(options: argparse.Namespace, stop: threading.Event) -> tuple[int, dict[str, float]]:
@@ -130,14 +131,14 @@ def main() -> None:
     parser.add_argument("--update-every", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    before = segments()
     watched: dict[int, Watched] = {}
+    segments: set[Path] = set()
     stop, started = threading.Event(), perf_counter()
 
     def watch() -> None:
         while perf_counter() - started < options.minutes * 60:
             sleep(min(10.0, options.minutes * 3))
-            read(watched, started)
+            read(watched, segments, started)
             print(f"\r{(perf_counter() - started) / 60:.1f} minutes", end="", file=sys.stderr, flush=True)
         stop.set()
 
@@ -146,7 +147,7 @@ def main() -> None:
         steps, figures = train(options, stop)
     print(file=sys.stderr)
     left = [name for pid, name in family().items() if pid != os.getpid() and name != "resource tracker"]
-    left_segments = sorted(segments() - before)
+    left_segments = sorted(path.name for path in segments if path.exists())
     print(
         f"{options.model}, {options.oracle}, refreshed every {options.update_every} steps: {steps} steps and "
         f"{figures.get('refreshes', 0):.0f} refreshes in {options.minutes:g} minutes on {cpu_name()}"
@@ -157,6 +158,7 @@ def main() -> None:
         if len(settled) < 3:  # the interpreter starts some that live for a moment
             continue
         memory, files = ([column[i] for i in settled] for column in (seen.resident_mb, seen.descriptors))
+        failed |= seen.name == "zombie"
         growth, more = max(memory) - memory[0], max(files[-6:]) - max(files[:6])
         failed |= growth > BOUND_MB or more > 0
         print(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
+from infer2train.oracle.telemetry import switch_off_openvino_telemetry
 from infer2train.oracle.weight_bits import exact_weight_bits
 from infer2train.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.quantization.affine import Affine
@@ -31,6 +32,8 @@ from infer2train.quantization.program import Program
 
 if TYPE_CHECKING:
     import openvino as ov
+
+switch_off_openvino_telemetry()  # before anything here imports openvino
 
 BITS = {"int8": 8} | {f"b{bits}": bits for bits in BITS_OF_ALL if bits < 8}
 """Precision -> width. Fewer than 8 bits run on the same int8 units: studies of precision at nearly the same speed."""
