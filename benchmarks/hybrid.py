@@ -2,10 +2,10 @@
 
 The trainer runs on one core, the oracle on another. Each arm's T steps are measured in short turns with as many of the
 baseline on the trainer's core, so that a busy machine slows both alike; ratios are medians over rounds. An oracle that
-cannot keep up gains from the baseline's turns, in which it scores `queue_depth` draws ahead: measure it with `--turns 1`.
-Beside them:
-the baseline while the other core multiplies matrices for nobody, which is what the hardware itself takes; what other
-tools do (score with the trainer's own modules, in its time, in one batch); and the baseline given *both* cores.
+cannot keep up gains from the baseline's turns, in which it scores `queue_depth` draws ahead: `--turns 1` has the fewest.
+Beside them: the baseline while the other core multiplies matrices for nobody, which is what the hardware itself takes;
+what other tools do (score with the trainer's own modules, in its time, in one batch); and the baseline given *both*
+cores.
 
     python benchmarks/hybrid.py                                  # arms, about 15 minutes
     python benchmarks/hybrid.py --case identical                 # 500 steps, inline against the process pool
