@@ -2,7 +2,7 @@
 
 The trainer runs on one core, the oracle on another. Each arm's T steps are measured in short turns with as many of the
 baseline on the trainer's core, so that a busy machine slows both alike; ratios are medians over rounds. An oracle that
-cannot keep up gains from the baseline's turns, in which it scores `queue_depth` draws ahead: `--turns 1` has the fewest.
+cannot keep up gains from the baseline's turns, in which it scores `queue_depth` draws ahead: `--turns 1` has fewest.
 Beside them: the baseline while the other core multiplies matrices for nobody, which is what the hardware itself takes;
 what other tools do (score with the trainer's own modules, in its time, in one batch); and the baseline given *both*
 cores.
