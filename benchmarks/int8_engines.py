@@ -144,7 +144,7 @@ def deviations(bench: Bench) -> Iterator[str]:
 
 
 def memory(bench: Bench) -> Iterator[str]:
-    """Growth of the process over many refreshes, after the first ten."""
+    """Growth of the process over many refreshes, after the first ten, and what the check of each version found."""
     for spec in ENGINES:
         engine = bench.engine(spec)
         sizes = []
@@ -155,6 +155,12 @@ def memory(bench: Bench) -> Iterator[str]:
             f"{spec}: {bench.options.refreshes} refreshes, own memory {sizes[9]:.0f} -> {sizes[-1]:.0f} MB "
             f"(growth {sizes[-1] - sizes[9]:+.0f}, peak of the process "
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f})"
+        )
+        found = engine.totals()
+        yield (
+            f"{spec}: {found['refreshes']:.0f} versions checked, a deviation of "
+            f"{found['deviation_sum'] / found['refreshes']:.2f} output quantisation steps on average; "
+            f"{found['recalibrations']:.0f} measured again, {found['fp32_versions']:.0f} scored in fp32"
         )
 
 
