@@ -52,7 +52,7 @@ def _threads() -> Iterator[None]:
 
 
 def plan(seeds: int = 2) -> Plan:
-    return Plan(regime="digits", seeds=seeds, common=TINY, held_out=50)
+    return Plan(regime="digits", seeds=seeds, common=TINY, held_out=50, sweep_seeds=2)
 
 
 Trained = tuple[Path, Path, list[Line]]
@@ -236,6 +236,13 @@ def test_the_report_shows_what_earlier_sittings_trained(trained: Trained, tmp_pa
     reproduce(EXPERIMENT, plan(seeds=1), place, ["baseline"])
     assert [run.method for run in read(tmp_path / "exp").runs.values()] == ["baseline", "nm-augment"]
     assert "nm-augment" in (tmp_path / "exp" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(1, {0}), (5, {0, 1})])
+def test_a_choice_takes_the_first_seeds_only(seeds: int, expected: set[int]) -> None:
+    runs = plan(seeds).sweep_runs(EXPERIMENT.sweeps[0].candidates)
+    assert {seed for _, seed in runs} == expected
+    assert {config.validation_split for config in runs.values()} == {50}
 
 
 def test_a_shorter_run_takes_the_whole_course_of_learning_rate_and_ramp() -> None:

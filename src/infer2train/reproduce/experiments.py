@@ -1,7 +1,7 @@
 """The experiments by name: the paper's figures 1 to 3, its numbers as a table, oracles of few bits, whether it pays.
 
 λ, picks and T are chosen in sweeps on held-out training images. Names of arms are shared: `fig1`, `precision`, `table`
-and `pays` train one baseline together.
+and `pays` train one baseline together. Batch-augment trains on two views, for the device-seconds of trainer and oracle.
 """
 
 from infer2train.reproduce.arms import ORACLE_8_BIT, Arm, Experiment, Sweep
@@ -126,7 +126,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm(name="tuned-mined", settings=TUNED, against="tuned", winner_of="8-bit pick"),
             Arm(name="nm-sample-8bit", settings={**NM_SAMPLE.settings, "oracle": ORACLE_8_BIT}),
             RANDOM_SAMPLE,
-            Arm(name="batch-augment", settings={"method": "batch-augment"}),
+            Arm(name="batch-augment-2", settings={"method": "batch-augment", "gamma": 2}),
         ),
         sweeps=(PICK_8,),
         curves=False,

@@ -54,6 +54,7 @@ class Plan:
         variant: an entry of `VARIANTS`.
         seeds: how many, from 0.
         held_out: training images on which sweeps are decided.
+        sweep_seeds: seeds of a sweep's candidates, where `seeds` is not fewer: a choice is no claim.
         common: settings of the machine and the data: `data`, `device`, `threads`, `pool` …
 
     Raises:
@@ -65,6 +66,7 @@ class Plan:
     variant: str = "clean"
     seeds: int = 5
     held_out: int = 5000
+    sweep_seeds: int = 3
     common: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,10 @@ class Plan:
     def runs(self, arms: tuple[Arm, ...], **changes: Any) -> dict[tuple[str, int], RunConfig]:
         """The runs of some arms, seed by seed, so that a sitting that is cut short has whole pairs."""
         return {(arm.name, seed): self.run(arm, seed, **changes) for seed in range(self.seeds) for arm in arms}
+
+    def sweep_runs(self, candidates: tuple[Arm, ...]) -> dict[tuple[str, int], RunConfig]:
+        """The runs of a sweep's candidates: without the held-out images, over fewer seeds."""
+        return replace(self, seeds=min(self.seeds, self.sweep_seeds)).runs(candidates, validation_split=self.held_out)
 
     def run(self, arm: Arm, seed: int, **changes: Any) -> RunConfig:
         """The run of one arm with one seed."""

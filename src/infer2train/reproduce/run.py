@@ -165,8 +165,7 @@ def _winner(sweep: Sweep, plan: Plan, place: Place) -> Arm:
     decided = place.results / f"sweep-{sweep.name}" / DECIDED
     if not decided.is_file():
         arms = tuple(replace(arm, name=HELD_OUT_PREFIX + arm.name) for arm in sweep.candidates)
-        runs = plan.runs(arms, validation_split=plan.held_out)
-        place.train(runs, arms[0].name, f"sweep-{sweep.name}")
+        place.train(plan.sweep_runs(arms), arms[0].name, f"sweep-{sweep.name}")
         trained = read(place.results / f"sweep-{sweep.name}")
         errors = {arm.name: [run.test_error or 0.0 for run in trained.of(arm.name)] for arm in arms}
         means = {name: mean_std(found) for name, found in errors.items()}
