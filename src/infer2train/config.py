@@ -73,9 +73,9 @@ class MiningConfig:
     ramp_rate: float | None = None
     """Mined share grows by this much each epoch (the paper: 0.01 or 0.1). Default: by ramp_start and ramp_stop."""
     ramp_start: float | None = None
-    """Part of the training before which nothing is mined (0 to 1). Default: the method's own."""
+    """Part of the training before which nothing is mined (0 to 1). Default: the method's own; with ramp_stop 0."""
     ramp_stop: float | None = None
-    """Part of the training after which all is mined (above ramp_start). Default: the method's own."""
+    """Part of the training after which all is mined (ramp_start to 1). Default: the method's own; with ramp_start 1."""
     distill_weight: float = 1e-5
     """Weight λ of the distillation penalty of self-distill (equation 1)."""
 
@@ -163,7 +163,7 @@ class RunConfig(DataConfig, MiningConfig, MachineConfig, TrainingConfig):
         check_run(self)
 
 
-WITHOUT_EFFECT_ON_RESULTS = ("pool", "oracle_workers", "oracle_cores", "queue_depth", "step")
+WITHOUT_EFFECT_ON_RESULTS = ("pool", "oracle_workers", "oracle_cores", "queue_depth", "step", "data_cache")
 """Settings that a resumed run may change: where it is computed, not what."""
 POSITIVE = (
     *("oracle_workers", "gamma", "update_every", "mine_every", "epochs", "batch_size"),

@@ -296,7 +296,7 @@ def check_retire(make_pool: MakePool, case: Case) -> None:
     del record, records
     _run(pool, case, _one_by_one(case, 1, 0))
     pool.retire(VERSIONS[-1])
-    _run(pool, case, _one_by_one(case, 1, VERSIONS[-1]))  # whoever scores elsewhere lets go in its own time, before this
+    _run(pool, case, _one_by_one(case, 1, VERSIONS[-1]))  # who scores elsewhere lets go in its own time
     gc.collect()
     assert not any(reference() for reference in forgotten), "retired records must be let go, or memory grows"
     error = _raised(lambda: pool.submit(9, case.addresses(9), 0))

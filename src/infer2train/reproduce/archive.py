@@ -7,6 +7,7 @@ it holds is what a table is made of, so it can be published beside the table.
 import json
 from pathlib import Path
 
+from infer2train.data.catalogue import DATA
 from infer2train.runlog import CONFIG, METRICS, read_config, read_rows, write_config
 from infer2train.training.folder import is_finished
 
@@ -23,12 +24,22 @@ def store(folder: Path, archive: Path) -> None:
     partial.replace(place / METRICS)
 
 
-def restore(name: str, archive: Path, runs: Path) -> bool:
-    """Make a run folder of what the archive has of a run; whether it had it and no such folder was there."""
+def restore(name: str, archive: Path, runs: Path, data: str) -> bool:
+    """Make a run folder of what the archive has of a run; whether it had it and no such folder was there.
+
+    Args:
+        name: of the run.
+        archive: of finished runs.
+        runs: folder of run folders.
+        data: of this sitting. A folder of images may lie elsewhere than it did, its content is taken on trust.
+    """
     place, folder = archive / name, runs / name
     if not (place / CONFIG).is_file() or not is_finished(place) or (folder / CONFIG).is_file():
         return False
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS).write_bytes((place / METRICS).read_bytes())
-    write_config(folder, read_config(place))  # last: a folder with a configuration is a run
+    config = {**read_config(place), "data_cache": None}
+    if config["data"] not in DATA and data not in DATA:
+        config["data"] = data
+    write_config(folder, config)  # last: a folder with a configuration is a run
     return True

@@ -59,19 +59,20 @@ class Place:
         """The experiment's own folder."""
         return self.folder / self.name
 
-    def restore(self, arm: str, seeds: int) -> None:
-        """Take the finished runs of an arm from the archive."""
+    def restore(self, arm: str, seeds: int, data: str) -> None:
+        """Take the finished runs of an arm from the archive; their images are where this sitting's are."""
         if self.archive is not None:
             for seed in range(seeds):
-                restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS)
+                restore(f"{arm}-seed{seed}", self.archive, self.folder / RUNS, data)
 
     def train(self, runs: dict[tuple[str, int], RunConfig], baseline: str, name: str = ".") -> None:
         """Train those of these runs that are neither finished nor in the archive.
 
         A run that was finished by a sitting which then ended, or had no archive, is looked at and kept now.
         """
+        data = next(iter(runs.values())).data
         for arm in dict.fromkeys(arm for arm, _ in runs):
-            self.restore(arm, 1 + max(seed for name, seed in runs if name == arm))
+            self.restore(arm, 1 + max(seed for name, seed in runs if name == arm), data)
         folder = self.results / name
         for arm, seed in runs:
             if is_finished(run := self.folder / RUNS / f"{arm}-seed{seed}"):
@@ -184,7 +185,7 @@ def _as_winner(arm: Arm, winners: dict[str, Arm]) -> Arm:
 
 def _given_all_devices(arm: Arm, experiment: Experiment, plan: Plan, place: Place) -> RunConfig:
     """The run of an arm whose length follows from another's wall-clock: measured once, then as its first run is."""
-    place.restore(arm.name, plan.seeds)
+    place.restore(arm.name, plan.seeds, plan.run(arm, 0).data)
     if own := _trained(place, (arm,), plan).of(arm.name):
         return from_plain(own[0].config)
     hybrid = next(other for other in experiment.arms if other.name == arm.wall_clock_of)

@@ -1,0 +1,49 @@
+"""What an archive of finished runs gives back, on another machine."""
+
+from pathlib import Path
+
+import pytest
+
+from infer2train.config import RunConfig, as_plain
+from infer2train.reproduce.archive import restore, store
+from infer2train.runlog import METRICS, read_config, write_config
+from infer2train.training.folder import enter_folder
+
+
+def finished(folder: Path, data: str) -> RunConfig:
+    """The folder of a run that is over."""
+    config = RunConfig(data=data, data_cache="/a/cache", threads=1, oracle_chunk=32)
+    write_config(folder, as_plain(config))
+    (folder / METRICS).write_text('{"kind": "event", "event": "finished", "step": 1}\n', encoding="utf-8")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "stored"),
+    [
+        ("/there/cifar10", "/here/images", "/here/images"),
+        ("cifar10", "/here/images", "cifar10"),
+        ("/there/images", "digits", "/there/images"),
+    ],
+)
+def test_images_may_lie_elsewhere_but_a_data_set_by_name_is_that(
+    then: str, now: str, stored: str, tmp_path: Path
+) -> None:
+    finished(tmp_path / "run-seed0", then)
+    store(tmp_path / "run-seed0", tmp_path / "archive")
+    assert restore("run-seed0", tmp_path / "archive", tmp_path / "runs", now)
+    assert read_config(tmp_path / "runs" / "run-seed0")["data"] == stored
+
+
+def test_a_restored_run_is_the_run_of_a_sitting_with_other_folders(tmp_path: Path) -> None:
+    config = finished(tmp_path / "run-seed0", "/there/cifar10")
+    store(tmp_path / "run-seed0", tmp_path / "archive")
+    restore("run-seed0", tmp_path / "archive", tmp_path / "runs", "/here/images")
+    changes = {"data": "/here/images", "data_cache": "/another/cache"}
+    here = RunConfig(**{**vars(config), **changes})
+    assert enter_folder(here, tmp_path / "runs" / "run-seed0", resume=True).data_cache == "/another/cache"
+    unsaid = RunConfig(**{**vars(here), "data_cache": None})
+    cache = enter_folder(unsaid, tmp_path / "runs" / "run-seed0", resume=True).data_cache
+    assert cache not in (None, "/a/cache"), "the other machine's, which this one may not have"
+    with pytest.raises(ValueError, match="configuration it was started with: epochs"):
+        enter_folder(RunConfig(**{**vars(here), "epochs": 7}), tmp_path / "runs" / "run-seed0", resume=True)
