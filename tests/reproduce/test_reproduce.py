@@ -12,6 +12,7 @@ import torch
 from infer2train.checkpoint import load_checkpoint
 from infer2train.config import from_plain
 from infer2train.reporting.runs import read
+from infer2train.reporting.svg import SERIES
 from infer2train.reproduce.arms import Arm, Experiment, Sweep
 from infer2train.reproduce.diagnosis import recalibrate
 from infer2train.reproduce.plan import Plan, as_long_as
@@ -138,7 +139,10 @@ def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) ->
             assert "seeds cannot resolve" in page
     assert "Not finished" not in page
     assert "Chosen: **self-distill-0.25**" in page
-    assert (runs / "exp" / "errors-a.svg").read_text().startswith("<svg")
+    figure = (runs / "exp" / "errors-a.svg").read_text()
+    assert figure.startswith("<svg")
+    assert f"stroke: {SERIES[0]}" in figure, "the baseline in red"
+    assert "var(" not in figure, "a viewer that knows no CSS shows it too"
     plain = json.loads((runs / "exp" / "results.json").read_text())
     assert [line["arm"] for line in plain] == [line.arm.name for line in found]
 

@@ -76,6 +76,11 @@ def drawn(
     return _embeddable(file.getvalue(), title)
 
 
+def standalone(svg: str) -> str:
+    """A figure as a file of its own: on white, its colours fixed, for viewers that know no CSS variables."""
+    return re.sub(r"var\(--[\w-]+, ([^)]+)\)", r"\1", svg).replace("<svg ", '<svg style="background:#fff" ', 1) + "\n"
+
+
 def _embeddable(svg: str, title: str) -> str:
     """The bare element: no prologue, no metadata, only the ids that are referred to, themed colours, a spoken title."""
     svg = svg[svg.index("<svg") :].strip()

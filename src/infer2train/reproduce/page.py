@@ -11,6 +11,7 @@ from infer2train.reporting import plots, sections, tables
 from infer2train.reporting.curves import errors_of
 from infer2train.reporting.report import FINAL_PART
 from infer2train.reporting.runs import RunSet, read
+from infer2train.reporting.svg import standalone
 from infer2train.reproduce.arms import Arm, Experiment
 from infer2train.reproduce.costs import Cost
 from infer2train.reproduce.plan import Plan
@@ -132,7 +133,7 @@ def _figures(folder: Path, runs: RunSet, found: Sequence[Line]) -> dict[str, Pat
     for letter, (name, epoch) in zip("ab", first.items(), strict=True):
         drawn = plots.error_curves(curves, looks, first_epoch=max(0, epoch), title=f"Error, {name}", legend=True)
         figures[name] = folder / f"errors-{letter}.svg"
-        figures[name].write_text(drawn.replace("<svg ", '<svg style="background:#fff" ', 1) + "\n", encoding="utf-8")
+        figures[name].write_text(standalone(drawn), encoding="utf-8")
     return figures
 
 
