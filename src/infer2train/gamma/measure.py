@@ -24,6 +24,7 @@ from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
 from infer2train.oracle.measurement import measure_engine, timed
 from infer2train.oracle.samples import SourceSamples
 from infer2train.pool.cores import available_cores, on_cores, shared_out
+from infer2train.pool.heap import keep_freed_memory
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
 from infer2train.training.folder import CHECKPOINTS
@@ -81,6 +82,7 @@ def measure_gamma(
             at_least(name, value, 2 if name == "batch_size" else 1)
     oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
     torch.set_num_threads(threads or len(trainers))
+    keep_freed_memory()  # as a training does
     source, network, described = subject(model, data, data_cache, image_size, run)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)

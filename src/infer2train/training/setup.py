@@ -28,6 +28,7 @@ from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
 from infer2train.pipeline import ViewWorkers
 from infer2train.pool.cores import as_text, available_cores, shared_out
+from infer2train.pool.heap import keep_freed_memory
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
@@ -156,6 +157,8 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     """
     device = torch_device(config.device)
     torch.set_num_threads(config.threads or len(available_cores()))
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_everything(config.seed)
     if config.precision != "fp32" and config.method == "self-distill":
         raise ValueError(
