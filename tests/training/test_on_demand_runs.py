@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+
 from infer2train import cli
 from infer2train.config import RunConfig, from_plain
 from infer2train.gamma.measure import subject
