@@ -81,7 +81,8 @@ def test_a_lowered_engine_as_asked_for(spec: str, name: str, ran_in: str) -> Non
     [
         ("opnvino:int8", "unknown engine 'opnvino': .*did you mean 'openvino'"),
         ("simulated:b9", "b2, b3, b4, b5, b6, b7, b8, b16: got 'b9'"),
-        ("simulated:b8@GPU", "runs on a device that torch can use here: got @GPU; leave it out"),
+        ("simulated:b8@GPU", "device must be one that torch can use here: got 'gpu' .*; leave the device out"),
+        ("torch:bf16@GPU", "device must be one that torch can use here: got 'GPU' .*; leave it out for the model's"),
         ("openvino:fp16", "precision of the openvino engine must be one of .*int8.*: got 'fp16'"),
         ("openvino:int8@NPU7", "devices that it finds: got @NPU7, found .*CPU.*; leave the device out for CPU"),
         ("openvino:int8@C", "devices that it finds: got @C"),

@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},
     "batch-augment": {"method": "batch-augment", "mine_every": 2},
     "max": {"method": "nm-augment"},
+    "max-int8": {"method": "nm-augment", "oracle": "simulated:b8@cuda"},
     "max-cropped-bf16": {"method": "nm-augment", "view": "pad-crop-flip", "oracle": "torch:bf16", "precision": "bf16"},
     "max-resized": {"method": "nm-augment", "view": "random-resized-crop-flip"},
     "max-delayed": {"method": "nm-augment", "delay_steps": 3, "mine_every": 2},
@@ -100,6 +101,8 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 def test_auto_is_graphs_where_they_are_possible_and_says_where_they_are_not() -> None:
     assert way_of(run_of("max")) == ("graph", None)
+    assert way_of(run_of("max", oracle="simulated:b8@cuda")) == ("graph", None)
+    assert way_of(run_of("max", oracle="torch:bf16@cuda")) == ("graph", None)
     way, note = way_of(run_of("max", method="nm-sample"))
     assert way == "loop"
     assert note is not None

@@ -15,7 +15,7 @@ from infer2train.data.digits import load
 from infer2train.data.images import ImageSplit
 from infer2train.methods import Ramp
 from infer2train.training.regimes import regime_defaults
-from infer2train.training.setup import load_splits, parameter_groups, prepare, ramp_of, resolved, torch_device
+from infer2train.training.setup import load_splits, parameter_groups, prepare, ramp_of, resolved
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +138,7 @@ def test_global_generators_follow_the_seed() -> None:
 
 
 def test_a_device_that_is_not_there() -> None:
-    assert torch_device("cpu").type == "cpu"
-    for name in ("gpu", "cuda:99", "cpu:x"):
-        with pytest.raises(ValueError, match=f"got {name!r}.*--device cpu"):
-            torch_device(name)
-    with pytest.raises(ValueError, match="got 'gpu'"):
+    with pytest.raises(ValueError, match=r"got 'gpu'.*--device cpu"):
         digits(device="gpu")
 
 

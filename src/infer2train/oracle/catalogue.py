@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from infer2train.config import resolve, unknown
+from infer2train.device import torch_device
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import Samples
 
@@ -142,7 +143,8 @@ def build_engine(
     build = resolve(ENGINES[parsed.name])
     engine: Engine
     if parsed.name == "torch":
-        engine = build(model, device=torch.device(parsed.device) if parsed.device else device, **chosen)
+        place = torch_device(parsed.device, "leave it out for the model's own") if parsed.device else device
+        engine = build(model, device=place, **chosen)
         return engine
     if samples is None:
         raise ValueError(f"the {parsed.name} engine needs samples= to calibrate on: got none; pass GivenSamples(x)")

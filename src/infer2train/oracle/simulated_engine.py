@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from infer2train.device import torch_device
 from infer2train.oracle.engine import Prepared
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
@@ -49,7 +49,7 @@ class SimulatedEngine(LoweredEngine):
         widths = {f"b{bits}": bits for bits in BITS}
         if precision not in widths:
             raise ValueError(f"precision of the simulated engine must be one of {', '.join(widths)}: got {precision!r}")
-        place = _device(device or "cpu")
+        place = torch_device((device or "cpu").lower(), "leave the device out for the CPU")
         super().__init__(
             f"simulated:{precision}" + ("" if place.type == "cpu" else f"@{device}"),
             model,
@@ -95,14 +95,3 @@ class _Simulated:
 
     def __call__(self, flat: list[Tensor]) -> list[Tensor]:
         return self.simulation(pytree.tree_unflatten(flat, self.structure))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name.lower())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"the simulated engine runs on a device that torch can use here: got @{name}; leave it out for the CPU"
-        ) from error
-    return device

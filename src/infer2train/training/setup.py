@@ -19,6 +19,7 @@ from infer2train.data.catalogue import default_cache_dir, load_data, load_encode
 from infer2train.data.encoded import EncodedData, EncodedSplit, Split
 from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
+from infer2train.device import torch_device
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method
 from infer2train.miner import CHUNK_ON_CPU, mine
@@ -91,7 +92,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     Raises:
         ValueError: the device is not to be had.
     """
-    device = torch_device(config.device)
+    device = torch_device(config.device, "pass --device cpu")
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
     oracle = config.oracle
@@ -155,7 +156,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     Raises:
         ValueError: data, model, method or device are not to be had; it says which and what there is.
     """
-    device = torch_device(config.device)
+    device = torch_device(config.device, "pass --device cpu")
     torch.set_num_threads(config.threads or len(available_cores()))
     if device.type == "cpu":
         keep_freed_memory()
@@ -336,20 +337,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed = dict.fromkeys(layer.weight for layer in layers)
     others = [parameter for parameter in model.parameters() if parameter not in decayed]
     return [{"params": list(decayed), "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ValueError: torch does not know it, or this machine does not have it.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device must be one that torch can use here: got {name!r} ({reason}); pass --device cpu"
-        ) from error
-    return device
