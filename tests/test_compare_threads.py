@@ -111,20 +111,21 @@ def test_ctrl_c_saves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "jobs", "reason"),
+    ("changes", "jobs", "parallel_seeds", "reason"),
     [
-        ({}, 1, "share one CUDA device: got baseline with seed 0 on cpu; pass --jobs"),
-        ({"device": "cuda"}, 2, "got jobs=2 too; drop one"),
-        ({"device": "cuda", "num_workers": 1}, 1, "got pool=inline, num_workers=1; leave both out"),
-        ({"device": "cuda", "pool": "process"}, 1, "got pool=process, num_workers=0; leave both out"),
+        ({"device": "cuda"}, 1, 33, "of which there are 32: got parallel_seeds=33"),
+        ({}, 1, 2, "share one CUDA device: got baseline with seed 0 on cpu; pass --jobs"),
+        ({"device": "cuda"}, 2, 2, "got jobs=2 too; drop one"),
+        ({"device": "cuda", "num_workers": 1}, 1, 2, "got pool=inline, num_workers=1; leave both out"),
+        ({"device": "cuda", "pool": "process"}, 1, 2, "got pool=process, num_workers=0; leave both out"),
     ],
 )
 def test_what_cannot_share_a_device_is_refused(
-    changes: dict[str, object], jobs: int, reason: str, tmp_path: Path
+    changes: dict[str, object], jobs: int, parallel_seeds: int, reason: str, tmp_path: Path
 ) -> None:
     runs = {("baseline", 0): replace(config("baseline"), **changes)}  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=reason):
-        compare(Comparison(runs=runs), tmp_path / "c", jobs=jobs, parallel_seeds=2)
+        compare(Comparison(runs=runs), tmp_path / "c", jobs=jobs, parallel_seeds=parallel_seeds)
     assert not (tmp_path / "c").exists()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from infer2train.addresses import Addresses
-from infer2train.pipeline import AddressPipeline
+from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.replay import Replay
 from infer2train.source import Source
 
@@ -155,6 +155,13 @@ def test_what_collate_fn_returns_comes_out(num_workers: int, make: Callable[...,
             assert type(got) is type(answer)
             assert str(got) == str(answer)
         pipeline.close()
+
+
+def test_batches_are_pinned_for_a_cuda_device_alone() -> None:
+    loader = DataLoader(torch.arange(4), pin_memory=True)  # type: ignore[arg-type]
+    assert ViewWorkers.of(loader).pin_memory
+    assert ViewWorkers.of(loader, torch.device("cuda", 1)).pin_memory
+    assert not ViewWorkers.of(loader, torch.device("cpu")).pin_memory
 
 
 def test_get_without_put_is_our_own_fault(make: Callable[..., AddressPipeline]) -> None:

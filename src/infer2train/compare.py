@@ -24,6 +24,7 @@ from infer2train.training.folder import Result, enter_folder, is_finished
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.loop import train, train_run
 from infer2train.training.setup import Run, prepare
+from infer2train.training.streams import STREAMS
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -86,7 +87,7 @@ def compare(
             "--name for another one"
         )
     if parallel_seeds > 1:
-        check_shareable(comparison, jobs)
+        check_shareable(comparison, jobs, parallel_seeds)
     trained = Path(os.path.normpath(folder / comparison.runs_in))  # also while the folder is not there yet
     waiting = {
         f"{method}-seed{seed}": config
@@ -178,12 +179,18 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
             raise
 
 
-def check_shareable(comparison: Comparison, jobs: int) -> None:
+def check_shareable(comparison: Comparison, jobs: int, parallel_seeds: int) -> None:
     """Refuse to train runs in threads that would get nothing from it, or would get in each other's way.
 
     Raises:
-        ValueError: they are not all on CUDA with everything in the trainer's process, or `jobs` is set too.
+        ValueError: they are not all on CUDA with everything in the trainer's process, or `jobs` is set too, or they are
+            more than have a stream each.
     """
+    if parallel_seeds > STREAMS:
+        raise ValueError(
+            f"runs side by side need a CUDA stream each, of which there are {STREAMS}: got "
+            f"parallel_seeds={parallel_seeds}; pass at most {STREAMS}"
+        )
     if jobs > 1:
         raise ValueError(f"runs go side by side in threads or in processes: got jobs={jobs} too; drop one of the two")
     for (method, seed), config in comparison.runs.items():

@@ -244,19 +244,19 @@ def _task(
         engine = build_engine(
             plan.oracle, model, device or own_device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
         )
+    reader = engine.device if engine is not None else device or own_device
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
-        device=engine.device if engine is not None else device or own_device,
+        device=reader,
         chunk=plan.oracle_chunk,
     )
     monitor = None
     if engine is not None and engine.has_reference and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device)
-    return ScoringTask(
-        source=source, view_workers=ViewWorkers.of(dataloader), engine=engine, scorer=scorer, monitor=monitor
-    )
+    workers = ViewWorkers.of(dataloader, reader)
+    return ScoringTask(source=source, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor)
 
 
 def _process_pool(

@@ -38,12 +38,18 @@ class ViewWorkers:
     prefetch_factor: int | None = None
 
     @classmethod
-    def of(cls, dataloader: "DataLoader[Any]") -> "ViewWorkers":
-        """The settings of the user's loader."""
+    def of(cls, dataloader: "DataLoader[Any]", reader: torch.device | None = None) -> "ViewWorkers":
+        """The settings of the user's loader.
+
+        Args:
+            dataloader: the user's.
+            reader: where batches go; they are pinned for a CUDA device only, since whoever pins holds memory on one.
+                Default: wherever the loader's go.
+        """
         context = dataloader.multiprocessing_context
         return cls(
             num_workers=dataloader.num_workers,
-            pin_memory=dataloader.pin_memory,
+            pin_memory=dataloader.pin_memory and (reader is None or reader.type == "cuda"),
             timeout=dataloader.timeout,
             worker_init_fn=dataloader.worker_init_fn,
             multiprocessing_context=context.get_start_method() if context is not None else None,

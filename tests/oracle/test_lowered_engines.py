@@ -126,9 +126,10 @@ def test_a_refresh_overwrites_what_a_simulation_runs_on_and_any_version_can_be_u
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("network", ["vgg", "resnet"])
-def test_a_simulation_on_a_gpu_agrees_with_the_one_on_the_cpu(network: str) -> None:
+def test_a_simulation_on_a_gpu_agrees_with_the_one_on_the_cpu(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     ours, record = ready("simulated:b8", network)
     samples, inputs = given_samples(network), inputs_of(network)
     theirs = build_engine("simulated:b8@cuda", trained(network), samples=samples, rows=ENGINE_ROWS)

@@ -20,11 +20,13 @@ from infer2train.pool.pulse import Pulse
 from infer2train.pool.task import ScoringTask
 from infer2train.source import Source
 
+CPU = torch.device("cpu")
 
-def scoring_task(task: Task) -> ScoringTask:
+
+def scoring_task(task: Task, device: torch.device = CPU) -> ScoringTask:
     """What a worker does for a task of the suite."""
-    scorer = Scorer(score=task.score, distill_views=task.distill_views, device=torch.device("cpu"), chunk=CHUNK)
-    engine = None if task.model is None else TorchEngine(task.model)
+    scorer = Scorer(score=task.score, distill_views=task.distill_views, device=device, chunk=CHUNK)
+    engine = None if task.model is None else TorchEngine(task.model, device=device)
     workers = ViewWorkers(num_workers=task.num_workers)
     return ScoringTask(source=task.source, view_workers=workers, engine=engine, scorer=scorer)
 

@@ -40,6 +40,28 @@ def test_they_give_what_the_graph_gives(is_pickled: bool) -> None:
         assert got["name"] == "x"
 
 
+class MadeHere(torch.nn.Module):
+    """A constant, a tensor made in the forward, and what torch.export notes of devices in a change of type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.arange(4.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() - self.shift + torch.arange(4, device=x.device)
+
+
+def test_they_run_on_another_device_than_they_were_exported_on() -> None:
+    example = torch.ones(3, 4, dtype=torch.uint8)
+    module = torch.export.export(MadeHere(), (example,)).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    elsewhere = torch.device("meta")
+    assert Operations(module).to(elsewhere)(example.to(elsewhere))[0].device == elsewhere
+    with pytest.raises(RuntimeError, match="device"):
+        Operations(module)(example.to(elsewhere))
+    assert torch.equal(Operations(module)(example)[0], MadeHere()(example))
+
+
 def marked() -> Operations:
     graph = fx.Graph()
     x = graph.placeholder("x")

@@ -4,7 +4,7 @@ Records are prepared as they are published, beside the program in use where a th
 engine goes on scoring draws of the old version while the new one is folded, quantised and compiled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from time import perf_counter
@@ -46,7 +46,8 @@ class Refresher:
         self.engine = engine
         self._monitor, self._timeline, self._lane = monitor, timeline, lane
         self._beside, self._on_calibrated = beside, on_calibrated
-        self._published: dict[int, _Published] = {}
+        self._published: Mapping[int, _Published] = {}
+        """Replaced, never changed: of a stream pool the trainer's thread reads it while the oracle's publishes."""
         self._in_use: Record | None = None
 
     @property
@@ -60,12 +61,10 @@ class Refresher:
         Raises:
             ValueError: as `Engine.calibrated`, where nothing is prepared beside.
         """
-        if self._beside is None:
-            self._published[record.version] = _Published(self._calibrated(record))
-            return
-        published = _Published(record)
-        self._published[record.version] = published
-        published.program = self._beside.submit(self._prepare, published)
+        published = _Published(record if self._beside is not None else self._calibrated(record))
+        self._published = {**self._published, record.version: published}
+        if self._beside is not None:
+            published.program = self._beside.submit(self._prepare, published)
 
     def retire(self, version: int) -> None:
         """Forget the versions below this one."""

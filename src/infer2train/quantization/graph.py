@@ -4,6 +4,7 @@ torch.export gives the operations; weights become inputs of the graph, so whatev
 weights, and no converter folds a weight into something that a later refresh would not find.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,13 @@ class WeightGraph:
         finder.find()
         self.names, self.sites, self.layers = tuple(tensors), tuple(finder.sites), tuple(finder.layers)
         self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors.values()]
-        self._operations = Operations(module)
+        self._operations, self._device = Operations(module), torch.device("cpu")
+
+    def to(self, device: torch.device) -> "WeightGraph":
+        """The same graph, to be run on a device."""
+        moved = copy.copy(self)
+        moved._operations, moved._device = self._operations.to(device), device
+        return moved
 
     def tensors(self, published: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The graph's weights and buffers in their order, from a mapping by name."""
@@ -72,7 +79,7 @@ class WeightGraph:
             acts: site -> what becomes of the tensor there. Default: nothing, at any.
         """
         # The caller may stand inside the trainer's autocast.
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=False):
             # A forward that counts its calls in a buffer must not count in a record.
             own = tuple(tensor.clone() for tensor in tensors) if self._writes else tuple(tensors)
             outputs = self._operations(*own, *pytree.tree_leaves(self.canonical(inputs)), acts=acts)

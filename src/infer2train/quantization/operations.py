@@ -4,8 +4,9 @@ Nothing here is written to while it runs, so threads may share it, and it can be
 nothing of torch.export is needed where it is unpickled.
 """
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +67,16 @@ class Operations:
                 self._operations.append(_Operation(numbers[node], node.target, arguments, named, tuple(done)))
         self._given = _read(nodes[-1].args[0], numbers)
 
+    def to(self, device: torch.device) -> "Operations":
+        """The same operations on a device, where the graph had its constants and made its tensors elsewhere."""
+        moved = copy.copy(self)
+        moved._constants = _moved(self._constants, device)
+        moved._operations = [
+            replace(each, arguments=_moved(each.arguments, device), named=_moved(each.named, device))
+            for each in self._operations
+        ]
+        return moved
+
     def __call__(self, *inputs: Any, acts: Mapping[int, Act] | None = None) -> Any:
         """What the graph gives, with `acts` done at the sites of those numbers."""
         values = dict(zip(self._inputs, inputs, strict=True)) | self._constants
@@ -103,6 +114,13 @@ def _filled(argument: Any, values: Mapping[int, Any]) -> Any:
     if isinstance(argument, _Result):
         return values[argument.number]
     return _mapped(argument, lambda part: _filled(part, values))
+
+
+def _moved(argument: Any, device: torch.device) -> Any:
+    """An argument with what is on any device on this one."""
+    if isinstance(argument, Tensor | Operations):
+        return argument.to(device)
+    return device if isinstance(argument, torch.device) else _mapped(argument, lambda part: _moved(part, device))
 
 
 def _mapped(argument: Any, function: Callable[[Any], Any]) -> Any:

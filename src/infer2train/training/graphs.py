@@ -46,8 +46,10 @@ def captured(work: Work, kept: Iterable[Tensor]) -> Work:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
+            # What the work raised; the recording that it spoils fails in turn as it is ended.
+            reason = error.__context__ or error
             raise RuntimeError(
-                f"a step must do the same on the same tensors each time to be recorded as a CUDA graph: got {error}; "
+                f"a step must do the same on the same tensors each time to be recorded as a CUDA graph: got {reason}; "
                 "pass --step loop"
             ) from error
         with torch.no_grad():

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from infer2train.training.graphs import Work, captured
 
+STREAMS = 32
+"""That torch has of each priority on a device: whoever asks for more is given one that somebody has."""
+
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
