@@ -7,6 +7,7 @@ images of CUDA machines have, without an installation of this package. `make gpu
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
+PROCESSES = 4
+"""Of the tests, if pytest-xdist is there."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ def arguments() -> argparse.Namespace:
 def commands(folder: Path) -> dict[str, list[str]]:
     """What is run, by name: the tests, then the scripts of the folder in the order of their names."""
     scripts = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
-    found = {"tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-rf", str(REPOSITORY / "tests")]}
+    # In several processes where that is possible: what breaks a device's context breaks it for one of them.
+    spread = ["-n", str(PROCESSES)] if importlib.util.find_spec("xdist") else []
+    found = {"tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-rf", *spread, str(REPOSITORY / "tests")]}
     return found | {path.stem: [sys.executable, str(path)] for path in scripts}
 
 

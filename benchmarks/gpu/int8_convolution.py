@@ -91,29 +91,33 @@ def checked(problem: Problem, configuration: Any, ways: dict[str, Bf16]) -> dict
         inputs.y.fill_(poison)
         convolve(inputs.x, problem.prepared, inputs.residual, inputs.y, configuration)
         results.append(inputs.y.clone())
-    images, expected = problem.expected(inputs)
+    # Few images, once: no search for cuDNN's fastest algorithm.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        images, expected = problem.expected(inputs)
+        residual = None if inputs.real_residual is None else inputs.real_residual[images]
+        bf16 = {name: run(inputs.real_x[images], residual).float() for name, run in ways.items()}
     steps = (results[0][images].int() - expected.int()).abs()
     real = problem.sites.output.dequantize(expected.int()).permute(0, 3, 1, 2)
-    residual = None if inputs.real_residual is None else inputs.real_residual[images]
-    bf16 = [run(inputs.real_x[images], residual).float() for run in ways.values()]
     return {
         "max_steps": int(steps.max()),
         "allowed_steps": problem.sites.steps(),
         "exact": float((steps == 0).double().mean()),
         "all_written": torch.equal(*results),
-        "from_bf16": max(float((result - real).norm() / real.norm()) for result in bf16),
+        "from_bf16": {name: float((result - real).norm() / real.norm()) for name, result in bf16.items()},
     }
 
 
 def is_right(check: dict[str, Any]) -> bool:
     """Whether a check found what must be."""
     return bool(
-        check["max_steps"] <= check["allowed_steps"] and check["all_written"] and check["from_bf16"] < BF16_LIMIT
+        check["max_steps"] <= check["allowed_steps"]
+        and check["all_written"]
+        and check["from_bf16"]["plain"] < BF16_LIMIT
     )
 
 
-def fastest(problem: Problem) -> tuple[Any, float]:
-    """The configuration that is fastest for the layer, and its seconds inside a CUDA graph."""
+def fastest(problem: Problem) -> Any:
+    """The configuration that is fastest for the layer inside a CUDA graph."""
     from triton.runtime.errors import OutOfResources
 
     from int8conv.kernel import configurations
@@ -124,8 +128,11 @@ def fastest(problem: Problem) -> tuple[Any, float]:
             found.append((graph_seconds(int8_calls(problem, configuration)), configuration))
         except OutOfResources:  # this card has less shared memory than it takes
             continue
-    seconds, configuration = min(found, key=lambda pair: pair[0])
-    return configuration, seconds
+        except RuntimeError as error:  # a compiler's, say: the others may do
+            print(f"  {problem.layer.name}, {vars(configuration)}: {str(error).splitlines()[0][:90]}", flush=True)
+    if not found:
+        raise RuntimeError(f"no configuration of the kernel runs for {problem.layer.name}")
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def int8_calls(problem: Problem, configuration: Any) -> list[Callable[[], object]]:
@@ -142,15 +149,22 @@ def measured(layer: Layer, card: Card, seed: int) -> dict[str, Any]:
     """One layer's check and times, in seconds."""
     properties = torch.cuda.get_device_properties(0)
     problem = random_problem(layer, torch.device("cuda"), properties.L2_cache_size, seed)
-    configuration, int8_graph = fastest(problem)
-    times = {"int8_eager": eager_seconds(int8_calls(problem, configuration)), "int8_graph": int8_graph}
-    ways = bf16_layers(problem)
+    configuration, ways = fastest(problem), bf16_layers(problem)
+    check = checked(problem, configuration, ways)
+    # Timed again, beside bf16: the fastest of many measurements has had luck.
+    calls = int8_calls(problem, configuration)
+    times = {"int8_eager": eager_seconds(calls), "int8_graph": graph_seconds(calls)}
     for name, run in ways.items():
+        error = check["from_bf16"][name]
+        if name != "plain" and not error < BF16_LIMIT:  # not a number either
+            print(
+                f"  {layer.name}: {name} bf16 gives something else, relative {error:.2g}, and is left out", flush=True
+            )
+            continue
         calls = [partial(run, inputs.real_x, inputs.real_residual) for inputs in problem.inputs]
         times |= {f"bf16_{name}_eager": eager_seconds(calls), f"bf16_{name}_graph": graph_seconds(calls)}
     times["bf16_best_graph"] = min(seconds for name, seconds in times.items() if "bf16" in name and "graph" in name)
     floors = {f"{precision}_floor": card.floor_seconds(layer, precision) for precision in ("int8", "bf16")}
-    check = checked(problem, configuration, ways)
     names = {"layer": layer.name, "network": layer.network, "count": layer.count, "num_sets": len(problem.inputs)}
     return names | {"configuration": vars(configuration), "right": is_right(check)} | check | times | floors
 
@@ -179,12 +193,13 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for layer in layers:
         rows.append(measured(layer, card, options.seed))
-        print(f"  {layer.name}: {rows[-1]['bf16_best_graph'] / rows[-1]['int8_graph']:.2f} ×", flush=True)
+        print(table(rows[-1:])[1], flush=True)
+        if options.json:  # after each layer, so that a run that is stopped leaves what it has
+            facts = {"card": name, "versions": versions, "copy_bandwidth": bandwidth, "layers": rows}
+            facts |= {"sums": totals(rows), "verdict": verdict(rows), "of_layers": len(layers)}
+            options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         torch.cuda.empty_cache()
     print("\n".join([*table(rows), verdict(rows)]))
-    if options.json:
-        facts = {"card": name, "versions": versions, "copy_bandwidth": bandwidth, "layers": rows, "sums": totals(rows)}
-        options.json.write_text(json.dumps(facts | {"verdict": verdict(rows)}, indent=1) + "\n", encoding="utf-8")
     return 0 if all(found["right"] for found in rows) else 1
 
 

@@ -5,10 +5,13 @@ Calls come as a list, one for each set of inputs, and are timed together: the se
 
 import statistics
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import torch
 
 SAMPLES = 15
+WARM_UP_SECONDS = 0.1
+"""A device that was idle, while a kernel was compiled for it, say, has a low clock at first."""
 SAMPLE_MILLISECONDS = 3.0
 """A sample lasts at least so long, or events are too coarse for it."""
 
@@ -46,9 +49,9 @@ def copy_bandwidth(num_bytes: int = 2**30) -> float:
 
 
 def _median_seconds(run: Call) -> float:
-    for _ in range(3):
-        run()
-    once = _seconds(run, 1)
+    until, once = perf_counter() + WARM_UP_SECONDS, 0.0
+    while not once or perf_counter() < until:
+        once = _seconds(run, 1)
     repetitions = max(1, min(200, round(SAMPLE_MILLISECONDS / 1000 / once)))
     return statistics.median(_seconds(run, repetitions) for _ in range(SAMPLES))
 
