@@ -16,7 +16,7 @@ SETTINGS = {"--seeds": 1, "--epochs": 200, "--threads": 1, "--gamma": 2, "--jobs
 
 def start(runs_dir: Path) -> subprocess.Popen[str]:
     settings = [str(word) for setting in SETTINGS.items() for word in setting]
-    methods = ["--methods", "baseline", "nm-augment"]
+    methods = ["--methods", "baseline", "nm-augment", "nm-augment-soft"]  # the last waits for its turn
     command = [sys.executable, "-m", "infer2train.cli", "compare", *methods, *settings, "--runs-dir", str(runs_dir)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -65,7 +65,7 @@ def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_an_interrupted_comparison_saves_both_runs(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_saves_both_runs_and_begins_no_other(tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_until_training(tmp_path)
     os.kill(process.pid, signal.SIGINT)
@@ -76,3 +76,4 @@ def test_an_interrupted_comparison_saves_both_runs(tmp_path: Path) -> None:
         folder = tmp_path / "c" / f"{method}-seed0"
         (interrupted,) = [row for row in read_rows(folder) if row.get("event") == "interrupted"]
         assert (folder / "checkpoints" / f"step-{interrupted['step']:08d}").is_dir()
+    assert not (tmp_path / "c" / "nm-augment-soft-seed0").exists()

@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -158,17 +159,25 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
-        task = bar.add_task("runs", total=len(waiting))
-        futures = {
-            executor.submit(_train_one, config, folder / name, quiet=True, title=None, after=after): name
-            for name, config in waiting.items()
-        }
+        task, done = bar.add_task("runs", total=len(waiting)), 0
+        left, running = iter(waiting.items()), dict[Future[Result], str]()
+
+        def start(number: int) -> None:
+            for name, config in islice(left, number):
+                call = executor.submit(_train_one, config, folder / name, quiet=True, title=None, after=after)
+                running[call] = name
+
         try:
-            for number, future in enumerate(as_completed(futures), start=1):
-                result = future.result()
-                bar.advance(task)
-                if not quiet:
-                    console.print(_told(f"[{number}/{len(waiting)}] {futures[future]}", result), highlight=False)
+            # As many as are trained at once: the executor sends further ones ahead, which nothing takes back.
+            start(jobs)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, result = running.pop(future), future.result()
+                    start(1)
+                    done += 1
+                    bar.advance(task)
+                    if not quiet:
+                        console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
         except BaseException as stop:
             executor.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
