@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from infer2train.addresses import Addresses
 from infer2train.pipeline import AddressPipeline, ViewWorkers
@@ -158,7 +158,7 @@ def test_what_collate_fn_returns_comes_out(num_workers: int, make: Callable[...,
 
 
 def test_batches_are_pinned_for_a_cuda_device_alone() -> None:
-    loader = DataLoader(torch.arange(4), pin_memory=True)  # type: ignore[arg-type]
+    loader = DataLoader(TensorDataset(torch.arange(4)), pin_memory=True)
     assert ViewWorkers.of(loader).pin_memory
     assert ViewWorkers.of(loader, torch.device("cuda", 1)).pin_memory
     assert not ViewWorkers.of(loader, torch.device("cpu")).pin_memory
