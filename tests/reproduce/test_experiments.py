@@ -70,6 +70,8 @@ def test_a_control_without_an_oracle_runs_without_processes_for_one() -> None:
     plan = Plan(regime=EXPERIMENTS["fig1"].regime, common={"pool": "process"})
     baseline, mined, _ = (plan.run(arm, 0) for arm in EXPERIMENTS["fig1"].arms)
     assert (baseline.pool, mined.pool) == ("inline", "process")
+    control = next(arm for arm in EXPERIMENTS["fig3"].arms if arm.name == "random-sample-0.01")
+    assert plan.run(control, 0).pool == "inline"
 
 
 @pytest.mark.parametrize(("wrong", "message"), [({"scale": "huge"}, "unknown scale"), ({"variant": "x"}, "variant")])

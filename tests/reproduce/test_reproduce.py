@@ -13,8 +13,10 @@ from infer2train.checkpoint import load_checkpoint
 from infer2train.config import from_plain
 from infer2train.reporting.runs import read
 from infer2train.reporting.svg import SERIES
+from infer2train.reporting.tables import difference
 from infer2train.reproduce.arms import Arm, Experiment, Sweep
 from infer2train.reproduce.diagnosis import recalibrate
+from infer2train.reproduce.page import table
 from infer2train.reproduce.plan import Plan, as_long_as
 from infer2train.reproduce.results import Line
 from infer2train.reproduce.run import Place, reproduce
@@ -124,6 +126,28 @@ def test_what_an_arm_costs_is_timed_beside_the_others_and_not_taken_from_its_run
         assert line.device_seconds == line.wall, "each has one core here"
     page = (runs / "exp" / "page.md").read_text(encoding="utf-8")
     assert "timed one after another" in page
+
+
+def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_done(trained: Trained) -> None:
+    runs, _, found = trained
+    lines = {line.arm.name: line for line in found}
+    with_oracle = [name for name, line in lines.items() if line.on_equal_hardware is not None]
+    assert with_oracle == ["nm-augment", "self-distill"]
+    mined = lines["nm-augment"]
+    assert mined.on_equal_hardware is not None
+    gap = sum(mined.errors[s] - lines["long"].errors[s] for s in (0, 1)) / 2
+    assert mined.on_equal_hardware.mean == pytest.approx(gap)
+    page = (runs / "exp" / "page.md").read_text(encoding="utf-8")
+    assert "nm-augment against long, on equal hardware: " in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    column = rows[0].split("|").index(" on equal hardware, points [95 %] ")
+    shown = {row.split("|")[1].strip(): row.split("|")[column].strip() for row in rows[2:6]}
+    assert shown == {name: difference(line.on_equal_hardware) for name, line in lines.items()}
+
+
+def test_a_column_in_which_nothing_stands_is_not_shown(trained: Trained) -> None:
+    assert "on equal hardware" in table(trained[2])
+    assert "on equal hardware" not in table(trained[2][:1])
 
 
 def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) -> None:

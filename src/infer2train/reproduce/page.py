@@ -16,11 +16,12 @@ from infer2train.reproduce.arms import Arm, Experiment
 from infer2train.reproduce.costs import Cost
 from infer2train.reproduce.plan import Plan
 from infer2train.reproduce.results import Line, lines
-from infer2train.statistics import Verdict, mean_std
+from infer2train.statistics import PairedDifference, Verdict, mean_std
 
 PAGE, RESULTS = "page.md", "results.json"
+EQUAL_HARDWARE = "on equal hardware, points [95 %]"
 HEADINGS = (
-    *("arm", "n", "test error, %", "against", "difference, points [95 %]", "verdict", "NLL", "ECE, %"),
+    *("arm", "n", "test error, %", "against", "difference, points [95 %]", "verdict", EQUAL_HARDWARE, "NLL", "ECE, %"),
     *("error with BN of random views, %", "devices", "device-seconds", "wall", "in the paper"),
 )
 
@@ -68,8 +69,10 @@ def write_page(
 
 
 def table(found: Sequence[Line]) -> str:
-    """The lines as a table in Markdown; times are relative to the first line's."""
-    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(_cells(line) for line in found)]
+    """The lines as a table in Markdown, without its empty columns; times are relative to the first line's."""
+    columns = zip(HEADINGS, *(_cells(line) for line in found), strict=True)
+    filled = [(heading, "---", *cells) for heading, *cells in columns if set(cells) - {tables.ABSENT}]
+    rows = zip(*filled, strict=True)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -83,6 +86,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         line.arm.against or tables.ABSENT,
         tables.difference(line.difference),
         verdict,
+        tables.difference(line.on_equal_hardware),
         tables.ABSENT if line.loss is None else f"{line.loss:.3f}",
         tables.percent(line.calibration_error),
         tables.percent(line.recalibrated),
@@ -100,16 +104,10 @@ def _times(ratio: float | None) -> str:
 def statements(found: Sequence[Line], experiment: Experiment, seeds: int) -> list[str]:
     """What the table says in words, and what it cannot say."""
     said = []
+    instead = next((arm.name for arm in experiment.arms if arm.wall_clock_of is not None), None)
     for line in found:
-        if line.difference is None:
-            continue
-        gap = tables.difference(line.difference)
-        versus = f"{line.arm.name} against {line.arm.against}"
-        if line.difference.verdict is Verdict.INCONCLUSIVE:
-            outlook = tables.outlook(line.difference)
-            said.append(f"{versus}: {gap} points, which {line.difference.n} seeds cannot resolve ({outlook}).")
-        else:
-            said.append(f"{versus}: {gap} points, {line.difference.verdict.value}.")
+        said += _statement(line.difference, f"{line.arm.name} against {line.arm.against}")
+        said += _statement(line.on_equal_hardware, f"{line.arm.name} against {instead}, on equal hardware")
     missing = [
         f"{arm.name} ({len(done)} of {seeds})"
         for arm in experiment.arms
@@ -118,6 +116,15 @@ def statements(found: Sequence[Line], experiment: Experiment, seeds: int) -> lis
     if missing:
         said.append(f"**Not finished**: {', '.join(missing)}. One seed is an anecdote.")
     return said
+
+
+def _statement(found: PairedDifference | None, versus: str) -> list[str]:
+    if found is None:
+        return []
+    gap = tables.difference(found)
+    if found.verdict is Verdict.INCONCLUSIVE:
+        return [f"{versus}: {gap} points, which {found.n} seeds cannot resolve ({tables.outlook(found)})."]
+    return [f"{versus}: {gap} points, {found.verdict.value}."]
 
 
 def _figures(folder: Path, runs: RunSet, found: Sequence[Line]) -> dict[str, Path]:

@@ -92,7 +92,7 @@ class Plan:
             settings["ramp_rate"] = arm.settings["ramp_rate"] * PAPER_EPOCHS / settings["epochs"]
         if settings["oracle"] == ORACLE_8_BIT:
             settings["oracle"] = oracle_of_8_bits(str(settings["device"]))
-        if not METHODS[arm.method].asks_the_pool:
+        if not METHODS[arm.method].has_oracle:
             settings["pool"] = "inline"  # a control without an oracle has no processes for one
         return from_plain({name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()})
 

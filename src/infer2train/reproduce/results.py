@@ -1,9 +1,14 @@
-"""What the finished runs of an experiment say, a line for each arm: errors, differences, likelihood, cost."""
+"""What the finished runs of an experiment say, a line for each arm: errors, differences, likelihood, cost.
+
+An arm that asks an oracle is also compared with what the oracle's device could have done instead, where the experiment
+has trained that: an arm that was given the hybrid's devices and wall-clock.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from infer2train.methods import METHODS
 from infer2train.reporting.runs import Run
 from infer2train.reporting.summary import difference_from, final_errors, mean_of
 from infer2train.reproduce.arms import Arm
@@ -20,6 +25,8 @@ class Line:
         arm: which.
         errors: final test error by seed, of the finished runs.
         difference: from the arm that it is compared with, over common seeds; None where there is none.
+        on_equal_hardware: the same from the arm that has the hybrid's devices and wall-clock; None for an arm without
+            an oracle, and where there is no such arm.
         loss: mean final test loss (negative log-likelihood).
         calibration_error: mean expected calibration error.
         recalibrated: mean test error with batch-norm statistics of random views; None where it was not measured.
@@ -31,6 +38,7 @@ class Line:
     arm: Arm
     errors: Mapping[int, float]
     difference: PairedDifference | None
+    on_equal_hardware: PairedDifference | None
     loss: float | None
     calibration_error: float | None
     recalibrated: float | None
@@ -40,13 +48,11 @@ class Line:
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON types."""
-        found = self.difference
-        return {
-            **{name: value for name, value in vars(self).items() if name not in ("arm", "difference", "errors")},
+        plain = asdict(self)  # a verdict is a string
+        return plain | {
             "arm": self.arm.name,
             "against": self.arm.against,
             "errors": {str(seed): error for seed, error in self.errors.items()},
-            "difference": None if found is None else {**vars(found), "verdict": found.verdict.value},
         }
 
 
@@ -62,17 +68,30 @@ def lines(arms: Sequence[Arm], runs: Mapping[tuple[str, int], Run], costs: Mappi
     for (name, _), run in sorted(runs.items()):
         if name in finished and run.finished:
             finished[name].append(run)
+    errors = {name: final_errors(done) for name, done in finished.items()}
+    instead = next((errors[arm.name] for arm in arms if arm.wall_clock_of is not None), {})
     first = costs.get(arms[0].name)
-    return [_line(arm, finished, costs.get(arm.name), first) for arm in arms if finished[arm.name]]
+    return [
+        _line(arm, finished[arm.name], errors, instead, costs.get(arm.name), first)
+        for arm in arms
+        if finished[arm.name]
+    ]
 
 
-def _line(arm: Arm, finished: Mapping[str, Sequence[Run]], cost: Cost | None, first: Cost | None) -> Line:
-    runs = finished[arm.name]
-    errors = final_errors(runs)
+def _line(
+    arm: Arm,
+    runs: Sequence[Run],
+    errors: Mapping[str, Mapping[int, float]],
+    instead: Mapping[int, float],
+    cost: Cost | None,
+    first: Cost | None,
+) -> Line:
+    has_oracle = METHODS[arm.method].has_oracle
     return Line(
         arm=arm,
-        errors=errors,
-        difference=difference_from(final_errors(finished.get(arm.against or "", [])), errors),
+        errors=errors[arm.name],
+        difference=difference_from(errors.get(arm.against or "", {}), errors[arm.name]),
+        on_equal_hardware=difference_from(instead, errors[arm.name]) if has_oracle else None,
         loss=mean_of([run.epochs[-1].get("test_loss") for run in runs]),
         calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in runs]),
         recalibrated=mean_of([row["test_error"] for run in runs for row in run.events if row["event"] == EVENT]),
