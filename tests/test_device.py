@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from infer2train.device import torch_device
+from infer2train.device import torch_device, wait_for_gpu
+from infer2train.oracle.measurement import timed
 
 
 def test_a_device_is_what_its_tensors_say() -> None:
@@ -21,3 +22,14 @@ def test_a_device_without_its_number_is_the_one_that_has_it(name: str) -> None:
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=f"got {name!r}.*; pass --device cpu"):
         torch_device(name, "pass --device cpu")
+
+
+@pytest.mark.gpu
+def test_what_a_call_leaves_to_a_gpu_is_waited_for() -> None:
+    stream = torch.cuda.current_stream()
+    torch.cuda._sleep(100_000_000)
+    assert not stream.query(), "too short to be seen at work"
+    wait_for_gpu()
+    assert stream.query()
+    timed(lambda: torch.cuda._sleep(100_000_000), seconds=0.0, least=1)
+    assert stream.query(), "a time without the work that it is the time of"

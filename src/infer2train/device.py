@@ -1,4 +1,4 @@
-"""The device of a name, as its tensors name it."""
+"""The device of a name, as its tensors name it, and the end of what a GPU was given."""
 
 import torch
 
@@ -22,3 +22,13 @@ def torch_device(name: str, remedy: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"a device must be one that torch can use here: got {name!r} ({reason}); {remedy}") from error
+
+
+def wait_for_gpu() -> None:
+    """Wait until CUDA has done what it was given: a call only hands it work. Nothing where CUDA was not used yet.
+
+    Example:
+        >>> wait_for_gpu()
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
+        torch.cuda.synchronize()

@@ -83,8 +83,6 @@ class _Step:
         torch.autograd.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._images.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def step_parts(model: nn.Module, images: Tensor, targets: Tensor) -> StepParts:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from infer2train.batches import call_model, tensors_of, to_device
+from infer2train.device import wait_for_gpu
 from infer2train.oracle.catalogue import INT8, build_engine, missing_packages, parse_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
@@ -57,16 +58,21 @@ def timed(
     One that takes longer than `hopeless_seconds` the first time is not called again.
     """
     seconds = MEASURED_SECONDS if seconds is None else seconds
-    began = perf_counter()
-    call()
-    if (first := perf_counter() - began) > hopeless_seconds:
+    if (first := _seconds(call)) > hopeless_seconds:
         return first
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
-        started = perf_counter()
-        call()
-        taken.append(perf_counter() - started)
+        taken.append(_seconds(call))
     return statistics.median(taken)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Of one call, with what it leaves to a GPU, and nothing that was left before."""
+    wait_for_gpu()
+    started = perf_counter()
+    call()
+    wait_for_gpu()
+    return perf_counter() - started
 
 
 def measure_engine(
@@ -123,10 +129,12 @@ def measure_engine(
 
 def _refresh_seconds(engine: Engine, model: nn.Module, samples: Samples, rows: int) -> float:
     inputs = samples.calibration(0, rows)
-    started = perf_counter()
-    engine.refresh(engine.calibrated(snapshot(model, (engine.version or 0) + 1)))
-    engine.outputs(inputs)
-    return perf_counter() - started
+
+    def refresh() -> None:
+        engine.refresh(engine.calibrated(snapshot(model, (engine.version or 0) + 1)))
+        engine.outputs(inputs)
+
+    return _seconds(refresh)
 
 
 def end_to_end_gamma(
