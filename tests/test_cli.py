@@ -71,6 +71,7 @@ REFUSED = [
     ("train --model resnet9", ["unknown model 'resnet9'", "resnet44", "package.module:function", "'resnet8'"]),
     ("train --model no.module:function", ["'no.module:function'", "No module named 'no'"]),
     ("train --data digit", ["unknown data set 'digit'", "cifar10", "did you mean 'digits'"]),
+    ("train --regime imagenet-resnet50", ["ImageNet must be fetched by hand", "--data FOLDER"]),
     ("train --regime cifar", ["unknown regime 'cifar'", "imagenet-resnet50", "did you mean 'cifar10-resnet44'"]),
     ("train --view shift", ["unknown view 'shift'", "pad-crop-flip", "did you mean 'shift-rotate'"]),
     ("train --method nm-augment --score los", ["unknown score 'los'", "entropy", "did you mean 'loss'"]),

@@ -19,6 +19,8 @@ DATA: dict[str, str] = {
     "cifar10": "infer2train.data.cifar10:load",
 }
 """Data sets with a name of their own, as "module:attribute"."""
+NOT_DOWNLOADED = "imagenet"
+"""What the ImageNet regime asks for until it is told where the images are: their owners let no program fetch them."""
 
 
 def load_data(
@@ -108,6 +110,11 @@ def _folder(given: str) -> Path:
     folder = Path(given).expanduser()
     if folder.is_file():
         raise ValueError(f"data must be a catalogue name or a folder: got the file {given}; name its folder")
+    if given == NOT_DOWNLOADED and not folder.is_dir():
+        raise ValueError(
+            "ImageNet must be fetched by hand, from https://image-net.org: got no folder of it; pass --data FOLDER, "
+            "with class folders (train/CLASS/*.JPEG and val/CLASS/*.JPEG) or Parquet shards"
+        )
     if not folder.is_dir():
         raise ValueError(
             f"{unknown('data set', given, DATA)}; a folder of Parquet shards or class folders must exist, and this one "
