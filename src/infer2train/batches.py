@@ -122,8 +122,8 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the host may look at the values now: a device that records a CUDA graph computes none to look at."""
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether there are values for the host to look at: a device that records a CUDA graph, or `meta`, has none."""
+    return not (tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def batch_size(tree: Any) -> int:
