@@ -1,7 +1,7 @@
 """What CUDA graphs record must ask nothing of the device.
 
-Shown on torch's `meta` device, which every machine has: its tensors have no values, so whoever asks for one fails. (Most
-of its operations take tensors of the host too, so it does not show that everything stays on the device.)
+Shown on torch's `meta` device, which every machine has: its tensors have no values, so whoever asks for one fails. Most
+of its operations take the host's tensors too, so it does not show that everything stays on the device.
 """
 
 from collections.abc import Iterator
