@@ -47,3 +47,16 @@ def test_a_restored_run_is_the_run_of_a_sitting_with_other_folders(tmp_path: Pat
     assert cache not in (None, "/a/cache"), "the other machine's, which this one may not have"
     with pytest.raises(ValueError, match="configuration it was started with: epochs"):
         enter_folder(RunConfig(**{**vars(here), "epochs": 7}), tmp_path / "runs" / "run-seed0", resume=True)
+
+
+def test_what_came_from_the_archive_stays_as_it_is_there(tmp_path: Path) -> None:
+    archive, restored = tmp_path / "archive", tmp_path / "runs" / "run-seed0"
+    finished(tmp_path / "run-seed0", "/there/cifar10")
+    store(tmp_path / "run-seed0", archive)
+    restore("run-seed0", archive, tmp_path / "runs", "/here/images")
+    store(restored, archive)
+    assert read_config(archive / "run-seed0")["data"] == "/there/cifar10"
+    with (restored / METRICS).open("a", encoding="utf-8") as rows:  # looked at again: something new to keep
+        rows.write('{"kind": "event", "event": "diagnosis", "step": 1}\n')
+    store(restored, archive)
+    assert (archive / "run-seed0" / METRICS).read_bytes() == (restored / METRICS).read_bytes()

@@ -15,12 +15,17 @@ KEPT = ("start", "epoch", "event")
 
 
 def store(folder: Path, archive: Path) -> None:
-    """Put what is kept of a finished run into the archive, under the folder's name."""
+    """Put what is kept of a finished run into the archive, under the folder's name.
+
+    A run that came from there stays as it is there: with the folders of the machine that trained it.
+    """
     place = archive / folder.name
+    kept = "".join(json.dumps(row) + "\n" for row in read_rows(folder) if row["kind"] in KEPT)
+    if (place / METRICS).is_file() and (place / METRICS).read_text(encoding="utf-8") == kept:
+        return
     write_config(place, read_config(folder))
-    rows = [row for row in read_rows(folder) if row["kind"] in KEPT]
     partial = place / f".{METRICS}.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.write_text(kept, encoding="utf-8")
     partial.replace(place / METRICS)
 
 
