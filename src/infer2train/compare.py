@@ -227,9 +227,8 @@ def train_in_threads(
     done = 0
     with interruptible() as interrupt:
         for names in _groups(waiting, threads):
-            # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
-            runs = {name: _ready(waiting[name], folder / name) for name in names}
-            with closing(_trained(runs, folder, interrupt)) as results:  # whatever stops us stops them
+            configs = {name: waiting[name] for name in names}
+            with closing(_trained(configs, folder, interrupt)) as results:  # whatever stops us stops them
                 for name, result in results:
                     if after is not None:
                         after(folder / name)
@@ -249,8 +248,12 @@ def _ready(config: RunConfig, target: Path) -> Run:
     return prepare(enter_folder(config, target, resume=target.exists()), progress=False)
 
 
-def _trained(runs: Mapping[str, Run], folder: Path, interrupt: Interrupt) -> Generator[tuple[str, Result], None, None]:
-    """Runs trained side by side, as they come to their end."""
+def _trained(
+    configs: Mapping[str, RunConfig], folder: Path, interrupt: Interrupt
+) -> Generator[tuple[str, Result], None, None]:
+    """Runs trained side by side, as they come to their end. Nothing of them stays in memory."""
+    # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
+    runs = {name: _ready(config, folder / name) for name, config in configs.items()}
 
     def train_one(name: str) -> Result:
         run, target = runs[name], folder / name

@@ -1,5 +1,7 @@
 """The device of a name, as its tensors name it, and the end of what a GPU was given."""
 
+import warnings
+
 import torch
 
 
@@ -30,5 +32,24 @@ def wait_for_gpu() -> None:
     Example:
         >>> wait_for_gpu()
     """
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
-        torch.cuda.synchronize()
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
+        return
+    for number in range(torch.cuda.device_count()):
+        if torch.cuda.memory_reserved(number):  # waiting would take memory on a device that is not in use
+            torch.cuda.synchronize(number)
+
+
+def allow_tf32(wanted: bool) -> None:
+    """Whether float32 convolutions on CUDA may round their operands to 10 bits of mantissa, as torch lets them.
+
+    For the whole process; a CPU does not know of it.
+
+    Example:
+        >>> allow_tf32(False)
+        >>> torch.backends.cudnn.allow_tf32
+        False
+        >>> allow_tf32(True)  # torch's default
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API", UserWarning)
+        torch.backends.cudnn.allow_tf32 = wanted

@@ -1,8 +1,11 @@
 """Joules from a made folder of counters, as Linux lays them out."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from infer2train.gamma.energy import joules_of, read_joules
 
@@ -33,3 +36,16 @@ def test_energy_of_a_call_is_what_the_counter_gained(
     left = list(readings)
     monkeypatch.setattr("infer2train.gamma.energy.read_joules", lambda: left.pop(0))
     assert joules_of(lambda: None, seconds=0.0) == expected
+
+
+def test_a_device_that_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container without NVIDIA's library; there is no such package here."""
+
+    def refuse() -> None:
+        raise OSError("NVML Shared Library Not Found")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=refuse, NVMLError=OSError))
+    assert read_joules(tmp_path) is None
+    counter(tmp_path, "intel-rapl:0", "2500000\n")
+    assert read_joules(tmp_path) == 2.5

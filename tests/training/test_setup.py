@@ -73,6 +73,14 @@ def test_bf16_and_self_distillation() -> None:
     assert prepare(digits(precision="bf16")).config.precision == "bf16"
 
 
+def test_the_penalty_is_not_rounded_away_in_convolutions() -> None:
+    """TF32 has the mantissa of fp16, which the penalty vanishes in too."""
+    prepare(digits(method="self-distill"))
+    assert not torch.backends.cudnn.allow_tf32
+    prepare(digits())
+    assert torch.backends.cudnn.allow_tf32, "torch's default; a run does not depend on the one before it"
+
+
 def test_a_crop_size_that_the_view_does_not_have() -> None:
     with pytest.raises(ValueError, match="random-resized-crop-flip: got 6 for shift-rotate"):
         prepare(digits(crop_size=6))

@@ -19,7 +19,7 @@ from infer2train.data.catalogue import default_cache_dir, load_data, load_encode
 from infer2train.data.encoded import EncodedData, EncodedSplit, Split
 from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
-from infer2train.device import torch_device
+from infer2train.device import allow_tf32, torch_device
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method
 from infer2train.miner import CHUNK_ON_CPU, mine
@@ -160,6 +160,8 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     torch.set_num_threads(config.threads or len(available_cores()))
     if device.type == "cpu":
         keep_freed_memory()
+    # Its penalty is a hundred-thousandth of the loss: gradients rounded to ten bits would lose it.
+    allow_tf32(config.method != "self-distill")
     seed_everything(config.seed)
     if config.precision != "fp32" and config.method == "self-distill":
         raise ValueError(
@@ -223,6 +225,7 @@ def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> Images
     if device.type != "cuda":
         return images
     free_bytes, _ = torch.cuda.mem_get_info(device)
+    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run
     if images.nbytes > LARGEST_PART * free_bytes:
         return images
     return torch.from_numpy(np.array(images)).to(device)

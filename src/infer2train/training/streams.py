@@ -70,8 +70,10 @@ class Streams:
 
     def score(self, work: Work) -> None:
         """Have the oracle score and pick a draw."""
-        with self.oracle(), self._clock.running():
-            self._do("score", work, list)
+        with self.oracle():
+            do = self._made("score", work, list)  # recorded first: that is no scoring
+            with self._clock.running():
+                do()
         if self._oracle is not None:
             self._picked.record(self._oracle)
 
@@ -88,19 +90,19 @@ class Streams:
             work: the step.
             changed: the tensors that it changes and another step reads.
         """
-        self._do(kind, work, changed)
+        self._made(kind, work, changed)()
 
     def scoring_seconds(self) -> float:
         """How long the oracle scored, in all that is known to be done since the last time."""
         return self._clock.seconds()
 
-    def _do(self, kind: Hashable, work: Work, changed: Callable[[], Iterable[Tensor]]) -> None:
+    def _made(self, kind: Hashable, work: Work, changed: Callable[[], Iterable[Tensor]]) -> Work:
+        """The work as it is done: as it is written, or its recording."""
         if not self._is_recorded:
-            work()
-            return
+            return work
         if kind not in self._replays:
             self._replays[kind] = captured(work, changed())
-        self._replays[kind]()
+        return self._replays[kind]
 
 
 class Clock:
