@@ -251,7 +251,7 @@ def _ready(config: RunConfig, target: Path) -> Run:
 def _trained(
     configs: Mapping[str, RunConfig], folder: Path, interrupt: Interrupt
 ) -> Generator[tuple[str, Result], None, None]:
-    """Runs trained side by side, as they come to their end. Nothing of them stays in memory."""
+    """Runs trained side by side, as they come to their end; let go when all have."""
     # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
     runs = {name: _ready(config, folder / name) for name, config in configs.items()}
 

@@ -1,4 +1,4 @@
-"""The device of a name, as its tensors name it, and the end of what a GPU was given."""
+"""The device of a name, as its tensors name it, the end of what a GPU was given, and how exactly it convolves."""
 
 import warnings
 
