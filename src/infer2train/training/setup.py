@@ -160,8 +160,6 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
     torch.set_num_threads(config.threads or len(available_cores()))
     if device.type == "cpu":
         keep_freed_memory()
-    # Its penalty is a hundred-thousandth of the loss: gradients rounded to ten bits would lose it.
-    allow_tf32(config.method != "self-distill")
     seed_everything(config.seed)
     if config.precision != "fp32" and config.method == "self-distill":
         raise ValueError(
@@ -181,6 +179,8 @@ def assembled(
     Raises:
         ValueError: as `prepare`.
     """
+    # Its penalty is a hundred-thousandth of the loss: gradients rounded to ten bits would lose it.
+    allow_tf32(config.method != "self-distill")
     stored, channels = _form(train)
     size = config.crop_size or stored
     assert size is not None, "checked before"
