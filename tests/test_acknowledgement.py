@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from infer2train import MinedLoader, mine
+from infer2train.acknowledgement import optimizers_of
 from mined_runs import draws, equal, jittered, network, one_ahead, sgd, state_of
 
 
@@ -166,11 +167,12 @@ def test_a_step_that_a_scaler_skips_is_counted_where_mine_knows_the_scaler() -> 
     assert scaler.get_scale() == 128.0, "the scaler itself works as ever"
 
 
-def test_a_step_that_a_scaler_skips_unseen_is_an_error_that_names_the_scaler() -> None:
-    scaler = torch.amp.GradScaler("cpu")
+def test_a_step_that_a_scaler_skips_unseen_is_counted_as_skipped() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     loader, model, optimizer = made()
-    with pytest.raises(RuntimeError, match=r"got 2 steps done.*scaler= if a GradScaler skips steps"):
+    with pytest.warns(RuntimeWarning, match="draw 2 was followed by another one without a step"):
         scaled(loader, model, optimizer, scaler)
+    assert (loader.steps, loader.metrics()["skipped_steps"]) == (10, 1)
 
 
 def test_a_scaler_that_steps_two_optimizers_counts_one() -> None:
@@ -346,3 +348,144 @@ def test_steps_that_nobody_counts_are_pointed_out_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(loader)
+
+
+# Draws that a loop leaves out
+
+
+def leaving_out(loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer, *left: int) -> Iterator[Any]:
+    """One epoch of a host that does not step on some draws, as one does whose loss was not finite."""
+    for number, (x, y) in enumerate(loader):
+        yield loader.last
+        if number in left:
+            continue
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_draw_without_a_step_is_a_skipped_step() -> None:
+    loader, model, optimizer = made()
+    with pytest.warns(RuntimeWarning, match="draw 3 was followed by another one without a step in between"):
+        seen = list(leaving_out(loader, model, optimizer, 3, 4, 9))
+    assert [draw.version for draw in seen] == list(range(10)), "every draw is scored by the weights of its own step"
+    assert loader.steps == 10, "the last one too: the host has asked for a draw behind it"
+    measured = loader.metrics()
+    assert measured["skipped_steps"] == 3
+    assert [draw.step for draw in leaving_out(loader, model, optimizer)] == list(range(10, 20))
+
+
+def test_a_resumed_run_knows_a_skipped_draw_too() -> None:
+    loader, model, optimizer = made()
+    with pytest.warns(RuntimeWarning, match="skipped steps"):
+        through = [list(draw.addresses) for draw in leaving_out(loader, model, optimizer, 6)]
+    loader, model, optimizer = made()
+    batches = iter(loader)
+    for _ in range(6):
+        x, y = next(batches)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    resumed = mine(jittered(40), model, optimizer, gamma=2, update_every=1)
+    resumed.load_state_dict(loader.state_dict())
+    loader.close()
+    with pytest.warns(RuntimeWarning, match="draw 6 was followed by another"):
+        again = [list(draw.addresses) for draw in leaving_out(resumed, model, optimizer, 0)]
+    assert again == through[6:]
+    assert resumed.steps == 10
+
+
+def test_who_skips_at_the_very_beginning_is_told_the_causes() -> None:
+    """A loop that fetches one draw ahead looks the same until then."""
+    loader, model, optimizer = made()
+    with pytest.raises(RuntimeError, match=r"got 0 steps done.*If a step was skipped .*was replaced, or a second one"):
+        list(leaving_out(loader, model, optimizer, 0))
+
+
+def test_who_fetches_ahead_is_not_taken_for_one_who_skips() -> None:
+    loader, model, optimizer = made(delay_steps=1)
+    fetched_ahead(loader, model, optimizer)
+    assert "skipped_steps" not in loader.metrics()
+
+
+def test_a_replaced_optimizer_is_named_and_the_run_goes_on_with_fresh_weights() -> None:
+    loader, model, optimizer = made()
+    list(draws(loader, model, optimizer))
+    with pytest.warns(RuntimeWarning, match="the optimizer was replaced"):
+        seen = list(draws(loader, model, sgd(model)))
+    # Its first draw may still have been fetched ahead; from the second one on it is clear.
+    assert [draw.version for draw in seen] == list(range(10, 20))
+
+
+# Optimizers as hosts hand them
+
+
+class Prepared(torch.optim.Optimizer):
+    """As Accelerate wraps an optimiser: a subclass whose own construction never ran."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_a_wrapped_optimizer_is_counted() -> None:
+    model = network()
+    optimizer = Prepared(sgd(model))
+    loader = mine(jittered(40), model, optimizer, gamma=2, update_every=1)
+    assert [draw.version for draw in draws(loader, model, optimizer)] == list(range(10))
+
+
+def halves(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    parameters = list(model.parameters())
+    return torch.optim.SGD(parameters[:-2], lr=0.1), torch.optim.SGD(parameters[-2:], lr=0.1)
+
+
+@pytest.mark.parametrize("given", ["both", "the first", "the second"])
+def test_the_record_holds_what_all_optimizers_have_done(given: str) -> None:
+    model = network()
+    first, second = halves(model)
+    optimizer = {"both": [first, second], "the first": first, "the second": second}[given]
+    loader = mine(jittered(40), model, optimizer, gamma=2, update_every=1)
+    for number, (x, y) in enumerate(loader):
+        assert loader.steps == number
+        record = loader.pool.records[number].tensors
+        assert equal(dict(record), dict(state_of(model))), "the weights of this very step"
+        F.cross_entropy(model(x), y).backward()
+        first.step()
+        second.step()
+        model.zero_grad()
+    assert loader.steps == 10
+
+
+def test_two_optimizers_that_take_turns_count_one_step_a_draw() -> None:
+    model = network()
+    optimizers = halves(model)
+    loader = mine(jittered(40), model, optimizers, gamma=2, update_every=1)
+    for number, (x, y) in enumerate(loader):
+        F.cross_entropy(model(x), y).backward()
+        optimizers[number % 2].step()
+        model.zero_grad()
+    assert (loader.steps, "skipped_steps" in loader.metrics()) == (10, False)
+
+
+def test_a_step_that_is_due_is_counted_before_the_state_is_taken() -> None:
+    model = network()
+    first, second = halves(model)
+    loader = mine(jittered(40), model, [first, second], gamma=2, update_every=1)
+    x, y = next(iter(loader))
+    F.cross_entropy(model(x), y).backward()
+    first.step()
+    second.step()
+    state = loader.state_dict()
+    assert state["steps"] == 1
+    assert equal(dict(state["records"]["1"]["tensors"]), dict(state_of(model)))
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a torch optimizer, or a list of them: got int; leave it out and call"):
+        optimizers_of([sgd(network()), 3])

@@ -173,8 +173,53 @@ def test_several_training_processes_are_refused(task: Callable[[], Any], tmp_pat
     first, second = in_processes(2, task, tmp_path)
     assert first == second
     assert first == (
-        "ValueError: mine() works with one training process for now: got a world size of 2; train on one device"
+        "ValueError: mine() works with one training process for now: got a world size of 2 (the process group); train "
+        "on one device"
     )
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launcher_of_several_processes_is_refused_before_they_have_joined(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    loader = mine(jittered(), network(), gamma=2)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match=rf"got a world size of 2 \({name}\)"):
+        mine(jittered(), network())
+    with pytest.raises(ValueError, match="one training process for now"):
+        next(iter(loader))
+
+
+def late_group() -> None:
+    """A model that is mined before the processes join."""
+    next(iter(LATE[0]))
+
+
+LATE: list[Any] = []
+
+
+def test_processes_that_join_after_mine_are_refused_at_the_first_draw(tmp_path: Path) -> None:
+    LATE[:] = [mine(jittered(), network(), gamma=2)]
+    assert all(
+        "one training process for now: got a world size of 2" in said for said in in_processes(2, late_group, tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Flatten(), r"a model with parameters, .*: got Flatten with none; pass the module that you train"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"got lazy ones without a shape \(1.weight, 1.bias\); run the"),
+    ],
+)
+def test_a_model_without_weights_is_refused(model: nn.Module, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        mine(jittered(), model)
+
+
+def test_data_parallel_is_mined_as_the_model_inside() -> None:
+    assert equal(trained(nn.DataParallel), trained(lambda model: model))
 
 
 def trained(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:

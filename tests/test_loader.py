@@ -325,12 +325,13 @@ def test_a_log_of_another_run_is_not_continued(tmp_path: Path) -> None:
     optimizer = sgd(model)
     loader = mine(jittered(40), model, optimizer, method="baseline", log_dir=tmp_path, log_every=1)
     list(draws(loader, model, optimizer))
-    rows = (tmp_path / "metrics.jsonl").read_text()
+    written = {name: (tmp_path / name).read_text() for name in ("metrics.jsonl", "config.yaml")}
     again = network()
+    other = mine(jittered(40), again, sgd(again), gamma=7, log_dir=tmp_path)
     with pytest.raises(ValueError, match="holds another run; name another one"):
-        next(iter(mine(jittered(40), again, sgd(again), method="baseline", log_dir=tmp_path)))
-    kept = (tmp_path / "metrics.jsonl").read_text()
-    assert kept.startswith(rows)
+        next(iter(other))
+    other.close()
+    assert {name: (tmp_path / name).read_text() for name in written} == written
 
 
 def test_a_collate_fn_that_drops_samples_is_refused() -> None:
@@ -361,3 +362,69 @@ def test_an_iterator_that_ends_late_leaves_the_next_epoch_alone() -> None:
     loader._picker._trainer.put(loader.last.addresses)  # type: ignore[union-attr]
     old.close()  # type: ignore[attr-defined]
     assert loader._picker._trainer._waiting == 1, "the old iterator stopped the new one's pipeline"
+
+
+# A look at a batch
+
+
+def test_a_look_at_a_batch_changes_nothing() -> None:
+    model = network()
+    optimizer = sgd(model)
+    looked = mine(jittered(40), model, optimizer, gamma=2, update_every=3)
+    for _ in range(2):
+        next(iter(looked))
+    assert looked.epoch == 0
+    seen = list(draws(looked, model, optimizer))
+    other = network()
+    others = sgd(other)
+    plain = mine(jittered(40), other, others, gamma=2, update_every=3)
+    for mine_, theirs in zip(seen, draws(plain, other, others), strict=True):
+        assert (mine_.draw, mine_.epoch, mine_.step, mine_.version) == (theirs.draw, 0, theirs.step, theirs.version)
+        assert list(mine_.addresses) == list(theirs.addresses)
+    assert equal(state_of(model), state_of(other))
+    next(iter(looked))
+    assert looked.epoch == 1, "nor does a look at the next epoch's first batch"
+    assert [draw.draw for draw in draws(looked, model, optimizer)] == list(range(10, 20))
+
+
+def test_a_look_at_several_batches_is_told_from_training_that_nobody_counted() -> None:
+    model = network()
+    loader = mine(jittered(40), model, sgd(model), gamma=2)
+    for _ in zip(range(4), loader, strict=False):
+        pass
+    with pytest.warns(RuntimeWarning, match=r"4 draws were handed out and no step was done: .* If they were trained"):
+        next(iter(loader))
+    assert (loader.epoch, loader.last.draw if loader.last else None) == (0, 0)
+
+
+def test_an_epoch_that_was_broken_off_after_steps_is_over() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(40), model, optimizer, gamma=2)
+    for _ in range(3):
+        for number, _ in enumerate(draws(loader, model, optimizer)):
+            if number == 2:
+                break
+    next(iter(loader))
+    assert loader.epoch == 3
+
+
+# What hosts read of a loader
+
+
+def test_a_mined_loader_looks_like_its_dataloader() -> None:
+    base = jittered(40, num_workers=1, drop_last=True)
+    loader = mine(base, network(), gamma=2)
+    for name in ("dataset", "batch_size", "sampler", "num_workers", "collate_fn", "drop_last", "prefetch_factor"):
+        assert getattr(loader, name) is getattr(base, name), name
+    assert (len(loader.dataset), len(loader.batch_sampler), loader.batch_sampler.batch_size) == (40, 10, 4)
+    assert isinstance(loader.sampler, torch.utils.data.RandomSampler)
+    with pytest.raises(AttributeError, match="'MinedLoader' object has no attribute 'batches_sampler'"):
+        _ = loader.batches_sampler
+
+
+def test_another_loader_built_on_it_does_not_train_unmined() -> None:
+    loader = mine(jittered(40), network(), gamma=2)
+    built = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)  # as Accelerate skips batches
+    with pytest.raises(RuntimeError, match=r"made by itself: got another loader .*loader.load_state_dict"):
+        next(iter(built))

@@ -11,8 +11,8 @@ from scipy import stats
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from infer2train import mine
-from infer2train.order import epoch_batches, fingerprint
-from mined_runs import Jittered, Monotone, Uniform, network
+from infer2train.order import epoch_batches, fingerprint, readable_ids
+from mined_runs import Jittered, Monotone, Uniform, draws, network, sgd
 
 N = 24
 
@@ -150,3 +150,39 @@ def test_the_generator_of_random_sampler_goes_on_where_it_stood() -> None:
     for _ in mine(mined, network(), method="baseline"):
         pass
     assert list(mined.batch_sampler) == list(untouched.batch_sampler)  # type: ignore[arg-type]
+
+
+class Curriculum(Sampler[int]):
+    """Ten samples more in every epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        return iter(range(4 * self.epoch))
+
+    def __len__(self) -> int:
+        return 24
+
+
+@pytest.mark.parametrize("oracle", ["torch:fp32", "int8", "auto"])
+@pytest.mark.parametrize("look", [False, True])
+def test_the_sampler_is_asked_once_an_epoch_whatever_the_oracle(oracle: str, look: bool) -> None:
+    model = network()
+    optimizer = sgd(model)
+    base = DataLoader(Jittered(24), batch_size=4, sampler=Curriculum())
+    loader = mine(base, model, optimizer, gamma=2, oracle=oracle, update_every=1)
+    if look:
+        next(iter(loader))
+    sizes = [sum(len(draw.addresses) for draw in draws(loader, model, optimizer)) for _ in range(4)]
+    assert sizes == [4, 8, 12, 16]
+
+
+def test_ids_that_may_be_read_are_known_without_the_sampler() -> None:
+    part = [5, 3, 11]
+    in_part = DataLoader(Jittered(24), batch_size=2, sampler=torch.utils.data.SubsetRandomSampler(part))
+    assert readable_ids(in_part).tolist() == [3, 5, 11]
+    batches = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler(part), 2, False)
+    assert readable_ids(DataLoader(Jittered(24), batch_sampler=batches)).tolist() == [3, 5, 11]
+    assert readable_ids(DataLoader(Jittered(24), batch_size=2, shuffle=True)).tolist() == list(range(24))

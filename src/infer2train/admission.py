@@ -1,11 +1,16 @@
 """What `mine()` refuses, each in one line: loaders and models whose draws could not be addressed or scored."""
 
+import os
 import sys
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, IterableDataset
+
+RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
 
 
 def check_loader(dataloader: "DataLoader[Any]") -> None:
@@ -28,26 +33,50 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The module whose weights are published: the model itself, or what `torch.compile` and one-process DDP wrap.
+    """The module whose weights are published: the model itself, or what `torch.compile`, DDP in one process and
+    DataParallel wrap.
 
     Raises:
-        ValueError: the model is sharded or trained by several processes.
+        ValueError: the model is sharded or trained by several processes, or has no weights (yet).
     """
     if _is_sharded(model):
         raise ValueError(
             "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use one device"
         )
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        size = torch.distributed.get_world_size()
-        if size > 1:
-            raise ValueError(
-                f"mine() works with one training process for now: got a world size of {size}; train on one device"
-            )
+    refuse_ranks()
     if _is_compiled(model):
         return check_model(cast(nn.Module, model._orig_mod))
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return check_model(model.module)
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(
+            f"mine() needs a model with parameters, which training changes: got {type(model).__name__} with none; pass "
+            "the module that you train"
+        )
+    if lazy := [name for name, p in parameters.items() if isinstance(p, UninitializedParameter)]:
+        raise ValueError(
+            f"mine() needs a model whose weights are there: got lazy ones without a shape ({', '.join(lazy[:3])}); run "
+            "the model once on a batch before mine()"
+        )
     return model
+
+
+def refuse_ranks() -> None:
+    """Refuse to be one of several training processes: each would mine for itself, on the same ids.
+
+    Raises:
+        ValueError: the process group, or the launcher's environment, says that there are several.
+    """
+    sizes = {name: int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()}
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sizes = {"the process group": torch.distributed.get_world_size()}
+    for name, size in sizes.items():
+        if size > 1:
+            raise ValueError(
+                f"mine() works with one training process for now: got a world size of {size} ({name}); train on one "
+                "device"
+            )
 
 
 # Both modules take long to import, and a model of theirs cannot be there before somebody has imported them.

@@ -1,8 +1,9 @@
-"""The device of a name, as its tensors name it, the end of what a GPU was given, and how exactly it convolves."""
+"""The device of a name, as its tensors name it, of a model, the end of what a GPU was given, and how it convolves."""
 
 import warnings
 
 import torch
+from torch import nn
 
 
 def torch_device(name: str, remedy: str) -> torch.device:
@@ -24,6 +25,16 @@ def torch_device(name: str, remedy: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"a device must be one that torch can use here: got {name!r} ({reason}); {remedy}") from error
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: the device of its first parameter; the CPU where it has none.
+
+    Example:
+        >>> device_of(nn.Linear(1, 1))
+        device(type='cpu')
+    """
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def wait_for_gpu() -> None:

@@ -14,13 +14,16 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from infer2train.acknowledgement import Pace
+from infer2train.admission import refuse_ranks
 from infer2train.batches import logits_of
 from infer2train.checkpoint import restore_rng, rng_state
+from infer2train.device import device_of
 from infer2train.losses import distillation
 from infer2train.methods import Slots
 from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
 from infer2train.oracle.snapshot import Record, snapshot
-from infer2train.order import Batches, epoch_batches, fingerprint
+from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
 from infer2train.picking import Picker, Planned, plan_draw
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan, plan_fields
@@ -31,9 +34,17 @@ from infer2train.versions import EpochSteps
 
 REMEDIES = (
     "pass accumulation_steps= if the loop accumulates gradients, scaler= if a GradScaler skips steps, or call "
-    "loader.step_done() after each step if mine() was given no optimizer"
+    "loader.step_done() after each step if mine() was given no optimizer. If a step was skipped (a loss that was not "
+    "finite), the optimizer was replaced, or a second one trains too: pass all of them as optimizer=[…], or leave it "
+    "out and call loader.step_done() once for every draw, skipped ones too"
 )
 """What a loop can do whose steps were not all counted."""
+PASSED_ON = (
+    *("dataset", "batch_size", "sampler", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout"),
+    *("worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
+    "pin_memory_device",
+)
+"""What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
 STALE_EPOCHS = 2
 """An oracle that is refreshed less often than this is worth a warning."""
 
@@ -62,13 +73,29 @@ class MinedLoader:
         self._batches: Batches = []
         self._epoch_ids = np.empty(0, dtype=np.int64)
         self._iteration = 0
+        self._pace = Pace()
+        self._is_step_due, self._has_warned_of_skips = False, False
         self._handed_out: float | None = None
         self._meter = Meter()
         self._picker = Picker(plan, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._log: tuple[RunLog, int] | None = None
+        self._open_log: Callable[[bool], RunLog] | None = None
+        self._log_every = 0
         self._closing: list[Callable[[], None]] = []
+
+    # As the DataLoader that it was made from
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PASSED_ON:
+            return getattr(self._dataloader, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def batch_sampler(self) -> "OwnOrder":
+        """The user's, to be asked for anything but batches."""
+        return OwnOrder(self._dataloader.batch_sampler)
 
     # The epoch
 
@@ -95,6 +122,7 @@ class MinedLoader:
         finally:
             if iteration == self._iteration:
                 self._picker.stop()
+        self._settle()
         self._end_epoch()
 
     def elsewhere(self) -> Iterator[Planned]:
@@ -147,14 +175,22 @@ class MinedLoader:
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
 
     def _begin_epoch(self) -> None:
+        refuse_ranks()
         self._picker.stop()
+        self._count_what_is_due()
         self._handed_out = None
         self._iteration += 1
-        if self._is_open and not self._is_resumed:
-            self._epoch, self._position = self._epoch + 1, 0
-        self._batches = epoch_batches(self._dataloader, self.plan.seed, self._epoch)
-        self._epoch_ids = np.concatenate(self._batches)
-        self._require_own_log()
+        if self._is_peeked():
+            # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
+            assert self._epoch_steps is not None
+            self._warn_of_a_long_look(self._draws - self._epoch_steps.first_draw)
+            self._draws, self._position = self._epoch_steps.first_draw, 0
+        else:
+            if self._is_open and not self._is_resumed:
+                self._epoch, self._position = self._epoch + 1, 0
+            self._batches = epoch_batches(self._dataloader, self.plan.seed, self._epoch)
+            self._epoch_ids = np.concatenate(self._batches)
+        self._start_log()
         self._warn_of_stale_weights()
         order = fingerprint(self._batches)
         if not self._is_resumed or self._epoch_steps is None:
@@ -174,14 +210,29 @@ class MinedLoader:
         ):
             self._publish()
 
-    def _require_own_log(self) -> None:
-        if self._log is None or self._epoch_steps is not None:
-            return
-        if any(row["kind"] == "step" for row in self._log[0].rows()):
-            raise ValueError(
-                f"log_dir must be a new folder, or that of the state loaded: got {self._log[0].folder}, which holds "
-                "another run; name another one, or call load_state_dict() first"
+    def _is_peeked(self) -> bool:
+        """Whether the epoch under way was only looked at: `next(iter(loader))`, or a loop broken off at once."""
+        steps = self._epoch_steps
+        if not self._is_open or self._is_resumed or steps is None or self._steps > steps.first_step:
+            return False
+        # Where nobody counts steps, two draws may have been trained on.
+        return self.plan.method.has_oracle or self._draws - steps.first_draw <= 1
+
+    def _warn_of_a_long_look(self, draws: int) -> None:
+        if draws > 1:
+            warnings.warn(
+                f"{draws} draws were handed out and no step was done: the epoch begins again. If they were trained on: "
+                f"{REMEDIES}",
+                RuntimeWarning,
+                stacklevel=4,
             )
+
+    def _start_log(self) -> None:
+        """Begin to write, unless the folder holds another run: nothing of that is touched."""
+        if self._open_log is None:
+            return
+        open_log, self._open_log = self._open_log, None
+        self._log = open_log(self._epoch_steps is None), self._log_every
 
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
@@ -206,6 +257,7 @@ class MinedLoader:
     def _next_batch(self) -> Any:
         started = perf_counter()
         self._note_training()
+        self._settle()
         self._require_version(self._draws)
         self._submit_ahead()
         self.last, batch = self._picker.take()
@@ -259,6 +311,38 @@ class MinedLoader:
             self._picker.submit(planned)
 
     # Steps and versions
+
+    def step_due(self) -> None:
+        """Take note of a step that goes on, by another optimiser: it is counted when the next draw is asked for."""
+        self._is_step_due = True
+
+    def _count_what_is_due(self) -> None:
+        if self._is_step_due:
+            self._is_step_due = False
+            self.step_done()
+
+    def _settle(self) -> None:
+        """Count the step before the draw that the host asks for, where it is over without an acknowledgement."""
+        self._count_what_is_due()
+        assert self._epoch_steps is not None
+        first = self._epoch_steps.first_step
+        if self.plan.rule.delay_steps == 0 and self._pace.has_skipped(
+            self._step_of(self._draws) - first, self._steps - first
+        ):
+            self._meter.add(skipped_steps=1)
+            self._warn_of_skips()
+            self.step_done()
+
+    def _warn_of_skips(self) -> None:
+        if not self._has_warned_of_skips:
+            self._has_warned_of_skips = True
+            warnings.warn(
+                f"draw {self._draws - 1} was followed by another one without a step in between: that and others like "
+                "it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the optimizer was "
+                "replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def step_done(self) -> None:
         """Acknowledge one step: call it after each optimiser attempt, unless `mine()` was given the optimiser.
@@ -350,9 +434,14 @@ class MinedLoader:
         self._mark = now
         return {"epoch": float(self._epoch), "steps": float(self._steps), "gamma": float(self.plan.gamma), **measured}
 
-    def log_to(self, log: RunLog, every_steps: int) -> None:
-        """Write a step row to `log` every so many steps."""
-        self._log = (log, every_steps)
+    def log_to(self, open_log: Callable[[bool], RunLog], every_steps: int) -> None:
+        """Write a step row every so many steps to what `open_log` opens, when the first epoch begins or goes on.
+
+        Args:
+            open_log: called once, told whether the run is a new one; it may refuse.
+            every_steps: between rows.
+        """
+        self._open_log, self._log_every = open_log, every_steps
         self._log_mark = self.totals()
 
     def _write_step(self, log: RunLog, last: Draw) -> None:
@@ -395,6 +484,7 @@ class MinedLoader:
         Take it after a step and before the next draw. A loop that goes on from it first finishes the epoch under way,
         also where the saved loop had left it by a `break`.
         """
+        self._count_what_is_due()
         steps = self._epoch_steps
         return {
             "epoch": self._epoch,
@@ -402,6 +492,7 @@ class MinedLoader:
             "draws": self._draws,
             "steps": self._steps,
             "is_open": self._is_open,
+            "is_one_by_one": self._pace.is_one_by_one,
             "order": self._order,
             "first_draw": steps.first_draw if steps else 0,
             "first_step": steps.first_step if steps else 0,
@@ -430,8 +521,7 @@ class MinedLoader:
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
         self._picker.stop()
-        if self._log is not None:
-            self._log[0].take_back(state["steps"], state["epoch"])
+        self._is_step_due, self._pace.is_one_by_one = False, state["is_one_by_one"]
         self._epoch, self._position = state["epoch"], state["position"]
         self._draws, self._steps = state["draws"], state["steps"]
         self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]
@@ -440,8 +530,11 @@ class MinedLoader:
             first_step=state["first_step"],
             accumulation_steps=self.plan.accumulation_steps,
         )
+        self._start_log()
+        if self._log is not None:
+            self._log[0].take_back(self._steps, self._epoch)
         self._pool.retire(max(self._pool.records, default=0) + 1)
-        device = next(self._model.parameters()).device
+        device = device_of(self._model)
         for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
             tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
             self._pool.publish(Record(int(version), tensors, saved["ranges"]))

@@ -1,28 +1,28 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
-from infer2train.acknowledgement import acknowledge_steps
+from infer2train.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, untouched
 from infer2train.addresses import check_seed
 from infer2train.admission import check_loader, check_model
 from infer2train.batches import split_batch
 from infer2train.config import at_least, check_staleness, unknown
+from infer2train.device import device_of
 from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Score, Scorer, Split
-from infer2train.order import epoch_batches
+from infer2train.order import readable_ids, usual_batch_size
 from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.plan import MiningPlan, OnOracleLoss, Staleness, WhenLate, plan_fields
 from infer2train.pool.cores import as_text, shared_out
@@ -31,7 +31,7 @@ from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
 from infer2train.quantization.program import get_scheme
 from infer2train.replay import Replay
-from infer2train.runlog import RunLog, write_config
+from infer2train.runlog import RunLog, read_rows, write_config
 from infer2train.selection import BALANCES, Balance
 from infer2train.source import Source
 from infer2train.versions import VersionRule
@@ -45,7 +45,7 @@ CHUNK_ON_CPU = 32
 def mine(
     dataloader: "DataLoader[Any]",
     model: nn.Module,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     *,
     method: str = "nm-augment",
     gamma: int = 10,
@@ -85,7 +85,8 @@ def mine(
         dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
             `collate_fn`, any number of workers. It is only read.
         model: what you train. Its weights are copied every `update_every` steps and never touched.
-        optimizer: its steps are counted by a hook. Leave it out and call `loader.step_done()` after each step instead.
+        optimizer: its steps are counted by a hook; a list where several train the model. Leave it out and call
+            `loader.step_done()` after each step instead.
         method: baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft or self-distill.
         gamma: candidates for each trained example (γ).
         oracle: engine and precision, e.g. `int8` (the fastest int8 engine installed), `openvino:int8`, `torch:bf16`; or
@@ -203,13 +204,30 @@ def mine(
         started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
     loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader))
     loader.notes = notes
-    loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
+    optimizers = optimizers_of(optimizer)
+    others = untouched(model, optimizers) if optimizers else []
+    step = loader.step_due if others or len(optimizers) > 1 else loader.step_done
+    loader.on_close(acknowledge_steps(step, optimizers, scaler))
     if log_dir is not None:
-        write_config(Path(log_dir), {"method": method, **plan_fields(plan)})
-        log = RunLog(Path(log_dir))
-        log.start(str(next(model.parameters()).device), torch.get_num_threads())
-        loader.log_to(log, log_every)
+        loader.log_to(partial(_begun_log, Path(log_dir), {"method": method, **plan_fields(plan)}, model), log_every)
     return loader
+
+
+def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new: bool) -> RunLog:
+    """The log of a run that begins, or goes on, in this folder.
+
+    Raises:
+        ValueError: a new run would be written into another's; nothing of that is touched.
+    """
+    if is_new and any(row["kind"] == "step" for row in read_rows(folder)):
+        raise ValueError(
+            f"log_dir must be a new folder, or that of the state loaded: got {folder}, which holds another run; name "
+            "another one, or call load_state_dict() first"
+        )
+    write_config(folder, config)
+    log = RunLog(folder)
+    log.start(str(device_of(model)), torch.get_num_threads())
+    return log
 
 
 def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
@@ -223,8 +241,8 @@ def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | Non
 
 
 def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) -> int:
-    is_on_cpu = next(model.parameters()).device.type == "cpu"
-    return CHUNK_ON_CPU if is_on_cpu else gamma * (dataloader.batch_size or CHUNK_ON_CPU)
+    is_on_cpu = device_of(model).type == "cpu"
+    return CHUNK_ON_CPU if is_on_cpu else gamma * (usual_batch_size(dataloader) or CHUNK_ON_CPU)
 
 
 def _task(
@@ -237,7 +255,7 @@ def _task(
     device: torch.device | None,
 ) -> ScoringTask:
     """What the pool does; `device` is where a torch engine runs that does not say it."""
-    own_device = next(model.parameters()).device
+    own_device = device_of(model)
     samples = _samples(dataloader, source, plan, split)
     engine = None
     if plan.method.has_oracle:
@@ -286,7 +304,7 @@ def _process_pool(
 def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
     from infer2train.pool.stream import StreamPool
 
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type != "cuda":
         raise ValueError(
             f"pool='stream' shares a CUDA device with the trainer: got a model on {device}; use pool='process', or "
@@ -296,9 +314,7 @@ def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
 
 
 def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:
-    return SourceSamples(
-        source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
-    )
+    return SourceSamples(source, lambda: readable_ids(dataloader), seed=plan.seed, split=split)
 
 
 def _fastest_engine(
@@ -308,7 +324,7 @@ def _fastest_engine(
     from infer2train.oracle.measurement import fastest_engine, step_seconds
 
     samples = _samples(dataloader, source, plan, split)
-    batch_size = dataloader.batch_size or len(next(iter(epoch_batches(dataloader, plan.seed, 0))))
+    batch_size = usual_batch_size(dataloader) or CHUNK_ON_CPU
     chosen, lines = fastest_engine(
         model,
         samples,

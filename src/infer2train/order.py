@@ -45,6 +45,45 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
     return batches
 
 
+def readable_ids(dataloader: "DataLoader[Any]") -> Int64[np.ndarray, " n"]:
+    """The ids that a run may read, ascending, without asking the sampler: it may count how often it is asked.
+
+    All ids of the data set, or those that a sampler over a part of it names (`indices`, as `SubsetRandomSampler` has
+    them).
+    """
+    samplers = (dataloader.sampler, getattr(dataloader.batch_sampler, "sampler", None))
+    named = next((found for s in samplers if (found := getattr(s, "indices", None)) is not None), None)
+    return np.arange(len(dataloader.dataset)) if named is None else np.unique(_as_ids(named))  # type: ignore[arg-type]
+
+
+def usual_batch_size(dataloader: "DataLoader[Any]") -> int | None:
+    """Samples in a batch, where the loader or its batch sampler says so."""
+    return dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", None)
+
+
+class OwnOrder:
+    """A batch sampler that belongs to a mined loader: all of its attributes, but no batches.
+
+    Another loader built on it (Accelerate's `skip_first_batches` does so) would train on unmined batches, silently.
+    """
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self._batch_sampler = batch_sampler
+
+    def __len__(self) -> int:
+        return len(self._batch_sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch_sampler, name)
+
+    def __iter__(self) -> Any:
+        raise RuntimeError(
+            "the batches of a mined loader are made by itself: got another loader built on its batch_sampler (to skip "
+            "batches, for example), which would not mine; iterate the mined loader, and resume it by "
+            "loader.load_state_dict(state)"
+        )
+
+
 def fingerprint(batches: Batches) -> str:
     """A digest of an epoch's order, by which a resumed run knows that its sampler gives the same again."""
     digest = hashlib.sha256()

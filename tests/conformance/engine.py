@@ -18,7 +18,7 @@ from infer2train.oracle.catalogue import EXTRAS, build_engine, parse_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
-from infer2train.oracle.snapshot import Record, snapshot
+from infer2train.oracle.snapshot import Record, parameters_and_buffers, snapshot
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05, "int8": 0.6}
 """Largest error of the outputs, relative to their spread between rows, by the precision in the engine's name. Integers
@@ -106,7 +106,7 @@ def check_model_is_left_alone(engine: Engine, model: nn.Module, inputs: Any) -> 
     outputs = engine.outputs(inputs)
     assert torch.equal(torch.get_rng_state(), torch_state), "scoring must not move torch's random state"
     assert np.random.get_state()[1].tolist() == numpy_state, "nor NumPy's"
-    assert _same(dict(model.state_dict()), dict(record.tensors)), (
+    assert _same(parameters_and_buffers(model), dict(record.tensors)), (
         "scoring must not move weights or batch-norm statistics"
     )
     assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None), "nor gradients"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from infer2train.oracle.snapshot import Record, check_architecture, snapshot
+from infer2train.oracle.snapshot import Record, check_architecture, parameters_and_buffers, snapshot
 
 
 def network() -> nn.Sequential:
@@ -84,3 +84,34 @@ def test_many_differences_are_counted_and_five_shown() -> None:
         check_architecture(expected, record)
     assert str(caught.value).count("is missing") == 5
     assert "…" in str(caught.value)
+
+
+class Stateful(nn.Linear):
+    """With state of every kind that a module may have."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("kept", torch.zeros(1))
+        self.register_buffer("passing", torch.zeros(1), persistent=False)
+        self.register_buffer("absent", None)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: object) -> None: ...
+
+
+def test_buffers_of_both_kinds_are_in_and_extra_state_is_not() -> None:
+    model = nn.Sequential(Stateful(), nn.ReLU())
+    assert list(snapshot(model, 0).tensors) == ["0.weight", "0.bias", "0.kept", "0.passing"]
+    shared = nn.ModuleDict({"a": model[0], "b": model[0]})
+    assert list(parameters_and_buffers(shared)) == [
+        f"{name}.{part}" for name in "ab" for part in ("weight", "bias", "kept", "passing")
+    ]
+
+
+def test_they_are_the_models_own_and_without_history() -> None:
+    model = network()
+    found = parameters_and_buffers(model)
+    assert all(found[name].data_ptr() == tensor.data_ptr() for name, tensor in model.state_dict().items())
+    assert not any(tensor.requires_grad or tensor.grad_fn for tensor in found.values())

@@ -373,10 +373,14 @@ def test_an_unknown_precision_is_refused() -> None:
         TorchEngine(nn.Linear(2, 2), precision="int3")
 
 
-def test_a_parameter_that_records_would_lack_is_refused() -> None:
+def test_a_parameter_that_state_dict_hides_is_refreshed() -> None:
     class Hides(nn.Linear):
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
             return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name != "bias"}
 
-    with pytest.raises(ValueError, match="none holds bias"):
-        TorchEngine(Hides(2, 2))
+    model = Hides(2, 2)
+    engine = TorchEngine(model)
+    with torch.no_grad():
+        model.bias.add_(7)
+    engine.refresh(snapshot(model, 1))
+    assert torch.equal(engine.outputs(torch.ones(1, 2)), model(torch.ones(1, 2)).detach())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from infer2train.batches import call_model, tensors_of, to_device
-from infer2train.device import wait_for_gpu
+from infer2train.device import device_of, wait_for_gpu
 from infer2train.oracle.catalogue import INT8, build_engine, missing_packages, parse_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
@@ -170,7 +170,7 @@ def end_to_end_gamma(
 def step_seconds(model: nn.Module, inputs: Any) -> float:
     """Seconds of a forward and backward pass of the model as it is, on a copy."""
     trained = copy.deepcopy(model).train()
-    inputs = to_device(inputs, next(model.parameters()).device)
+    inputs = to_device(inputs, device_of(model))
 
     def step() -> None:
         outputs = tensors_of(call_model(trained, inputs))

@@ -16,7 +16,7 @@ class Record:
 
     Args:
         version: steps acknowledged when it was taken.
-        tensors: a copy of every entry of the model's `state_dict()`, under its name there.
+        tensors: a copy of `parameters_and_buffers(model)`.
         ranges: of activations, (T_min, T_max) by the name of their site; empty where no engine asked for them.
     """
 
@@ -25,8 +25,29 @@ class Record:
     ranges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def parameters_and_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a model's forward pass may read: what an oracle needs of it, under the names of its modules.
+
+    Not `state_dict()`, which leaves out buffers that are not persistent, and whatever a hook takes out, and holds
+    extra state, which is no tensor of a module. A tensor that two modules share stands under both names. They are the
+    model's own, detached.
+
+    Example:
+        >>> list(parameters_and_buffers(nn.Sequential(nn.Linear(2, 2))))
+        ['0.weight', '0.bias']
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        own = (
+            module.named_parameters(recurse=False, remove_duplicate=False),
+            module.named_buffers(recurse=False, remove_duplicate=False),
+        )
+        found |= {f"{prefix}.{name}" if prefix else name: tensor.detach() for named in own for name, tensor in named}
+    return found
+
+
 def snapshot(model: nn.Module, version: int, room: Room | None = None) -> Record:
-    """A copy of the model's state as the record of `version`.
+    """A copy of the model's tensors as the record of `version`.
 
     Args:
         model: what is copied.
@@ -34,9 +55,9 @@ def snapshot(model: nn.Module, version: int, room: Room | None = None) -> Record
         room: gives the memory for the copy. Default: fresh, on the model's own device.
     """
     with torch.no_grad():
-        state = model.state_dict()
+        state = parameters_and_buffers(model)
         if room is None:
-            return Record(version, {name: tensor.detach().clone() for name, tensor in state.items()})
+            return Record(version, {name: tensor.clone() for name, tensor in state.items()})
         copies = room(state)
         for name, tensor in state.items():
             copies[name].copy_(tensor)
@@ -76,7 +97,7 @@ class RecordGate:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        state = model.state_dict()
+        state = parameters_and_buffers(model)
         self.expected = {name: tensor.to("meta") for name, tensor in state.items()}
         """The tensors of a record, without their data."""
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -7,7 +7,6 @@ live in static tensors that a refresh overwrites, so a refresh allocates and tra
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import call_model, map_tensors, to_device
+from infer2train.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.snapshot import Record, RecordGate
-from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors, frozen_copy
+from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors
+from infer2train.quantization.frozen import frozen_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
@@ -39,7 +40,7 @@ class TorchEngine(Engine):
         fold: put batch-norm into the layers before it where that is possible.
 
     Raises:
-        ValueError: the precision is unknown, or a parameter is missing from the model's `state_dict()`.
+        ValueError: the precision is unknown.
 
     Example:
         >>> from infer2train.oracle.snapshot import snapshot
@@ -63,7 +64,7 @@ class TorchEngine(Engine):
         if precision not in DTYPES:
             raise ValueError(f"precision of the torch engine must be one of {', '.join(DTYPES)}: got {precision!r}")
         self.name = f"torch:{precision}"
-        self.device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.device = device or device_of(model)
         self._dtype = DTYPES[precision]
         self._gate = RecordGate(model)
         network, self._pairs = fold_plan(model) if fold else (frozen_copy(model), [])
@@ -71,7 +72,7 @@ class TorchEngine(Engine):
         _cast(self._network, self._dtype)
         self._format: torch.memory_format = torch.channels_last
         _lay_out(self._network, self._format)
-        self._static = _static_tensors(self._network, folded_tensors(self._pairs, self._gate.expected))
+        self._static = _static_tensors(self._network)
         self._ran: dict[str, str] = {}
         for name, module in self._network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -175,13 +176,6 @@ def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
                     parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
-def _static_tensors(network: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a refresh writes: parameters and buffers under the names that records have. Other buffers are constants."""
-    static = dict(network.named_parameters())
-    missing = sorted(static.keys() - published.keys())
-    if missing:
-        raise ValueError(
-            f"every parameter must be in the model's state_dict(), or the oracle would never see it change: none holds "
-            f"{', '.join(missing)}; remove what hides them, such as a state_dict hook"
-        )
-    return static | {name: buffer for name, buffer in network.named_buffers() if name in published}
+def _static_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """What a refresh writes: parameters and buffers under the names that records have."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())

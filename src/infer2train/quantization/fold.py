@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from infer2train.quantization.frozen import frozen_copy
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """What a batch-norm can be folded into: exactly these classes, for a subclass may do something else with its weight."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -117,14 +119,6 @@ def fold_plan(model: nn.Module) -> tuple[nn.Module, list[FoldedPair]]:
     for pair in pairs:
         _replace(skeleton, pair)
     return skeleton, pairs
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model in evaluation mode, without gradients, that shares no storage with it."""
-    result = copy.deepcopy(model).eval().requires_grad_(False)
-    for parameter in result.parameters():
-        parameter.grad = None
-    return result
 
 
 def folded_tensors(pairs: list[FoldedPair], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

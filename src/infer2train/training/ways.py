@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from infer2train.device import device_of
 from infer2train.pool.inline import InlinePool
 from infer2train.training.setup import Run
 from infer2train.views.image_views import ImageViews
@@ -42,7 +43,7 @@ def way_of(run: Run) -> tuple[Way, str | None]:
 
 def _reasons_against(run: Run, way: Way) -> Iterator[str]:
     """Why steps cannot be made on the device altogether, the first thing first."""
-    plan, pool, device = run.loader.plan, run.loader.pool, next(run.model.parameters()).device
+    plan, pool, device = run.loader.plan, run.loader.pool, device_of(run.model)
     if way == "graph" and device.type != "cuda":
         yield f"the device is {device.type}, which has no CUDA graphs"
     if plan.method.candidates == "samples":

@@ -1,0 +1,44 @@
+"""A model as an oracle holds it: a copy in evaluation mode that shares nothing with the one that is trained."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model in evaluation mode, without gradients, that shares no storage with it.
+
+    Tensors that a forward pass left in the model's attributes (a weight that `weight_norm` or pruning computes, a kept
+    feature map) are copied without their history, which `copy.deepcopy` alone refuses.
+
+    Example:
+        >>> frozen_copy(nn.utils.weight_norm(nn.Linear(2, 2))).weight.requires_grad      # doctest: +SKIP
+        False
+    """
+    with torch.no_grad():  # TorchScript copies by computing
+        result = copy.deepcopy(model, _without_history(model)).eval()
+    for parameter in result.parameters():
+        parameter.requires_grad_(False)  # one by one: TorchScript's modules have no requires_grad_
+        parameter.grad = None
+    return result
+
+
+def _without_history(model: nn.Module) -> dict[int, Any]:
+    """What `deepcopy` is told to put in the places of tensors that were computed."""
+    computed: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in _tensors(dict(vars(module))):
+            if not tensor.is_leaf:
+                computed[id(tensor)] = tensor.detach().clone()
+    return computed
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, Mapping | list | tuple):
+        for part in held.values() if isinstance(held, Mapping) else held:
+            yield from _tensors(part)

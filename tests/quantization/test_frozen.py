@@ -1,0 +1,82 @@
+"""Copies of models as people have them: with computed weights, kept activations, TorchScript."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from infer2train import mine
+from infer2train.quantization.frozen import frozen_copy
+from mined_runs import draws, jittered, sgd
+
+
+class Keeps(nn.Module):
+    """Keeps what it computed last, as models do whose features are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 3)
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen["features"] = [self.layer(x.flatten(1))]
+        return self.seen["features"][0]
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(36, 3)))
+
+
+def pruned() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    return model
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(36, 3)))
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3)))  # type: ignore[no-any-return]
+
+
+KINDS = [normed, pruned, spectral, Keeps, scripted]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", KINDS)
+def test_a_copy_computes_what_the_model_does_and_shares_nothing(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), torch.rand(4, 1, 6, 6)
+    model(x)  # what it keeps has a history now
+    frozen = frozen_copy(model)
+    expected = model.eval()(x).detach()
+    assert torch.equal(frozen(x), expected)
+    assert not frozen.training
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(frozen(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:batch-norm is folded only")
+@pytest.mark.parametrize("make", KINDS)
+def test_such_a_model_is_mined_by_its_newest_weights(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    optimizer = sgd(model)
+    loader = mine(jittered(40), model, optimizer, gamma=2, update_every=1)
+    model(torch.rand(4, 1, 6, 6))
+    for _ in draws(loader, model, optimizer):
+        last = loader.last
+        assert last is not None
+        assert last.lag == 0
+    with torch.no_grad():
+        x, y = next(iter(loader))
+        fresh = nn.functional.cross_entropy(model.eval()(x), y, reduction="none")
+    assert loader.last is not None
+    assert loader.last.scores is not None
+    torch.testing.assert_close(loader.last.scores[torch.from_numpy(loader.last.chosen)], fresh)
