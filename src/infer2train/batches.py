@@ -121,6 +121,11 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking), tree)
 
 
+def as_float32(tree: Any) -> Any:
+    """The tree with every tensor of real numbers in float32: what an oracle computes with, whatever the loop's own."""
+    return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, tree)
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether there are values for the host to look at: a device that records a CUDA graph, or `meta`, has none."""
     return not (tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))

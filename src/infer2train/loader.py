@@ -7,6 +7,7 @@ whose version needs a step that is not done raises, and never blocks.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from infer2train.device import device_of
 from infer2train.losses import distillation
 from infer2train.methods import Slots
 from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
+from infer2train.oracle.live import LiveModel
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
 from infer2train.picking import Picker, Planned, plan_draw
@@ -62,10 +64,16 @@ class MinedLoader:
     """The draw handed out last."""
 
     def __init__(
-        self, dataloader: "DataLoader[Any]", model: nn.Module, plan: MiningPlan, pool: Pool, trainer: AddressPipeline
+        self,
+        dataloader: "DataLoader[Any]",
+        model: nn.Module,
+        plan: MiningPlan,
+        pool: Pool,
+        trainer: AddressPipeline,
+        live: LiveModel | None = None,
     ) -> None:
         self.plan = plan
-        self._dataloader, self._model, self._pool = dataloader, model, pool
+        self._dataloader, self._model, self._pool, self._live = dataloader, model, pool, live
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
         self._is_open, self._is_resumed, self._has_warned = False, False, False
         self._epoch_steps: EpochSteps | None = None
@@ -133,11 +141,13 @@ class MinedLoader:
         """
         self._begin_epoch()
         while self._position < len(self._batches):
+            self._settle()
             self._require_version(self._draws)
             planned = self.planned()
             assert planned is not None
             self._hand_out()
             yield planned
+        self._settle()
         self._end_epoch()
 
     def planned(self, ahead: int = 0) -> Planned | None:
@@ -368,6 +378,9 @@ class MinedLoader:
         with self._pool.timeline.span(TRAINER, "publish", version=self._steps):
             started = perf_counter()
             record = snapshot(self._model, self._steps, self._pool.room)
+            if self._live is not None:
+                record = replace(record, probe_scores=self._live.scores(self._steps))
+                self._meter.add(outgrown_versions=self._live.is_outgrown)
             self._meter.add(copying_seconds=perf_counter() - started)
             self._pool.publish(record)
 
@@ -497,7 +510,11 @@ class MinedLoader:
             "first_draw": steps.first_draw if steps else 0,
             "first_step": steps.first_step if steps else 0,
             "records": {
-                str(version): {"tensors": dict(record.tensors), "ranges": dict(record.ranges)}
+                str(version): {
+                    "tensors": dict(record.tensors),
+                    "ranges": dict(record.ranges),
+                    "probe_scores": record.probe_scores,
+                }
                 for version, record in self._pool.records.items()
             },
             "plan": plan_fields(self.plan),
@@ -537,5 +554,5 @@ class MinedLoader:
         device = device_of(self._model)
         for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
             tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
-            self._pool.publish(Record(int(version), tensors, saved["ranges"]))
+            self._pool.publish(Record(int(version), tensors, saved["ranges"], saved["probe_scores"]))
         restore_rng(state["rng"])

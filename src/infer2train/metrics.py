@@ -19,15 +19,17 @@ LANES = (
 )
 """Time of the trainer and of all oracles, by what it went into; what an oracle was available and idle is left."""
 
+BEFALLEN = ("skipped_draws", "skipped_steps", "outgrown_versions", "oracle_lost_draws", "worker_restarts")
+"""Counts of what is not as it should be, left out where there was nothing."""
+
 LOGGED = (
     *("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share"),
-    *("skipped_draws", "skipped_steps", "oracle_lost_draws", "worker_restarts", "waiting_share", "oracle_busy"),
+    *BEFALLEN,
+    *("waiting_share", "oracle_busy"),
     *(f"{name}_seconds" for name in LANES),
     *("captured_gain", "same_view", "rank_correlation", "deviation", "recalibrations", "fp32_versions"),
 )
 """What of a metrics window goes into each step row; what was not measured in it is left out."""
-BEFALLEN = ("skipped_draws", "skipped_steps", "oracle_lost_draws", "worker_restarts")
-"""Counts of what is not as it should be, left out where there was nothing."""
 FIDELITY = ("captured_gain", "same_view", "rank_correlation")
 """Of an oracle that rounds, against its own weights in float32: means over the refreshes of a window."""
 
@@ -58,7 +60,8 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         `trainer_*_seconds` and `oracle_*_seconds` of all that trainer and oracles did at all, see
         `infer2train.timeline`. Where oracles have processes of their own, also `oracle_busy`, the share of their time
         in which they had something to do, and `waiting_share`, the part of the trainer's that it waited for scores.
-        `skipped_draws`, `skipped_steps`, `oracle_lost_draws` and `worker_restarts` where there were any.
+        `skipped_draws`, `skipped_steps`, `oracle_lost_draws` and `worker_restarts` where there were any, and
+        `outgrown_versions`, published while the model's outputs depended on something that no oracle sees change.
         Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
         whose program failed its check), `deviation` (mean over refreshes, output quantisation steps) and the means of
         `captured_gain`, `same_view` and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.

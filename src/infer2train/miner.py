@@ -20,6 +20,7 @@ from infer2train.loader import MinedLoader
 from infer2train.methods import Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.live import LiveModel
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Score, Scorer, Split
 from infer2train.order import readable_ids, usual_batch_size
@@ -202,7 +203,8 @@ def mine(
         started = _stream_pool(task, model, queue_depth)
     else:
         started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
-    loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader))
+    live = LiveModel(model, task.monitor, update_every) if task.monitor is not None else None
+    loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader), live)
     loader.notes = notes
     optimizers = optimizers_of(optimizer)
     others = untouched(model, optimizers) if optimizers else []
@@ -271,8 +273,8 @@ def _task(
         chunk=plan.oracle_chunk,
     )
     monitor = None
-    if engine is not None and engine.has_reference and score is not None:
-        monitor = FidelityMonitor(samples, score, engine.device)
+    if engine is not None and score is not None:
+        monitor = FidelityMonitor(samples, score, engine.device, mines_views=plan.method.candidates == "views")
     workers = ViewWorkers.of(dataloader, reader)
     return ScoringTask(source=source, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor)
 

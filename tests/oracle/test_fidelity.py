@@ -121,19 +121,24 @@ def engine_of(spec: str) -> Engine:
     return engine
 
 
+def live() -> Tensor:
+    """What the trained model itself says of the probe."""
+    inputs, targets = samples().probe(ROWS)
+    with torch.no_grad():
+        return loss(trained("vgg").eval()(inputs), targets)
+
+
 @pytest.mark.parametrize("spec", ["simulated:b8", "openvino:int8", "onnxruntime:int8"])
-def test_an_engine_is_compared_with_its_own_weights_in_float32(spec: str) -> None:
+def test_an_engine_is_compared_with_the_model(spec: str) -> None:
     engine = engine_of(spec)
     monitor = FidelityMonitor(samples(), loss, CPU)
     assert monitor.totals() == {}
     inputs, targets = samples().probe(ROWS)
-    with torch.no_grad():
-        logits = trained("vgg").eval()(inputs)
-    oracle, fresh = (loss(o, targets).view(PROBE_SAMPLES, PROBE_VIEWS) for o in (engine.outputs(inputs), logits))
-    found = monitor.measure(engine)
+    oracle, fresh = (s.view(PROBE_SAMPLES, PROBE_VIEWS) for s in (loss(engine.outputs(inputs), targets), live()))
+    found = monitor.measure(engine, live())
     assert near(found, reference(oracle, fresh))
     assert found != fidelity(fresh, fresh), "it rounds"
-    again = monitor.measure(engine)
+    again = monitor.measure(engine, live())
     assert again == found
     assert monitor.totals() == {
         "captured_gain_sum": 2 * found.captured_gain,
@@ -143,17 +148,26 @@ def test_an_engine_is_compared_with_its_own_weights_in_float32(spec: str) -> Non
     }
 
 
+def test_an_engine_that_is_old_is_not_called_faithful() -> None:
+    """Its own float32 reference is as old as itself, and would agree."""
+    engine = TorchEngine(trained("vgg"))
+    engine.refresh(snapshot(trained("vgg"), 0))
+    monitor = FidelityMonitor(samples(), loss, CPU)
+    assert monitor.measure(engine, live()).captured_gain == pytest.approx(1)
+    assert monitor.measure(engine, -live()).captured_gain < 0
+
+
 def test_the_monitor_never_moves_what_the_engine_is() -> None:
     engine = engine_of("simulated:b8")
     outputs, version, totals = engine.outputs(images()).clone(), engine.version, engine.totals()
     torch_state = torch.get_rng_state()
-    FidelityMonitor(samples(), loss, CPU).measure(engine)
+    FidelityMonitor(samples(), loss, CPU).measure(engine, live())
     assert torch.equal(outputs, engine.outputs(images()))
     assert (engine.version, engine.totals()) == (version, totals)
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
-def test_an_engine_that_does_not_round_has_nothing_to_be_compared_with() -> None:
+def test_an_engine_that_does_not_round_has_no_reference_of_its_own() -> None:
     engine = TorchEngine(trained("vgg"), precision="bf16")
     assert not engine.has_reference
     with pytest.raises(NotImplementedError):
@@ -179,7 +193,7 @@ def said(monitor: FidelityMonitor, engine: Any, times: int) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(times):
-            monitor.measure(engine)
+            monitor.measure(engine, monitor.scores(engine.reference(monitor.inputs)))
     assert all(warning.category is RuntimeWarning for warning in caught)
     return [str(warning.message) for warning in caught]
 
@@ -211,3 +225,8 @@ def test_views_that_hardly_differ_are_said_once() -> None:
 
 def test_a_sound_oracle_on_views_that_differ_is_no_reason_to_speak() -> None:
     assert said(FidelityMonitor(samples(), loss, CPU), engine_of("simulated:b8"), 2 * PATIENCE) == []
+
+
+def test_who_picks_among_samples_needs_no_views_that_differ() -> None:
+    one = GivenSamples(images(2)[:1].expand(ROWS, -1, -1, -1), torch.zeros(ROWS).long())
+    assert said(FidelityMonitor(one, loss, CPU, mines_views=False), engine_of("simulated:b8"), 2 * PATIENCE) == []

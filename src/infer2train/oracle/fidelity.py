@@ -1,11 +1,11 @@
-"""How well the oracle picks: its scores against those of the same weights in float32, on views that never change.
+"""How well the oracle picks: its scores against those of the model itself, on views that never change.
 
-What matters is not how close the scores are, but what is lost by following them. Measured at every refresh, on a few
-samples with a few views each, so it is cheap enough to stay on.
+What matters is not how close the scores are, but what is lost by following them. Measured on a few samples with a few
+views each, so it is cheap enough to stay on. The model's own scores come with its weights (`live`): an engine's own
+float32 reference would be as old as the engine where it misses a change.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.batches import batch_size, map_tensors
+from infer2train.batches import batch_size, map_tensors, tensors_of, to_device
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
-from infer2train.oracle.scorer import Score
+from infer2train.oracle.scorer import Score, one_each
 
 PROBE_SAMPLES = 8
 """Samples of the probe."""
@@ -33,8 +33,8 @@ class Fidelity:
     """Of one version's scores, on views of the same samples.
 
     Args:
-        captured_gain: (L_chosen − L_mean) / (L_max − L_mean), L from float32, sums over samples: 1 where the oracle
-            picks as float32 would, 0 where it might as well pick at random.
+        captured_gain: (L_chosen − L_mean) / (L_max − L_mean), L from the model itself, sums over samples: 1 where the
+            oracle picks as the model would, 0 where it might as well pick at random.
         same_view: share of samples for which the same view has the highest score.
         rank_correlation: Spearman's ρ of the two scores within each sample's views, mean over samples.
         spread: mean over samples of L_max − L_mean, relative to the mean of |L|.
@@ -81,26 +81,33 @@ def _correlation(a: Float[Tensor, "s v"], b: Float[Tensor, "s v"]) -> Float[Tens
 
 
 class FidelityMonitor:
-    """Measures an engine after each of its refreshes.
+    """Measures an engine after its refreshes.
 
     Args:
         samples: where the probe comes from.
         score: (outputs, targets) -> [n], the run's own.
         device: where the engine's outputs are.
+        mines_views: whether the run picks among views of a sample, which then must differ.
     """
 
-    def __init__(self, samples: Samples, score: Score, device: torch.device) -> None:
-        self._score = score
-        self._inputs, self._targets = map_tensors(
+    def __init__(self, samples: Samples, score: Score, device: torch.device, *, mines_views: bool = True) -> None:
+        self._score, self._mines_views = score, mines_views
+        self.inputs, self._targets = map_tensors(
             lambda tensor: tensor.to(device), samples.probe(PROBE_SAMPLES * PROBE_VIEWS)
         )
         self._totals: dict[str, float] = {}
         self._low, self._flat = 0, 0
         self._has_warned = False
 
-    def measure(self, engine: Engine) -> Fidelity:
-        """Compare the engine with its own weights in float32, and keep count."""
-        found = fidelity(self._views(engine.outputs), self._views(engine.reference))
+    def scores(self, outputs: Any) -> Float[Tensor, " n"]:
+        """The probe's scores by these outputs."""
+        targets = to_device(self._targets, tensors_of(outputs)[0].device)
+        return one_each(self._score(outputs, targets), batch_size(self.inputs))
+
+    def measure(self, engine: Engine, live: Float[Tensor, " n"]) -> Fidelity:
+        """Compare the engine with what the model itself said, `scores` of its outputs, and keep count."""
+        views = self.scores(engine.outputs(self.inputs)).view(-1, PROBE_VIEWS)
+        found = fidelity(views, live.to(views.device).view(-1, PROBE_VIEWS))
         figures = {"captured_gain_sum": found.captured_gain, "same_view_sum": found.same_view}
         figures |= {"rank_correlation_sum": found.rank_correlation, "fidelity_count": 1.0}
         for name, value in figures.items():
@@ -112,14 +119,9 @@ class FidelityMonitor:
         """Running sums, for `infer2train.metrics.window`."""
         return dict(self._totals)
 
-    def _views(self, outputs: Callable[[Any], Any]) -> Float[Tensor, "s v"]:
-        scores = self._score(outputs(self._inputs), self._targets)
-        assert len(scores) == batch_size(self._inputs), (scores.shape, batch_size(self._inputs))
-        return scores.detach().float().view(-1, PROBE_VIEWS)
-
     def _warn(self, engine: Engine, found: Fidelity) -> None:
         self._low = self._low + 1 if found.captured_gain < LEAST_GAIN else 0
-        self._flat = self._flat + 1 if found.spread < LEAST_SPREAD else 0
+        self._flat = self._flat + 1 if self._mines_views and found.spread < LEAST_SPREAD else 0
         if self._has_warned or max(self._low, self._flat) < PATIENCE:
             return
         self._has_warned = True
@@ -131,6 +133,7 @@ class FidelityMonitor:
         else:
             message = (
                 f"{engine.name} captured less than {LEAST_GAIN:.0%} of what mining could gain at {PATIENCE} refreshes "
-                f"in a row (now {found.captured_gain:.0%}); take an oracle of higher precision, such as torch:fp32"
+                f"in a row (now {found.captured_gain:.0%}); take an oracle of higher precision, such as torch:fp32, or "
+                "see that forward reads nothing that changes but parameters and buffers"
             )
         warnings.warn(message, RuntimeWarning)

@@ -7,7 +7,7 @@ compiles beside the old program, compares the new one on a probe with the simula
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -159,7 +159,7 @@ class LoweredEngine(Engine):
         tensors = self._admitted(record)
         ranges = self._ranges(record, tensors, CALIBRATION_ROWS)
         self._admitted_last = record.tensors, tensors
-        return Record(record.version, record.tensors, ranges)
+        return replace(record, ranges=ranges)
 
     def prepared(self, record: Record) -> Prepared:
         """A program compiled from the record's weights that does what it should.

@@ -26,7 +26,7 @@ class Refresher:
 
     Args:
         engine: what is refreshed.
-        monitor: measures the engine's fidelity after each refresh; None where none is measured.
+        monitor: measures the engine's fidelity at versions of which the model itself said something; or None.
         timeline: where refreshes are noted, on `lane`.
         lane: of the engine.
         beside: prepares programs beside the one in use; None prepares them when they are first asked for.
@@ -84,8 +84,8 @@ class Refresher:
         with self._timeline.span(self._lane, "refresh", version=version):
             self.engine.use(self._program(published))
             self._in_use = published.record
-            if self._monitor is not None:
-                self._monitor.measure(self.engine)
+            if self._monitor is not None and published.record.probe_scores is not None:
+                self._monitor.measure(self.engine, published.record.probe_scores)
 
     def newest_ready(self) -> int | None:
         """The newest version that could be used without waiting, or is in use; None where there is none."""

@@ -88,7 +88,7 @@ class Scorer:
             if self._distill_views:
                 logits.append(logits_of(outputs).float().clone())
             if self._score is not None:
-                values.append(_one_each(self._score(outputs, to_device(target, self._device)), rows[-1]))
+                values.append(one_each(self._score(outputs, to_device(target, self._device)), rows[-1]))
         return Scores(
             draw=draw,
             version=None if engine is None else engine.version,
@@ -98,11 +98,17 @@ class Scorer:
         )
 
 
-def _one_each(values: Tensor, rows: int) -> Tensor:
-    if values.shape != (rows,):
+def one_each(values: Any, rows: int) -> Float[Tensor, " n"]:
+    """What a score function gave, if it is one number for each candidate.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(values, Tensor) or values.shape != (rows,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise ValueError(
-            f"score must return one number for each candidate: got shape {tuple(values.shape)} for {rows} candidates; "
-            "reduce over every dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
+            f"score must return one number for each candidate: got {got} for {rows} candidates; reduce over every "
+            "dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
         )
     return values.detach().float().clone()
 

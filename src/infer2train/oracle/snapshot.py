@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Room = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -18,11 +19,13 @@ class Record:
         version: steps acknowledged when it was taken.
         tensors: a copy of `parameters_and_buffers(model)`.
         ranges: of activations, (T_min, T_max) by the name of their site; empty where no engine asked for them.
+        probe_scores: what the model itself said of the probe that oracles are measured on; None where it was not asked.
     """
 
     version: int
     tensors: Mapping[str, Tensor]
     ranges: Mapping[str, Tensor] = field(default_factory=dict)
+    probe_scores: Float[Tensor, " n"] | None = None
 
 
 def parameters_and_buffers(model: nn.Module) -> dict[str, Tensor]:

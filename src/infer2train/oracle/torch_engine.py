@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infer2train.batches import call_model, map_tensors, to_device
+from infer2train.batches import as_float32, call_model, map_tensors, to_device
 from infer2train.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.snapshot import Record, RecordGate
@@ -115,7 +115,7 @@ class TorchEngine(Engine):
                 "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
             )
         self._ran.clear()
-        inputs = to_device(inputs, self.device)
+        inputs = as_float32(to_device(inputs, self.device))
         # Not inference_mode: a trainer's loss may multiply by what the oracle says, and inference tensors refuse that.
         with torch.no_grad(), self._autocast():
             return map_tensors(_widen, self._forward(inputs))

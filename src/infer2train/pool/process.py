@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -170,7 +170,7 @@ class ProcessPool(Pool):
             copies = self.room(record.tensors)
             for name, tensor in record.tensors.items():
                 copies[name].copy_(tensor)
-            record = Record(record.version, copies, record.ranges)
+            record = replace(record, tensors=copies)
         assert self._room is not None
         (_, segment, layout), self._room = self._room, None
         self._sequence += 1
@@ -317,6 +317,7 @@ class ProcessPool(Pool):
                 sequence=published.sequence,
                 nbytes=segment.nbytes,
                 layout=published.layout,
+                probe_scores=None if record.probe_scores is None else record.probe_scores.tolist(),
             )
 
     def _say(self, kind: str, **fields: Any) -> None:
@@ -426,7 +427,7 @@ class ProcessPool(Pool):
             return
         ranges, record = load_tensors(message.payload), published.record
         if not record.ranges:
-            published.record = Record(record.version, record.tensors, ranges)
+            published.record = replace(record, ranges=ranges)
         elif any(not torch.equal(ranges[name], record.ranges[name]) for name in ranges) and not self._is_freshest:
             process.refused = "measured other ranges of activations"
             raise OracleError(

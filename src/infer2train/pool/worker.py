@@ -193,7 +193,8 @@ class Worker:
         tensors.sequence = fields["sequence"]
         segment.close()
         ranges = load_tensors(message.payload) if message.payload else {}
-        self._refresher.publish(Record(fields["version"], tensors, ranges))
+        scores = None if fields["probe_scores"] is None else torch.tensor(fields["probe_scores"])
+        self._refresher.publish(Record(fields["version"], tensors, ranges, scores))
 
     def _on_draw(self, message: Message) -> None:
         fields = message.fields

@@ -19,14 +19,14 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         False
     """
     with torch.no_grad():  # TorchScript copies by computing
-        result = copy.deepcopy(model, _without_history(model)).eval()
+        result = copy.deepcopy(model, without_history(model)).eval()
     for parameter in result.parameters():
         parameter.requires_grad_(False)  # one by one: TorchScript's modules have no requires_grad_
         parameter.grad = None
     return result
 
 
-def _without_history(model: nn.Module) -> dict[int, Any]:
+def without_history(model: nn.Module) -> dict[int, Any]:
     """What `deepcopy` is told to put in the places of tensors that were computed."""
     computed: dict[int, Any] = {}
     for module in model.modules():
