@@ -90,6 +90,7 @@ REFUSED = [
     ("train --limit 201", ["limit must be in 1..200", "got 201"]),
     ("train --validation-split 200", ["validation_split must leave something to train on", "got 200"]),
     ("train --image-size 16", ["--image-size resizes the images of a folder", "got 16 for 'digits'"]),
+    ("train --label-column label", ["--label-column names a column of Parquet shards", "got label for 'digits'"]),
     ("train --crop-size 6", ["got 6 for shift-rotate"]),
     ("train --device gpu", ["device must be one that torch can use here: got 'gpu'", "--device cpu"]),
     ("train --device cuda:99", ["got 'cuda:99'", "--device cpu"]),
@@ -159,6 +160,12 @@ def encoded(level: int) -> bytes:
     buffer = BytesIO()
     Image.fromarray(np.full((SIZE, SIZE, 3), level, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def write_unnamed_shard(path: Path, levels: list[int], columns: dict[str, list[int] | list[str]]) -> None:
+    """Without the metadata of the `datasets` library."""
+    rows = pa.array([{"bytes": encoded(level), "path": None} for level in levels])
+    pq.write_table(pa.table({"image": rows, **columns}), path)
 
 
 def write_shard(path: Path, images: list[bytes], labels: list[int], label: str = "label") -> None:
@@ -247,6 +254,48 @@ def test_bad_images_left_out_are_counted_where_people_look(command: Command, pet
     assert status == 0, error
     assert sentence in error, "the cache remembers how many"
     assert len([row for row in read_rows(Path("runs/skipped")) if row.get("event") == "images-skipped"]) == 1
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """12 training images and 4 test images, with an id each and a name of what they are under an unusual name."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    for split, num in (("train", 12), ("test", 4)):
+        kinds = ["dark" if level < num // 2 else "light" for level in range(num)]
+        columns: dict[str, list[int] | list[str]] = {"image_id": list(range(num)), "shade": kinds}
+        write_unnamed_shard(folder / f"{split}.parquet", [10 * level for level in range(num)], columns)
+    return folder
+
+
+@pytest.mark.usefixtures("numbered")
+@pytest.mark.parametrize(
+    "more", [[], ["--decode", "on-demand", "--view", "random-resized-crop-flip", "--crop-size", "6"]]
+)
+def test_an_id_is_never_taken_for_a_label_in_silence(more: list[str], command: Command) -> None:
+    status, _, error = train_pets(command, "--quiet", *more)
+    assert status == 1
+    assert "image_id: int64, shade: string" in error
+    assert error.endswith("pass --label-column NAME\n")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("numbered")
+def test_the_label_column_is_asked_for_kept_and_resumed(command: Command) -> None:
+    status, _, error = train_pets(command, "--label-column", "shade", "--quiet")
+    assert (status, error) == (0, "")
+    assert weights(Path("runs/pets"))["state['model']['network.classifier.weight']"].shape[0] == 2
+    assert read_config(Path("runs/pets"))["label_column"] == "shade"
+    status, _, error = train_pets(command, "--label-column", "shade", "--quiet", "--resume")
+    assert (status, error) == (0, "")
+    status, _, error = train_pets(command, "--label-column", "image_id", "--quiet", "--resume")
+    assert status == 2
+    assert "label_column: 'shade' -> 'image_id'" in error
+    status, _, error = command("train", "--config", "runs/pets/config.yaml", "--name", "again", "--quiet")
+    assert (status, error) == (0, "")
+    assert same(weights(Path("runs/pets")), weights(Path("runs/again")))
+    status, _, error = command("eval", "runs/again")
+    assert status == 0, error
 
 
 # Divergence

@@ -192,6 +192,7 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
     add("--data", type=str | None, default=None, help="As for train. Default: random pixels.")
     add("--data-cache", type=str | None, default=None, help="As for train.")
     add("--image-size", type=int | None, default=None, help="Height and width in pixels. Default: as stored, or 32.")
+    add("--label-column", type=str | None, default=None, help="As for train. Default: by name or feature.")
     add("--batch-size", type=int, default=64, help="Examples trained on in each step (B; images).")
     add("--gamma", type=int, default=10, help="Candidates for each trained example that are asked for.")
     add("--threads", type=int | None, default=None, help="Threads of trainer and engines. Default: all cores.")
@@ -225,6 +226,7 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
     add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")
     add("--data-cache", type=str | None, default=None, help="As for train.")
+    add("--label-column", type=str | None, default=None, help="As for train. Default: by name or feature.")
     add("--decode", type=str, default="once", help="As for train: on-demand where decoded images fit no disk.")
     add("--num-workers", type=int, default=0, help="Processes that make views, as for train.")
     add("--device", type=str, default="cpu", help="Where the trainer runs: cpu, cuda.")
@@ -431,6 +433,7 @@ def _gamma(options: dict[str, Any]) -> None:
             data=options["data"],
             data_cache=options["data_cache"],
             image_size=options["image_size"],
+            label_column=options["label_column"],
             batch_size=options["batch_size"],
             gamma=options["gamma"],
             threads=options["threads"],
@@ -472,7 +475,7 @@ def _reproduce(options: dict[str, Any]) -> None:
         raise unknown("experiment", name, EXPERIMENTS)
     for count in ("seeds", "jobs", "parallel_seeds", "threads"):
         at_least(count, options[count], 1)
-    machine = ("data", "data_cache", "decode", "num_workers", "device", "pool", "threads")
+    machine = ("data", "data_cache", "label_column", "decode", "num_workers", "device", "pool", "threads")
     common = {field: options[field] for field in machine if options[field] is not None}
     experiment = EXPERIMENTS[name]
     plan = Plan(

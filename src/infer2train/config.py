@@ -26,6 +26,9 @@ class DataConfig:
     image_size: int | None = None
     """Once: height and width in pixels (shorter side resized, centre cropped). On-demand: the most that a shorter side
     may have; larger images are resized in their proportions. Default: as stored."""
+    label_column: str | None = None
+    """Column of Parquet shards that holds the labels: integers, strings or booleans. Default: the one that its name
+    (such as label) or a ClassLabel feature tells."""
     limit: int | None = None
     """Train on a seeded, class-balanced subset of this many training images. Default: all."""
     imbalance: float = 1.0

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import features
 
 from infer2train.data import once
 from infer2train.data.catalogue import load_data, load_encoded
@@ -73,14 +75,75 @@ def test_the_test_is_preferred_to_validation(class_folder: Path, cache_dir: Path
     assert levels(encoded(class_folder, cache_dir).test) == [60, 70]
 
 
-def test_what_is_no_image_is_passed_over(class_folder: Path, cache_dir: Path, write_class_folders: Write) -> None:
-    hidden = {"train/.DS_Store": b"x", "train/.git/a.png": b"x", "train/cat/._a.png": b"x", "train/readme.txt": b"x"}
-    others = {"train/cat/Thumbs.db": b"x", "train/cat/deeper/z.png": b"x", "train/dog/list.csv": b"x"}
+def test_what_is_hidden_is_not_looked_at(class_folder: Path, cache_dir: Path, write_class_folders: Write) -> None:
+    hidden = {"train/.DS_Store": b"x", "train/.git/a.png": b"x", "train/cat/._a.png": b"x", "train/cat/.x/a.png": b"x"}
     before = encoded(class_folder, cache_dir)
-    write_class_folders(class_folder, hidden | others)
-    after = encoded(class_folder, cache_dir)
+    write_class_folders(class_folder, hidden)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = encoded(class_folder, cache_dir)
     assert levels(after.train) == levels(before.train)
     assert after.fingerprint == before.fingerprint
+
+
+def test_what_is_passed_over_is_counted(class_folder: Path, cache_dir: Path, write_class_folders: Write) -> None:
+    names = ["train/readme.txt", "train/lost.PNG", "train/cat/a.heic", "train/cat/deeper/b.HEIC", "train/dog/notes"]
+    before = encoded(class_folder, cache_dir)
+    write_class_folders(class_folder, dict.fromkeys([*names, "test/dog/c.heic"], b"x"))
+    message = (
+        rf"files of {class_folder} that are passed over: 3 \.heic, 1 \.png in no class folder, 1 \.txt in no class "
+        r"folder, 1 without a suffix \(images are \.jpg "
+    )
+    with pytest.warns(RuntimeWarning, match=message):
+        after = encoded(class_folder, cache_dir)
+    assert levels(after.train) == levels(before.train)
+    assert after.fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        *((".jfif", "JPEG"), (".JPE", "JPEG"), (".webp", "WEBP"), (".TIF", "TIFF"), (".Bmp", "BMP"), (".pnm", "PPM")),
+        pytest.param(".avif", "AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF here")),
+    ],
+)
+def test_images_of_every_suffix(
+    class_folder: Path, cache_dir: Path, write_class_folders: Write, encode: Any, suffix: str, kind: str
+) -> None:
+    image = encode(np.full((6, 6, 3), 90, np.uint8), kind=kind)
+    write_class_folders(class_folder, {f"train/cat/c{suffix}": image, f"test/dog/c{suffix}": image})
+    data = encoded(class_folder, cache_dir)
+    assert data.train.targets.tolist() == [0, 0, 0, 1, 1, 1]
+    assert levels(data.train)[2] == pytest.approx(90, abs=2)
+    assert data.test.targets.tolist() == [0, 1, 1]
+
+
+def test_images_below_a_class_are_of_that_class(
+    class_folder: Path, cache_dir: Path, write_class_folders: Write, plain_images: Images
+) -> None:
+    names = ["train/cat/aa/z.png", "train/dog/images/a.png", "train/dog/images/more/b.png", "test/cat/sub/y.png"]
+    write_class_folders(class_folder, dict(zip(names, plain_images([100, 110, 120, 130]), strict=True)))
+    data = encoded(class_folder, cache_dir)
+    assert levels(data.train) == [30, 100, 10, 20, 50, 40, 110, 120]
+    assert data.train.targets.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert (levels(data.test), data.test.targets.tolist()) == ([130, 60, 70], [0, 0, 1])
+    assert data.train.images.place(7) == str(class_folder / "train/dog/images/more/b.png")
+    once = load_data(str(class_folder), cache_dir=cache_dir, progress=False)
+    assert once.train.images[:, 0, 0, 0].tolist() == levels(data.train)
+
+
+def test_a_class_of_nested_folders_only(class_folder: Path, cache_dir: Path) -> None:
+    """Tiny ImageNet's layout: train/CLASS/images/*.JPEG."""
+    for path in list((class_folder / "train").iterdir()):
+        path.rename(class_folder / "images")
+        path.mkdir()
+        (class_folder / "images").rename(path / "images")
+    assert levels(encoded(class_folder, cache_dir).train) == [30, 10, 20, 50, 40]
+
+
+def test_a_folder_that_holds_itself(class_folder: Path, cache_dir: Path) -> None:
+    (class_folder / "train" / "cat" / "again").symlink_to(class_folder / "train" / "cat")
+    refused(class_folder, cache_dir, r"folders must not hold themselves: .*train/cat/again links to one")
 
 
 def test_links_are_followed(class_folder: Path, cache_dir: Path, tmp_path: Path) -> None:
@@ -147,9 +210,33 @@ def test_a_class_without_images(class_folder: Path, cache_dir: Path, split: str)
     refused(class_folder, cache_dir, rf"every class folder must hold images: got none in .*{split}/dog")
 
 
+def test_a_class_of_files_that_are_no_images_says_so(class_folder: Path, cache_dir: Path) -> None:
+    for path in (class_folder / "train" / "dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    refused(class_folder, cache_dir, r"every class folder must hold images: got only 3 \.heic in .*train/dog")
+
+
+@pytest.mark.parametrize("name", ["x.png", "images/x.png"])
+def test_an_unlabelled_test_gives_way_to_labelled_images(
+    class_folder: Path, cache_dir: Path, write_class_folders: Write, name: str
+) -> None:
+    """ImageNet's own layout: test/*.JPEG has no classes, val/CLASS/*.JPEG has."""
+    (class_folder / "test").rename(class_folder / "val")
+    write_class_folders(class_folder, {f"test/{name}": b"x"})
+    with pytest.warns(RuntimeWarning, match=r"pets-in-folders/test have no labels .*pets-in-folders/val are the test"):
+        data = encoded(class_folder, cache_dir)
+    assert (levels(data.test), data.test.targets.tolist()) == ([60, 70], [0, 1])
+
+
 def test_a_class_that_only_the_test_has(class_folder: Path, cache_dir: Path) -> None:
     (class_folder / "test" / "dog").rename(class_folder / "test" / "wolf")
     refused(class_folder, cache_dir, r"every class of test must be one of train: got wolf .*1 such classes")
+
+
+def test_a_label_column_is_of_shards(class_folder: Path, cache_dir: Path) -> None:
+    for load in (load_encoded, load_data):
+        with pytest.raises(ValueError, match=r"a column of Parquet shards: got species for .*leave --label-column out"):
+            load(str(class_folder), cache_dir=cache_dir, label_column="species", progress=False)
 
 
 def test_a_class_that_only_the_training_has(class_folder: Path, cache_dir: Path) -> None:
@@ -166,6 +253,8 @@ def test_an_image_that_is_no_file(class_folder: Path, cache_dir: Path) -> None:
 
 def test_two_layouts_at_once(class_folder: Path, cache_dir: Path) -> None:
     (class_folder / "train.parquet").write_bytes(b"x")
+    refused(class_folder, cache_dir, "Parquet shards or class folders: got both in")
+    (class_folder / "train.parquet").rename(class_folder / "train" / "0000.parquet")
     refused(class_folder, cache_dir, "Parquet shards or class folders: got both in")
 
 

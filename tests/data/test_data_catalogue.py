@@ -42,9 +42,11 @@ def test_a_file_is_not_a_folder(folder: Path, cache_dir: Path) -> None:
         load_data(str(folder / "test-00000-of-00001.parquet"), cache_dir=cache_dir)
 
 
-def test_a_size_that_would_have_no_effect_is_refused(cache_dir: Path) -> None:
+def test_a_setting_that_would_have_no_effect_is_refused(cache_dir: Path) -> None:
     with pytest.raises(ValueError, match="leave --image-size out"):
         load_data("digits", cache_dir=cache_dir, image_size=8)
+    with pytest.raises(ValueError, match="got label for 'digits', which has none; leave --label-column out"):
+        load_data("digits", cache_dir=cache_dir, label_column="label")
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from infer2train.data import decoding
 from infer2train.data.decoding import BadImageError, decode
@@ -54,6 +55,97 @@ def test_the_cameras_orientation_is_applied(encode: Encode) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
     np.testing.assert_array_equal(decode(encode(COLOURS, exif=exif)), np.rot90(COLOURS, -1))
+
+
+XMP = "<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description {}</rdf:Description></x:xmpmeta>"
+TOLD = ['tiff:Orientation="6">', "tiff:Orientation = '6'>", "><tiff:Orientation>6</tiff:Orientation>"]
+SQUARES = np.repeat(np.repeat(COLOURS, 16, axis=0), 16, axis=1)
+"""Large enough for a lossy format to keep each colour."""
+
+
+def with_xmp(encode: Encode, kind: str, xmp: str, **options: object) -> bytes:
+    """An image of these squares with XMP, in the way that each format has it."""
+    if kind == "JPEG":
+        content, segment = (
+            encode(SQUARES, kind=kind, quality=100, **options),
+            b"http://ns.adobe.com/xap/1.0/\0" + xmp.encode(),
+        )
+        return content[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + content[2:]
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        return encode(SQUARES, kind=kind, pnginfo=info, **options)
+    return encode(SQUARES, kind=kind, xmp=xmp.encode(), quality=100, **options)
+
+
+def assert_turned(decoded: np.ndarray, quarters: int) -> None:
+    expected = np.rot90(SQUARES, -quarters)
+    assert decoded.shape == expected.shape
+    middles = (slice(8, None, 16), slice(8, None, 16))
+    assert np.abs(decoded[middles].astype(int) - expected[middles]).max() <= 24
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("told", TOLD)
+def test_an_orientation_that_only_xmp_tells_is_applied(encode: Encode, kind: str, told: str) -> None:
+    assert_turned(decode(with_xmp(encode, kind, XMP.format(told))), 1)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        'tiff:Orientation="9">',
+        'tiff:Orientation="">',
+        'other:Orientation="6">',
+        "tiff:Orientation" + " " * 99 + '="6">',
+    ],
+)
+def test_what_tells_no_orientation_turns_nothing(encode: Encode, told: str) -> None:
+    assert_turned(decode(with_xmp(encode, "JPEG", XMP.format(told))), 0)
+
+
+def test_exif_is_believed_before_xmp_and_nothing_is_turned_twice(encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert_turned(decode(with_xmp(encode, "JPEG", XMP.format(TOLD[0]), exif=exif)), 2)
+    exif = Image.Exif()
+    exif[0x010F] = "a camera that says nothing of how it was held"
+    assert_turned(decode(with_xmp(encode, "JPEG", XMP.format(TOLD[0]), exif=exif)), 1)
+
+
+def test_a_tiff_is_turned_once(encode: Encode) -> None:
+    tags = {0x0112: 6, 700: XMP.format(TOLD[0]).encode()}
+    np.testing.assert_array_equal(decode(encode(COLOURS, kind="TIFF", tiffinfo=tags)), np.rot90(COLOURS, -1))
+
+
+def test_an_orientation_in_a_png_text_is_applied(encode: Encode) -> None:
+    """As ImageMagick writes EXIF into a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content, info = exif.tobytes(), PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
+    np.testing.assert_array_equal(decode(encode(COLOURS, pnginfo=info)), np.rot90(COLOURS, -1))
+
+
+def test_tags_after_the_pixels_count(encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(COLOURS, exif=exif)
+    at = content.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+    tail = content.index(b"IEND") - 4
+    moved = content[:at] + content[end:tail] + content[at:end] + content[tail:]
+    np.testing.assert_array_equal(decode(moved), np.rot90(COLOURS, -1))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read_and_turned(encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(SQUARES, kind="AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    assert_turned(decode(content), 1)
+    with pytest.raises(BadImageError):
+        decode(content[: len(content) // 2])
 
 
 def test_resizing_keeps_the_centre_and_its_proportions(encode: Encode) -> None:

@@ -1,8 +1,13 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from infer2train.data.digits import load
+from infer2train.data.digits import _grey_and_targets, load
 
 
 def test_the_splits_are_all_digits_once() -> None:
@@ -39,3 +44,31 @@ def test_the_split_is_the_same_each_time_and_its_fingerprint_says_which() -> Non
 def test_both_splits_must_have_images(num_train: int) -> None:
     with pytest.raises(ValueError, match="num_train must be in"):
         load(num_train=num_train)
+
+
+def test_the_file_is_read_as_scikit_learn_reads_it() -> None:
+    for ours, theirs in zip(_grey_and_targets(), load_digits(return_X_y=True), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from infer2train.data.digits import load
+
+load()
+lock = multiprocessing.get_context("spawn").Lock()
+print("joblib" in sys.modules, lock._semlock.name, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="looks at semaphores where Linux has them")
+def test_the_semaphores_of_a_run_keep_their_names() -> None:
+    """joblib, which scikit-learn imports, renames all of them to `loky-PID-…`: those of a killed run look like its."""
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        has_joblib, name = process.stdout.read().split()
+        assert process.wait() == -signal.SIGKILL
+    assert has_joblib == "False"
+    assert name.startswith("/mp-")
+    assert list(Path("/dev/shm").glob(f"sem.loky-{process.pid}-*")) == []

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from infer2train.data import once, parquet
-from infer2train.data.parquet import load_folder
+from infer2train.data.catalogue import load_data
+from infer2train.data.catalogue import load_encoded as load_encoded_data
+from infer2train.data.parquet import load_encoded, load_folder
 
 Write = Callable[..., Path]
 Images = Callable[..., list[bytes | None]]
@@ -17,9 +21,18 @@ def load(folder: Path, cache_dir: Path, **options: Any) -> Any:
     return load_folder(folder, cache_dir=cache_dir, progress=False, **options)
 
 
+def encoded(folder: Path, cache_dir: Path, **options: Any) -> Any:
+    return load_encoded(folder, cache_dir=cache_dir, progress=False, **options)
+
+
 def levels(split: Any) -> list[int]:
     """Which plain images a split holds, told by their red."""
     return [int(red) for red in split.images[:, 0, 0, 0]]
+
+
+def red(split: Any) -> list[int]:
+    """The same of a split whose images are decoded on demand."""
+    return [int(split.pixels(sample_id)[0, 0, 0]) for sample_id in range(len(split))]
 
 
 def test_images_and_labels_of_all_shards_in_order(folder: Path, cache_dir: Path) -> None:
@@ -57,6 +70,88 @@ def test_class_names_are_numbers_where_the_schema_has_none(
     write_shard(tmp_path / "train.parquet", plain_images([1, 2]), [0, 1], class_names=None)
     write_shard(tmp_path / "val.parquet", plain_images([3]), [2], class_names=None)
     assert load(tmp_path, cache_dir).class_names == ("0", "1", "2")
+
+
+def write_pets(path: Path, images: Any, columns: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    structs = pa.array([{"bytes": image, "path": None} for image in images])
+    pq.write_table(pa.table({"image": structs, **columns}), path)
+
+
+def test_names_are_the_classes_and_ids_are_not(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
+    kinds = ["owl", "cat", "dog", "cat"]
+    write_pets(tmp_path / "train.parquet", plain_images([10, 20, 30, 40]), {"image_id": [7, 6, 5, 4], "label": kinds})
+    write_pets(tmp_path / "test.parquet", plain_images([50, 60]), {"image_id": [640, 2], "label": ["dog", "owl"]})
+    for data, reds in ((load(tmp_path, cache_dir), levels), (encoded(tmp_path, cache_dir), red)):
+        assert data.class_names == ("cat", "dog", "owl")
+        assert list(zip(reds(data.train), data.train.targets.tolist(), strict=True)) == [
+            (10, 2),
+            (20, 0),
+            (30, 1),
+            (40, 0),
+        ]
+        assert list(zip(reds(data.test), data.test.targets.tolist(), strict=True)) == [(50, 1), (60, 2)]
+
+
+def test_another_label_column_is_other_data(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
+    for split, labels in (("train", [0, 1, 2]), ("test", [2, 1, 0])):
+        columns = {"label": labels, "is_pet": [True, False, True], "image_id": [5, 6, 7]}
+        write_pets(tmp_path / f"{split}.parquet", plain_images([10, 20, 30]), columns)
+    for read in (load, encoded):
+        default, named, pets = (read(tmp_path, cache_dir, label_column=name) for name in (None, "label", "is_pet"))
+        assert default.fingerprint == named.fingerprint != pets.fingerprint
+        assert (default.class_names, default.train.targets.tolist()) == (("0", "1", "2"), [0, 1, 2])
+        assert (pets.class_names, pets.train.targets.tolist()) == (("false", "true"), [1, 0, 1])
+
+
+def test_folders_of_shards_as_the_hub_converts_them(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
+    write_pets(tmp_path / "train" / "0000.parquet", plain_images([10, 20]), {"label": [0, 1]})
+    write_pets(tmp_path / "train" / "0001.parquet", plain_images([30]), {"label": [1]})
+    write_pets(tmp_path / "test" / "0000.parquet", plain_images([40]), {"label": [1]})
+    for read, reds in ((load_data, levels), (load_encoded_data, red)):
+        data = read(str(tmp_path), cache_dir=cache_dir, progress=False)
+        assert (reds(data.train), data.train.targets.tolist()) == ([10, 20, 30], [0, 1, 1])
+        assert (reds(data.test), data.test.targets.tolist()) == ([40], [1])
+        assert len(data.class_names) == 2
+    assert data.train.images.place(2) == "train/0001.parquet, row 0"
+
+
+def test_a_shard_that_moves_to_the_test_is_other_data(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
+    for name, level in (("train/0000", 10), ("train/0001", 20), ("test/0002", 30)):
+        write_pets(tmp_path / f"{name}.parquet", plain_images([level]), {"label": [0]})
+    assert levels(load(tmp_path, cache_dir).train) == [10, 20]
+    (tmp_path / "train" / "0001.parquet").rename(tmp_path / "test" / "0001.parquet")
+    data = load(tmp_path, cache_dir)
+    assert (levels(data.train), levels(data.test)) == ([10], [20, 30])
+
+
+def test_images_of_plain_bytes(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
+    for split in ("train", "test"):
+        table = pa.table({"jpg": plain_images([10, 20]), "cls": [1, 0]})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    for data, reds in ((load(tmp_path, cache_dir), levels), (encoded(tmp_path, cache_dir), red)):
+        assert (reds(data.train), data.train.targets.tolist()) == ([10, 20], [1, 0])
+
+
+def test_labelled_validation_is_the_test_where_the_test_has_no_labels(
+    folder: Path, cache_dir: Path, write_shard: Write, plain_images: Images
+) -> None:
+    """As the hub has the sets of competitions: the labels of the test are all -1."""
+    write_shard(folder / "test-00000-of-00001.parquet", plain_images([90, 100]), [-1, -1])
+    with pytest.raises(ValueError, match=r"must have labels: got test-00000-of-00001\.parquet"):
+        load(folder, cache_dir)
+    write_shard(folder / "validation.parquet", plain_images([110, 120, 130]), [1, 0, 1])
+    for read, reds in ((load, levels), (encoded, red)):
+        with pytest.warns(RuntimeWarning, match=r"has no labels .* validation\.parquet is the test set"):
+            data = read(folder, cache_dir)
+        assert (reds(data.test), data.test.targets.tolist()) == ([110, 120, 130], [1, 0, 1])
+        assert reds(data.train) == [10, 20, 30, 40, 50]
+
+
+def test_all_shards_of_the_test_must_be_there(folder: Path, cache_dir: Path) -> None:
+    (folder / "test-00000-of-00001.parquet").rename(folder / "test-00000-of-00003.parquet")
+    with pytest.raises(ValueError, match=r"lacks 2 of 3, the first test-00001-of-00003\.parquet"):
+        load(folder, cache_dir)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """One image file a sample, in a folder for each class: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg.
 
-ImageNet's usual layout. A file is an image if its suffix says so; other files, and whatever is hidden (a leading dot),
-are passed over. Links are followed. Classes and files are sorted by name, so ids do not depend on the disk.
+ImageNet's usual layout. The folders of a split are the classes, and whatever is below one of them, however deep, is of
+that class. `class_files` lists the images, sorted by name so that ids do not depend on the disk, and counts the files
+that are passed over, of which a warning tells.
 """
 
 import hashlib
 import json
 import os
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +18,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from infer2train.data.cache import cached
+from infer2train.data.class_files import SUFFIXES, image_files, loose_files, subfolders
+from infer2train.data.decoding import VERSION
 from infer2train.data.encoded import EncodedData, EncodedImages, EncodedSplit
 from infer2train.data.entry import FORMAT, Contents
 from infer2train.data.images import DataError, ImageData
@@ -23,8 +28,6 @@ from infer2train.data.once import BATCH_ROWS, EncodedRows, Rows, check_image_siz
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "validation", "valid", "val")
 """In the order of preference."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
-"""Of image files, in small or capital letters."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class FolderImages(EncodedImages):
         folder: of the split.
         class_names: names of its folders.
         targets: which of these each file is in.
-        names: of the files; as bytes, which are a tenth of a list of paths when they go to another process.
+        names: of the files, with the folders between the class and them; as bytes, which are a tenth of a list of
+            paths when they go to another process.
     """
 
     folder: Path
@@ -63,9 +67,13 @@ def has_class_folders(root: Path) -> bool:
     Raises:
         DataError: it has both.
     """
-    if not (root / TRAIN_FOLDER).is_dir() or any((root / TRAIN_FOLDER).glob("*.parquet")):
+    train = root / TRAIN_FOLDER
+    if not train.is_dir():
         return False
-    if any(root.glob("*.parquet")):
+    has_shards = any(train.glob("*.parquet"))
+    if has_shards and not subfolders(train):
+        return False
+    if has_shards or any(root.glob("*.parquet")):
         raise DataError(
             f"a data folder must hold Parquet shards or class folders: got both in {root}; name a folder with one of "
             "them"
@@ -90,9 +98,17 @@ def load_encoded(root: Path, *, image_size: int | None = None) -> EncodedData:
     check_image_size(image_size)
     root = root.absolute()  # other processes may be elsewhere
     digest = hashlib.sha256(json.dumps({"layout": "class folders"}).encode())
-    class_names = tuple(_names_of_folders(root / TRAIN_FOLDER))
-    train = _list(root / TRAIN_FOLDER, class_names, digest)
-    test = _list(_test_folder(root), class_names, digest)
+    class_names = tuple(_names_of_classes(root / TRAIN_FOLDER))
+    test_folder = _test_folder(root, class_names)
+    passed_over: Counter[str] = Counter()
+    train = _list(root / TRAIN_FOLDER, class_names, digest, passed_over)
+    test = _list(test_folder, class_names, digest, passed_over)
+    if passed_over:
+        warnings.warn(
+            f"files of {root} that are passed over: {_counted(passed_over)} (images are {' '.join(SUFFIXES)}, in a "
+            "folder for each class)",
+            RuntimeWarning,
+        )
     return EncodedData(
         root.resolve().name,
         EncodedSplit(train, train.targets, image_size),
@@ -123,7 +139,8 @@ def load_folder(
         ValueError: as for `load_encoded`, or an image is not as it must be.
     """
     data = load_encoded(root, image_size=image_size)
-    options = {"format": FORMAT, "files": data.fingerprint, "image_size": image_size, "on_bad_image": on_bad_image}
+    options = {"format": FORMAT, "decoding": VERSION, "files": data.fingerprint}
+    options |= {"image_size": image_size, "on_bad_image": on_bad_image}
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
     def build(entry: Path) -> Contents:
@@ -145,18 +162,27 @@ def _batch(split: EncodedSplit, start: int) -> Rows:
     return Rows(encoded, targets, lambda row: split.images.place(start + row))
 
 
-def _test_folder(root: Path) -> Path:
-    found = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if found is None:
+def _test_folder(root: Path, class_names: tuple[str, ...]) -> Path:
+    """The first of the folders to test on in which there are classes of the training."""
+    found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
+    if not found:
         raise DataError(
             f"a data folder must hold images to test on beside {TRAIN_FOLDER}: got none in {root}; add "
             f"{' or '.join(TEST_FOLDERS)}, with one folder for each class"
         )
-    return found
+    labelled = [folder for folder in found if not set(subfolders(folder)).isdisjoint(class_names)]
+    if not labelled or labelled[0] == found[0]:
+        return found[0]
+    warnings.warn(
+        f"the images of {found[0]} have no labels (no folder of a class that {TRAIN_FOLDER} has); those of "
+        f"{labelled[0]} are the test set",
+        RuntimeWarning,
+    )
+    return labelled[0]
 
 
-def _names_of_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _names_of_classes(folder: Path) -> list[str]:
+    names = subfolders(folder)
     if not names:
         raise DataError(
             f"{folder.name} must hold one folder for each class: got none in {folder}; move the images of each class "
@@ -165,39 +191,42 @@ def _names_of_folders(folder: Path) -> list[str]:
     return names
 
 
-def _list(folder: Path, class_names: tuple[str, ...], digest: "hashlib._Hash") -> FolderImages:
+def _list(
+    folder: Path, class_names: tuple[str, ...], digest: "hashlib._Hash", passed_over: Counter[str]
+) -> FolderImages:
     """The images of a split; their names, sizes and times go into the digest."""
-    found = _names_of_folders(folder)
+    found = _names_of_classes(folder)
     if unknown := sorted(set(found) - set(class_names)):
         raise DataError(
             f"every class of {folder.name} must be one of {TRAIN_FOLDER}: got {', '.join(unknown[:4])} in {folder}, "
             f"which {TRAIN_FOLDER} has not ({len(unknown)} such classes); move or remove them"
         )
+    passed_over += loose_files(folder)
     names: list[bytes] = []
     targets: list[int] = []
     for target, class_name in enumerate(class_names):
         if class_name in found:
-            files = _image_files(folder / class_name, digest)
+            files = _images_of(folder / class_name, digest, passed_over)
             names += files
             targets += [target] * len(files)
     return FolderImages(folder, class_names, np.array(targets, np.int64), np.array(names))
 
 
-def _image_files(folder: Path, digest: "hashlib._Hash") -> list[bytes]:
-    names = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-            continue
-        if not entry.is_file():
-            raise DataError(
-                f"images must be files, or links to files: {entry.path} is neither; remove it, or mend the link"
-            )
-        status = entry.stat()
-        names.append(os.fsencode(entry.name))
+def _images_of(folder: Path, digest: "hashlib._Hash", passed_over: Counter[str]) -> list[bytes]:
+    """The names of a class's images, below its folder."""
+    names, others = [], Counter[str]()
+    for name, status in image_files(folder, others):
+        names.append(os.fsencode(name))
         digest.update(f"{folder.parent.name}/{folder.name}/{status.st_size}/{status.st_mtime_ns}/".encode() + names[-1])
     if not names:
+        got = f"only {_counted(others)}" if others else "none"
         raise DataError(
-            f"every class folder must hold images: got none in {folder} ({' '.join(SUFFIXES)}; folders in it are not "
-            "looked into); remove it, or move its images there"
+            f"every class folder must hold images: got {got} in {folder} ({' '.join(SUFFIXES)}); remove it, or move "
+            "its images there"
         )
+    passed_over += others
     return names
+
+
+def _counted(files: Counter[str]) -> str:
+    return ", ".join(f"{num} {kind}" for kind, num in sorted(files.items()))

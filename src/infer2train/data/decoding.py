@@ -1,19 +1,31 @@
 """Encoded images to RGB pixels: one image at a time, any of the common formats, from bytes that are not trusted.
 
-What is read: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, JPEG 2000 and PPM. Formats that run other programs (EPS)
-are left out. Called by `once` from several threads, and by `encoded` in whichever process needs an image; Pillow lets
-go of the interpreter while it decodes.
+What is read: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, JPEG 2000, PPM and, where Pillow has it, AVIF. Formats that
+run other programs (EPS) are left out. Called by `once` from several threads, and by `encoded` in whichever process
+needs an image; Pillow lets go of the interpreter while it decodes.
 """
 
 import io
+import re
+from importlib.util import find_spec
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
+VERSION = 2
+"""Goes up when the same bytes become other pixels, so that images in the cache are decoded again."""
+_HAS_AVIF = find_spec("PIL.AvifImagePlugin") is not None
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", *(("AVIF",) if _HAS_AVIF else ()))
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded: a file of kilobytes can otherwise ask for gigabytes."""
+
+_EXIF = ("exif", "Raw profile type exif")
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s{0,9}(?:=\s{0,9}["']|>)\s{0,9}([1-8])""")
+"""As an attribute or an element. XMP is XML, and no parser is let loose on XML that is not trusted."""
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class BadImageError(Exception):
@@ -25,7 +37,7 @@ def decode(encoded: bytes | None, image_size: int | None = None, *, square: bool
 
     Grey becomes three equal channels, 16 bits are rounded to 8, transparency is dropped (the colours under it stay, as
     in torchvision's loader), CMYK is converted without a colour profile, and the camera's orientation is applied (as in
-    the `datasets` library).
+    the `datasets` library): that of EXIF or, where EXIF tells none, of XMP.
 
     Args:
         encoded: a file's content.
@@ -52,8 +64,23 @@ def decode(encoded: bytes | None, image_size: int | None = None, *, square: bool
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    is_turned_by_pillow = isinstance(image, TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2
+    image.load()  # a PNG may have its tags after its pixels
+    xmp = _xmp(image)
     # Parsing the tags costs more than decoding a small image, so only where there are any.
-    return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    if is_turned_by_pillow or not (xmp or any(name in image.info for name in _EXIF)):
+        return image
+    exif = image.getexif()
+    if ExifTags.Base.Orientation not in exif and (found := _XMP_ORIENTATION.search(xmp)):
+        exif[ExifTags.Base.Orientation] = int(found[1])
+    return ImageOps.exif_transpose(image)
+
+
+def _xmp(image: Image.Image) -> bytes:
+    if isinstance(image, JpegImageFile):  # of which Pillow has it in `info` only since version 11
+        return b"".join(content for _, content in image.applist if content.startswith(_JPEG_XMP))
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    return xmp.encode() if isinstance(xmp, str) else xmp
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -25,7 +25,8 @@ def fingerprint(files: Sequence[Path], options: Mapping[str, Any], index_dir: Pa
     fingerprint = SHA-256(options, then name, size and SHA-256 of each file in the order of their names)
 
     Args:
-        files: with different names; their folders do not count, so a copied data set keeps its fingerprint.
+        files: in any order, but those of one name always in the same; their folders do not count, so a copied data set
+            keeps its fingerprint.
         options: whatever else decides the result; JSON types.
         index_dir: where hashes are remembered.
 

@@ -1,113 +1,52 @@
-"""A folder of Parquet shards in the Hugging Face hub's image layout: which files, which columns, which labels.
+"""A folder of Parquet shards in the Hugging Face hub's image layout: which files are of which split.
 
-Everything that can be wrong with a folder, except its images, is found here within milliseconds and before anything is
-decoded. `parquet` decodes.
+Whatever can be wrong with a folder, except its images, is found here and in `columns` and `labels` within milliseconds
+and before anything is decoded. `parquet` decodes.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jaxtyping import Int64
 
 from infer2train.data.images import DataError
 
-TEST_PREFIXES = ("test", "valid", "val")
-"""In the order of preference; validation* and valid* are both `valid`."""
-LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label")
-"""Names that decide between several integer columns, the first that is there."""
-MAX_UNNAMED_CLASSES = 100_000
-"""Without class names the largest label says how many classes there are; one wild label must not make a huge model."""
+TRAIN = "train"
+TEST_FOLDERS = {"test": ("test",), "valid": ("validation", "valid"), "val": ("val",)}
+"""Where shards to test on are, by the first letters of their names, in the order of preference: files whose names start
+with a key, or all files of a folder with one of these names."""
 
 _PART = re.compile(r"(.*)-(\d+)-of-(\d+)$")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a shard hold what.
-
-    Args:
-        image: a struct column with the encoded images under `bytes`.
-        label: an integer column.
-        class_names: from the schema's metadata; None where it has none.
-    """
-
-    image: str
-    label: str
-    class_names: tuple[str, ...] | None
-
-
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards of "train" and "test", by the first word of their names, sorted.
+    """The shards of "train" and of all that may be tested on, in the order of preference, each sorted.
 
-    A shard is for training if its name starts with `train`, for the test if it starts with `test`; without those,
-    `validation`, `valid` or `val` shards are the test. Others are not used.
+    A shard is for training if its name starts with `train`, and for the test if it starts with `test` or, without
+    those, with `validation`, `valid` or `val`. Where the folder holds no shard itself, the folders `train`, `test`,
+    `validation`, `valid` and `val` in it say so, whatever the shards in them are called. Others are not used.
 
     Raises:
-        ValueError: there are no shards, a split has none, or some of `…-of-00004` are missing.
+        ValueError: there are no shards, a split has none, or some of the training's `…-of-00004` are missing.
     """
-    found = sorted(folder.glob("*.parquet"))
-    if not found:
-        below = sorted({str(path.parent) for path in folder.glob("*/*.parquet")})
-        remedy = (
-            f"there are some in {below[0]}, name that"
-            if below
-            else "name a folder of train*.parquet and test*.parquet, or of train/CLASS/*.jpg and test/CLASS/*.jpg"
-        )
-        raise ValueError(f"a data folder must hold Parquet shards: got none in {folder}; {remedy}")
-    train = _starting_with("train", found)
-    test = next((shards for prefix in TEST_PREFIXES if (shards := _starting_with(prefix, found))), [])
-    for split, shards, wanted in (("train", train, "train*"), ("test", test, "test*, validation* or val*")):
+    found = _shards_in(folder)
+    splits = _by_names(found) if found else _by_folders(folder)
+    if not found and not any(splits.values()):
+        raise ValueError(f"a data folder must hold Parquet shards: got none in {folder}; {_elsewhere(folder)}")
+    tests = [path for name in TEST_FOLDERS for path in splits[name]]
+    for split, shards, wanted in ((TRAIN, splits[TRAIN], "train*"), ("test", tests, "test*, validation* or val*")):
         if not shards:
-            names = ", ".join(path.name for path in found[:4])
+            names = ", ".join(shown(path) for path in (found or splits[TRAIN] or tests)[:4])
             raise ValueError(
                 f"a data folder must hold {split} shards: got {names} in {folder}; rename or add {wanted}.parquet"
             )
-        _check_complete(shards)
-    return {"train": train, "test": test}
+    check_complete(splits[TRAIN])
+    return {name: shards for name, shards in splits.items() if shards}
 
 
-def read_columns(shards: Sequence[Path]) -> Columns:
-    """The columns that all shards agree on.
-
-    Raises:
-        DataError: a shard is not a whole Parquet file, has other columns, or differs from the first.
-    """
-    first = _columns(shards[0])
-    for path in shards[1:]:
-        if (other := _columns(path)) != first:
-            raise DataError(
-                f"all shards must have the same columns and class names: {path.name} has {_shown(other)}, "
-                f"{shards[0].name} has {_shown(first)}; remove the one that does not belong to {path.parent}"
-            )
-    return first
-
-
-def read_labels(path: Path, columns: Columns) -> Int64[np.ndarray, " n"]:
-    """All labels of one shard.
-
-    Raises:
-        DataError: a label is null, negative or not one of the classes; shard and row.
-    """
-    import pyarrow.parquet as pq
-
-    with readable(path):
-        column = pq.read_table(path, columns=[columns.label])[columns.label]
-    limit = MAX_UNNAMED_CLASSES if columns.class_names is None else len(columns.class_names)
-    values = np.array([-1 if label is None else min(label, limit) for label in column.to_pylist()], dtype=np.int64)
-    wrong = np.flatnonzero((values < 0) | (values >= limit))
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"labels must be in 0..{limit - 1}: got {column[row].as_py()} in {path.name}, row {row} "
-            f"({len(wrong)} such rows); correct or remove those rows"
-        )
-    return values
+def shown(path: Path) -> str:
+    """What a shard is called in a message: its name, after that of its folder where only this tells its split."""
+    return path.name if path.name.lower().startswith((TRAIN, *TEST_FOLDERS)) else f"{path.parent.name}/{path.name}"
 
 
 def count_rows(path: Path) -> int:
@@ -138,12 +77,41 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"shards must be whole Parquet files: {path} is not ({reason}); download it again") from error
 
 
-def _starting_with(prefix: str, shards: Sequence[Path]) -> list[Path]:
-    return [path for path in shards if path.name.lower().startswith(prefix)]
+def _by_names(shards: Sequence[Path]) -> dict[str, list[Path]]:
+    """Every shard under the first of the prefixes that its name starts with."""
+    splits: dict[str, list[Path]] = {name: [] for name in (TRAIN, *TEST_FOLDERS)}
+    for path in shards:
+        prefix = next((name for name in splits if path.name.lower().startswith(name)), None)
+        if prefix is not None:
+            splits[prefix].append(path)
+    return splits
 
 
-def _check_complete(shards: Sequence[Path]) -> None:
-    """Refuse to train on a part of a data set that says of itself how many shards it has."""
+def _by_folders(folder: Path) -> dict[str, list[Path]]:
+    """The shards in the folders of this folder that are called like a split."""
+    names = {TRAIN: (TRAIN,), **TEST_FOLDERS}
+    return {split: [path for name in folders for path in _shards_in(folder / name)] for split, folders in names.items()}
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+
+
+def _elsewhere(folder: Path) -> str:
+    """The remedy where a folder holds no shards: another one, if there are some below this one."""
+    below = {path.parent for path in folder.glob("*/*.parquet")}
+    below |= {path.parent.parent for path in folder.glob(f"*/{TRAIN}/*.parquet")}
+    if below:
+        return f"there are some in {min(below)}, name that"
+    return "name a folder of train*.parquet and test*.parquet, or of train/CLASS/*.jpg and test/CLASS/*.jpg"
+
+
+def check_complete(shards: Sequence[Path]) -> None:
+    """Refuse a part of a split that says of itself how many shards it has.
+
+    Raises:
+        DataError: some are missing; how many, and the first.
+    """
     parts: dict[tuple[str, int], set[int]] = {}
     for path in shards:
         if match := _PART.match(path.stem):
@@ -155,49 +123,3 @@ def _check_complete(shards: Sequence[Path]) -> None:
                 f"all shards of a split must be there: {shards[0].parent} lacks {len(missing)} of {total}, the first "
                 f"{stem}-{missing[0]:05d}-of-{total:05d}.parquet; download the rest"
             )
-
-
-def _columns(path: Path) -> Columns:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with readable(path):
-        schema = pq.read_schema(path)
-    images = [field.name for field in schema if _holds_bytes(field.type)]
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    labels = integers if len(integers) == 1 else [name for name in LABEL_NAMES if name in integers][:1]
-    if len(images) != 1 or not labels:
-        found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise DataError(
-            f"shards must have one image column, struct<bytes: binary, path: string>, and one integer label column "
-            f"(of several, the one named {', '.join(LABEL_NAMES)}): got {found} in {path}; rename or drop columns"
-        )
-    return Columns(images[0], labels[0], _class_names(schema.metadata or {}, labels[0], path))
-
-
-def _holds_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        return False
-    content = kind.field("bytes").type
-    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
-
-
-def _class_names(metadata: dict[bytes, bytes], label: str, path: Path) -> tuple[str, ...] | None:
-    """The `names` of the label's feature in the metadata that the `datasets` library writes."""
-    if b"huggingface" not in metadata:
-        return None
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][label].get("names")
-        return None if names is None else tuple(str(name) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"the schema's huggingface metadata must describe the label column {label!r}: that of {path} does not "
-            f"({error!r}); write the shard with `datasets`, or without that metadata"
-        ) from error
-
-
-def _shown(columns: Columns) -> str:
-    names = "no class names" if columns.class_names is None else f"{len(columns.class_names)} class names"
-    return f"{columns.image}, {columns.label} and {names}"

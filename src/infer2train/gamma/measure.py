@@ -48,6 +48,7 @@ def measure_gamma(
     data: str | None = None,
     data_cache: str | None = None,
     image_size: int | None = None,
+    label_column: str | None = None,
     batch_size: int = 64,
     gamma: int = 10,
     threads: int | None = None,
@@ -64,6 +65,7 @@ def measure_gamma(
         data: a data set's name or folder. Default: random pixels.
         data_cache: folder of the decoded cache.
         image_size: height and width (pixels). Default: as stored; 32 for random pixels.
+        label_column: of Parquet shards, where the labels are. Default: found by name and feature.
         batch_size: examples in a step.
         gamma: candidates for each example that are asked for.
         threads: of trainer and engines alike. Default: as many as there are cores.
@@ -83,7 +85,7 @@ def measure_gamma(
     oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
     torch.set_num_threads(threads or len(trainers))
     keep_freed_memory()  # as a training does
-    source, network, described = subject(model, data, data_cache, image_size, run)
+    source, network, described = subject(model, data, data_cache, image_size, run, label_column)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)
     images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
@@ -157,7 +159,12 @@ def measure_gamma(
 
 
 def subject(
-    model: str, data: str | None, data_cache: str | None, image_size: int | None, run: Path | None
+    model: str,
+    data: str | None,
+    data_cache: str | None,
+    image_size: int | None,
+    run: Path | None,
+    label_column: str | None = None,
 ) -> tuple[ImageViews, nn.Module, dict[str, Any]]:
     """What is measured: views, a network, and what they are called."""
     weights = None
@@ -172,7 +179,7 @@ def subject(
                 "and --image-size instead of --run"
             )
         model, data, image_size = config.model, config.data, image_size or config.image_size
-        data_cache = data_cache or config.data_cache
+        data_cache, label_column = data_cache or config.data_cache, config.label_column
         weights = checkpoint.state["model"]
         assert (run / CONFIG).is_file()
     if data is None:
@@ -182,7 +189,8 @@ def subject(
         classes = 1000 if size > LARGE else 10
         labels, name = generator.integers(0, classes, MADE_IMAGES), "random pixels"
     else:
-        loaded = load_data(data, cache_dir=Path(data_cache or default_cache_dir()), image_size=image_size)
+        cache_dir = Path(data_cache or default_cache_dir())
+        loaded = load_data(data, cache_dir=cache_dir, image_size=image_size, label_column=label_column)
         pixels, labels, classes, name = loaded.train.images, loaded.train.targets, len(loaded.class_names), loaded.name
         size = pixels.shape[1]
     view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)

@@ -140,11 +140,18 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData 
 def _load(config: RunConfig, progress: bool) -> ImageData | EncodedData:
     cache_dir = Path(config.data_cache or default_cache_dir())
     if config.decode == "on-demand":
-        return load_encoded(config.data, cache_dir=cache_dir, image_size=config.image_size, progress=progress)
+        return load_encoded(
+            config.data,
+            cache_dir=cache_dir,
+            image_size=config.image_size,
+            label_column=config.label_column,
+            progress=progress,
+        )
     return load_data(
         config.data,
         cache_dir=cache_dir,
         image_size=config.image_size,
+        label_column=config.label_column,
         on_bad_image=config.on_bad_image,
         progress=progress,
     )
