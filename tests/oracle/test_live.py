@@ -1,5 +1,6 @@
 """The model itself as the measure of its oracles: what they cannot see change is found, and nothing is moved."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -54,25 +55,23 @@ def run(
 @pytest.mark.parametrize("oracle", ["torch:fp32", "int8"])
 @pytest.mark.parametrize("name", ["shift", "kept"])
 def test_buffers_of_both_kinds_are_followed(name: str, oracle: str) -> None:
+    torch.manual_seed(0)
     model = Changing()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    first = copy.deepcopy(model)
     loader = mine(jittered(40), model, optimizer, gamma=2, update_every=1, oracle=oracle)
-    seen = []
+    wrong = old = 0.0
     for x, y in loader:
         assert loader.last is not None
         assert loader.last.scores is not None
+        said = loader.last.scores[torch.from_numpy(loader.last.chosen)]
         with torch.no_grad():
-            fresh = F.cross_entropy(model(x), y, reduction="none")
-        torch.testing.assert_close(
-            loader.last.scores[torch.from_numpy(loader.last.chosen)],
-            fresh,
-            rtol=0.2 if oracle == "int8" else 1e-5,
-            atol=0.05 if oracle == "int8" else 1e-5,
-        )
-        seen.append(float(fresh.mean()))
+            fresh, stale = (F.cross_entropy(each(x), y, reduction="none") for each in (model, first))
+        wrong, old = wrong + float((said - fresh).abs().sum()), old + float((stale - fresh).abs().sum())
         getattr(model, name).add_(torch.tensor([0.4]))
         optimizer.step()
-    assert len(set(seen)) == 10
+    assert old > 10
+    assert wrong < (0.3 if oracle == "int8" else 1e-5) * old
     assert "outgrown_versions" not in loader.metrics()
 
 

@@ -43,9 +43,8 @@ class WeightGraph:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         own = dict(model.named_parameters()) | dict(model.named_buffers())
-        kept = model.state_dict()
         counter = "num_batches_tracked"  # of batch-norms; nothing reads it in evaluation mode
-        tensors = {n: t.detach() for n, t in own.items() if n in kept and not n.endswith(counter)}
+        tensors = {n: t.detach() for n, t in own.items() if not n.endswith(counter)}
         self.example = map_tensors(torch.clone, canonical(example))
         module = _exported(_Lifted(model, tuple(tensors)), tuple(tensors.values()), self.example, type(model))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
