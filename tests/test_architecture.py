@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
 config timeline trace addresses source device batches replay views data models scores losses selection methods versions
 quantization state oracle pipeline pool metrics keeping_up runlog manifest checkpoint statistics reporting order
-acknowledgement admission plan picking audit loader miner training compare gamma demo integrations reproduce cli
+acknowledgement admission remedies rehearsal plan picking audit loader miner training compare gamma demo integrations reproduce cli
 __main__
 """
 LAYERS = ORDER.split()

@@ -152,6 +152,11 @@ def _checked(outputs: Any, targets: Any) -> tuple[Float32[Tensor, "n k"], Int64[
 def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
     """The targets as int64 on the device of the logits, if they are integer classes of them."""
     num_candidates, num_classes = logits_NK.shape
+    if num_classes == 1:
+        raise ValueError(
+            "this score needs two outputs or more, one a class: got a model with one; pass a score= of your own, such "
+            "as F.binary_cross_entropy_with_logits(outputs.squeeze(1), y.float(), reduction='none')"
+        )
     remedy = "pass your own score function, score(outputs, targets) -> [n]"
     if not isinstance(targets, Tensor):
         raise ValueError(f"this score needs a tensor of integer classes as targets: got {type(targets)}; {remedy}")
@@ -166,8 +171,14 @@ def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
         # Before the kernel: on CUDA a label out of range kills the context instead of raising.
         lowest, highest = (int(extreme) for extreme in targets.aminmax())
         if lowest < 0 or highest >= num_classes:
+            way_out = (
+                "leave such samples out, or pass a score= of your own, such as F.cross_entropy(outputs, y, "
+                f"reduction='none', ignore_index={lowest})"
+                if lowest < 0
+                else "give the model more outputs or correct the labels"
+            )
             raise ValueError(
-                f"every target must be a class of the model, in [0, {num_classes}): "
-                f"got {lowest if lowest < 0 else highest}; give the model more outputs or correct the labels"
+                f"every target must be a class of the model, in [0, {num_classes}): got "
+                f"{lowest if lowest < 0 else highest}; {way_out}"
             )
     return targets.to(device=logits_NK.device, dtype=torch.int64)

@@ -42,7 +42,7 @@ class LiveModel:
     def __init__(self, model: nn.Module, monitor: FidelityMonitor, update_every: int) -> None:
         self._model, self._monitor = model, monitor
         self._inputs = to_device(monitor.inputs, device_of(model))
-        self._then = _asked_copy(model)
+        self._then = asked_copy(model)
         # By counting versions alone, so that a resumed run measures the same ones.
         self._period = update_every * -(-MEASURED_EVERY_STEPS // update_every)
         self.is_outgrown = False
@@ -55,7 +55,7 @@ class LiveModel:
         """
         if version % self._period:
             return None
-        now = _asked_copy(self._model)
+        now = asked_copy(self._model)
         outputs = asked(now, self._inputs)
         self._compare_structure(now, outputs)
         return self._monitor.scores(outputs).cpu()
@@ -97,7 +97,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True)
 
 
-def _asked_copy(model: nn.Module) -> nn.Module:
+def asked_copy(model: nn.Module) -> nn.Module:
     """The model in evaluation mode: its structure and buffers copied, its parameters shared, unless they need another
     precision."""
     if any(tensor.dtype != torch.float32 for tensor in parameters_and_buffers(model).values() if _is_real(tensor)):

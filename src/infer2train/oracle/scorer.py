@@ -106,11 +106,19 @@ def one_each(values: Any, rows: int) -> Float[Tensor, " n"]:
     """
     if not isinstance(values, Tensor) or values.shape != (rows,):
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise ValueError(
-            f"score must return one number for each candidate: got {got} for {rows} candidates; reduce over every "
-            "dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
-        )
+        remedy = _reduced(values, rows)
+        raise ValueError(f"score must return one number for each candidate: got {got} for {rows} candidates; {remedy}")
     return values.detach().float().clone()
+
+
+def _reduced(values: Any, rows: int) -> str:
+    """How to come from what a score gave to one number each."""
+    shape = tuple(values.shape) if isinstance(values, Tensor) else ()
+    if shape == (rows, 1):
+        return "append .squeeze(1)"
+    if shape == (rows, rows):
+        return "outputs [n, 1] and targets [n] were combined with each other: write outputs.squeeze(1)"
+    return "reduce over every dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
 
 
 def joined(parts: list[Any], rows: list[int]) -> Any:

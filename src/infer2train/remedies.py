@@ -1,0 +1,124 @@
+"""The line to write where `split=` or `score=` must be given: found by trying, and by the shapes that are at hand."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from infer2train.batches import TARGET_NAMES
+from infer2train.oracle.live import asked
+from infer2train.oracle.scorer import Split
+
+IGNORED = -100
+"""The label that torch's cross entropy leaves out."""
+
+
+def split_to_write(network: nn.Module, batch: Any) -> str:
+    """A `split=` by which this model takes this batch: it was tried.
+
+    Args:
+        network: a copy of the model in evaluation mode.
+        batch: what the user's `collate_fn` returns.
+
+    Example:
+        >>> import torch
+        >>> split_to_write(nn.Linear(2, 2), (torch.ones(3, 2), torch.zeros(3).long(), torch.arange(3)))
+        'split=lambda batch: (batch[0], batch[1])'
+    """
+    for text, split in _splits(batch):
+        try:
+            asked(network, split(batch)[0])
+        except Exception:  # it is tried whether it works
+            continue
+        return f"split={text}"
+    return "split=, a function batch -> (inputs, targets)"
+
+
+def _splits(batch: Any) -> Iterator[tuple[str, Split]]:
+    """Ways to tell a batch apart, the likeliest first, each with its text."""
+    if isinstance(batch, Tensor):
+        yield "lambda batch: (batch, batch)", _same_twice
+        return
+    keys: list[Any] = []
+    if isinstance(batch, Mapping):
+        keys = [name for name in batch if isinstance(batch[name], Tensor)]
+    elif isinstance(batch, list | tuple):
+        keys = [place for place, part in enumerate(batch) if isinstance(part, Tensor)]
+    targets = [key for key in (*TARGET_NAMES, *keys) if key in keys]
+    for x in keys:
+        y = next((key for key in targets if key != x), x)
+        yield f"lambda batch: (batch[{x!r}], batch[{y!r}])", _taking(x, y)
+        yield f"lambda batch: (batch[{x!r}].float(), batch[{y!r}])", _taking(x, y, as_float=True)
+
+
+def _same_twice(batch: Any) -> tuple[Any, Any]:
+    return batch, batch
+
+
+def _taking(x: Any, y: Any, *, as_float: bool = False) -> Split:
+    return lambda batch: (batch[x].float() if as_float else batch[x], batch[y])
+
+
+def score_to_write(outputs: Any, targets: Any) -> str | None:
+    """A `score=` for outputs and targets of these shapes; None where nothing usual fits.
+
+    Args:
+        outputs: of the model.
+        targets: of the same samples.
+
+    Example:
+        >>> import torch
+        >>> score_to_write(torch.ones(3, 1), torch.tensor([0.5, 2.0, 3.0]))
+        'lambda outputs, y: (outputs.flatten() - y.flatten()).square()'
+    """
+    z, name = _logits(outputs)
+    if z is None or not isinstance(targets, Tensor) or z.ndim == 0 or targets.ndim == 0:
+        return None
+    line = _of_numbers(z, targets) if targets.is_floating_point() else _of_classes(z, targets)
+    return None if line is None else f"lambda outputs, y: {line.replace('outputs', name)}"
+
+
+def _logits(outputs: Any) -> tuple[Tensor | None, str]:
+    """The first tensor of real numbers among outputs, and how it is written."""
+    if isinstance(outputs, Tensor):
+        return outputs, "outputs"
+    if isinstance(outputs, Mapping):
+        name = "logits" if "logits" in outputs else next(iter(outputs), "")
+        return (outputs[name] if isinstance(outputs.get(name), Tensor) else None), f"outputs[{name!r}]"
+    if isinstance(outputs, list | tuple) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0], "outputs[0]"
+    return None, ""
+
+
+def _of_classes(z: Tensor, y: Tensor) -> str | None:
+    """For targets that are whole numbers."""
+    if z.numel() == len(z) == y.numel():
+        return 'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten().float(), reduction="none")'
+    if z.ndim == 2 and y.shape == (len(z), 1):
+        return 'F.cross_entropy(outputs, y.squeeze(1), reduction="none")'
+    if z.shape == y.shape:
+        return 'F.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none").flatten(1).mean(1)'
+    ignoring = f", ignore_index={IGNORED}" if bool((y == IGNORED).any()) else ""
+    if z.ndim == 2 and y.ndim == 1:
+        return f'F.cross_entropy(outputs, y, reduction="none"{ignoring})' if ignoring else None
+    if z.ndim > 2 and y.shape == (len(z), *z.shape[2:]):
+        return f'F.cross_entropy(outputs, y, reduction="none"{ignoring}).flatten(1).mean(1)'
+    if z.ndim == 3 and y.shape == z.shape[:2]:
+        return f'F.cross_entropy(outputs.transpose(1, 2), y, reduction="none"{ignoring}).mean(1)'
+    return None
+
+
+def _of_numbers(z: Tensor, y: Tensor) -> str | None:
+    """For targets that are real numbers: probabilities, many-hot labels, or whatever is regressed."""
+    is_binary = bool(((y == 0) | (y == 1)).all())
+    if z.numel() == len(z) == y.numel():
+        if is_binary:
+            return 'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten(), reduction="none")'
+        return "(outputs.flatten() - y.flatten()).square()"
+    if z.shape != y.shape:
+        return None
+    if z.ndim == 2 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
+        return 'F.cross_entropy(outputs, y, reduction="none")'
+    if is_binary:
+        return 'F.binary_cross_entropy_with_logits(outputs, y, reduction="none").flatten(1).mean(1)'
+    return "(outputs - y).square().flatten(1).mean(1)"
