@@ -168,7 +168,7 @@ def test_collation_follows_the_address_too() -> None:
     def mixup(items: list[Any]) -> torch.Tensor:
         return torch.stack([item["numbers"] for item in items]) * torch.rand(1)
 
-    source = Replay(Draws(), mixup)
+    source = Replay(Draws(), mixup, may_mix=True)
     first = source.batch(HERE)
     torch.rand(3)
     assert torch.equal(first, source.batch(HERE))

@@ -17,7 +17,7 @@ from infer2train.admission import check_loader, check_model
 from infer2train.batches import split_batch
 from infer2train.config import at_least, check_staleness, unknown
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp, get_method, get_score
+from infer2train.methods import Method, Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.samples import SourceSamples
@@ -30,6 +30,7 @@ from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
 from infer2train.quantization.program import get_scheme
+from infer2train.reader import Reader
 from infer2train.replay import Replay
 from infer2train.runlog import RunLog, write_config
 from infer2train.selection import BALANCES, Balance
@@ -38,6 +39,11 @@ from infer2train.versions import VersionRule
 
 PoolName = Literal["inline", "process", "stream"]
 POOLS = ("inline", "process", "stream")
+SCORED_APART = (
+    "score_collate makes the batches that are scored: a score is of the sample before what collate_fn does to a batch, "
+    "which is trained on"
+)
+"""What the user of two collate functions should know."""
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
 
@@ -62,6 +68,7 @@ def mine(
     epochs: int | None = None,
     distill_weight: float = 1e-5,
     transform: Callable[[Any], Any] | None = None,
+    score_collate: Callable[[list[Any]], Any] | None = None,
     split: Split = split_batch,
     accumulation_steps: int = 1,
     scaler: "torch.amp.GradScaler | None" = None,
@@ -103,6 +110,9 @@ def mine(
         distill_weight: λ of `loader.penalty(outputs)` under self-distill.
         transform: the random transform, where the data set does not apply it: an item is then loaded once for all its
             views.
+        score_collate: makes the batches that the oracle scores, where `collate_fn` mixes samples (MixUp, CutMix) or
+            draws: a candidate is then scored as it is before that, and trained on after it. Better is to mix in the
+            loop, after the loader. Default: `collate_fn`, which must make the same of a sample in every batch.
         split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
         accumulation_steps: draws in one optimiser step.
         scaler: your GradScaler, whose skipped steps count too.
@@ -185,14 +195,15 @@ def mine(
     if balance not in BALANCES:
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
-    source = _source(dataloader, transform)
-    notes: tuple[str, ...] = ()
+    source, scored = _sources(dataloader, transform, score_collate, choices)
+    reader = Reader(scored, ViewWorkers.of(dataloader))
+    notes: tuple[str, ...] = () if scored is source else (SCORED_APART,)
     if choices.has_oracle and oracle == "auto":
-        chosen, notes = _fastest_engine(dataloader, model, source, plan, split)
-        plan = replace(plan, oracle=chosen)
+        chosen, more_notes = _fastest_engine(dataloader, model, reader, plan, split)
+        plan, notes = replace(plan, oracle=chosen), notes + more_notes
     hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
     cpu = torch.device("cpu") if hybrid == "process" else None
-    task = _task(dataloader, model, source, plan, scores_with, split, cpu)
+    task = _task(dataloader, model, scored, reader, plan, scores_with, split, cpu)
     notes += task.engine.notes if task.engine is not None else ()
     if hybrid == "process":
         started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
@@ -200,9 +211,11 @@ def mine(
     elif hybrid == "stream":
         started = _stream_pool(task, model, queue_depth)
     else:
-        started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
+        started = InlinePool(task.engine, task.scorer, AddressPipeline(scored, like=task.view_workers), task.monitor)
+    reader.close()  # in the trainer's process few engines read on, and those begin anew
     loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader))
     loader.notes = notes
+    loader.on_close(reader.close)
     loader.on_close(acknowledge_steps(loader.step_done, optimizer, scaler))
     if log_dir is not None:
         write_config(Path(log_dir), {"method": method, **plan_fields(plan)})
@@ -212,14 +225,33 @@ def mine(
     return loader
 
 
-def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
-    if not isinstance(dataloader.dataset, Source):
-        return Replay(dataloader.dataset, dataloader.collate_fn, transform=transform)
-    if transform is not None:
-        raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
-    if dataloader.collate_fn is not default_collate:
-        raise ValueError("collate_fn must be left out where the data set makes whole batches: got one; drop it")
-    return dataloader.dataset
+def _sources(
+    dataloader: "DataLoader[Any]",
+    transform: Callable[[Any], Any] | None,
+    score_collate: Callable[[list[Any]], Any] | None,
+    method: Method,
+) -> tuple[Source, Source]:
+    """What is trained on, and what is scored: two sources only where they are collated in two ways."""
+    data, collate_fn = dataloader.dataset, dataloader.collate_fn
+    if isinstance(data, Source):
+        if transform is not None:
+            raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
+        if collate_fn is not default_collate or score_collate is not None:
+            raise ValueError(
+                "collate_fn and score_collate must be left out where the data set makes whole batches: got one; drop it"
+            )
+        return data, data
+    workers = ViewWorkers.of(dataloader)
+    if score_collate is None or not method.asks_the_pool:
+        source = Replay(data, collate_fn, transform=transform, may_mix=not method.asks_the_pool, workers=workers)
+        return source, source
+    if method.loss == "distillation":
+        raise ValueError(
+            "self-distill compares what the model says of a batch with what the oracle said of the same samples, so "
+            "both need one collate function: got score_collate; mix after the loader, or use another method"
+        )
+    scored = Replay(data, score_collate, transform=transform, workers=workers)
+    return Replay(data, collate_fn, transform=transform, check=False, may_mix=True), scored
 
 
 def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) -> int:
@@ -231,6 +263,7 @@ def _task(
     dataloader: "DataLoader[Any]",
     model: nn.Module,
     source: Source,
+    reader: Reader,
     plan: MiningPlan,
     score: Score | None,
     split: Split,
@@ -238,25 +271,27 @@ def _task(
 ) -> ScoringTask:
     """What the pool does; `device` is where a torch engine runs that does not say it."""
     own_device = next(model.parameters()).device
-    samples = _samples(dataloader, source, plan, split)
+    samples = _samples(dataloader, reader, plan, split)
     engine = None
     if plan.method.has_oracle:
         engine = build_engine(
             plan.oracle, model, device or own_device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
         )
-    reader = engine.device if engine is not None else device or own_device
+    scores_on = engine.device if engine is not None else device or own_device
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
-        device=reader,
+        device=scores_on,
         chunk=plan.oracle_chunk,
     )
     monitor = None
     if engine is not None and engine.has_reference and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device)
-    workers = ViewWorkers.of(dataloader, reader)
-    return ScoringTask(source=source, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor)
+    workers = ViewWorkers.of(dataloader, scores_on)
+    return ScoringTask(
+        source=source, reader=reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
+    )
 
 
 def _process_pool(
@@ -295,19 +330,19 @@ def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
     return StreamPool(task, device, queue_depth=queue_depth)
 
 
-def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:
+def _samples(dataloader: "DataLoader[Any]", reader: Reader, plan: MiningPlan, split: Split) -> SourceSamples:
     return SourceSamples(
-        source, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
+        reader, lambda: np.concatenate(epoch_batches(dataloader, plan.seed, 0)), seed=plan.seed, split=split
     )
 
 
 def _fastest_engine(
-    dataloader: "DataLoader[Any]", model: nn.Module, source: Source, plan: MiningPlan, split: Split
+    dataloader: "DataLoader[Any]", model: nn.Module, reader: Reader, plan: MiningPlan, split: Split
 ) -> tuple[str, tuple[str, ...]]:
     """What `auto` is here, and why: measured once, and part of the plan from then on."""
     from infer2train.oracle.measurement import fastest_engine, step_seconds
 
-    samples = _samples(dataloader, source, plan, split)
+    samples = _samples(dataloader, reader, plan, split)
     batch_size = dataloader.batch_size or len(next(iter(epoch_batches(dataloader, plan.seed, 0))))
     chosen, lines = fastest_engine(
         model,
