@@ -3,6 +3,7 @@
 import random
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_random_states_are_put_back_also_after_an_exception() -> None:
     assert caught.value.__notes__ == ["while reading sample 3 under seed 5"]
     Replay(Draws(), default_collate).batch(HERE)
     assert fingerprint() == before, "also after the check at construction"
+
+
+def test_two_threads_read_one_after_the_other() -> None:
+    """An oracle's process makes views in one thread and calibrates in another."""
+
+    class Slow(Draws):
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    source = Replay(Slow(), default_collate, check=False)
+    several = [Addresses(np.arange(10), np.arange(10) + 10 * i) for i in range(6)]
+    alone = [source.batch(addresses) for addresses in several]
+    with ThreadPoolExecutor(3) as threads:
+        assert same(list(threads.map(source.batch, several)), alone)
 
 
 def test_cuda_is_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
