@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from infer2train.addresses import Addresses
 from infer2train.pipeline import AddressPipeline, ViewWorkers
@@ -75,14 +76,17 @@ def make() -> Iterator[Callable[..., AddressPipeline]]:
 
 
 def follow(pipeline: AddressPipeline, calls: list[int | None]) -> None:
-    """Put a batch that takes so many milliseconds, get one (None) or close (negative); every answer is the oldest."""
+    """Put a batch that takes so many milliseconds, get one (None), close (-1) or forget (-2).
+
+    Every answer is the oldest that is still wanted.
+    """
     waiting: deque[Addresses] = deque()
     for number, call in enumerate(calls):
         if call is None:
             if waiting:
                 _assert_is(pipeline.get(), waiting.popleft())
         elif call < 0:
-            pipeline.close()
+            pipeline.close() if call == -1 else pipeline.forget()
             waiting.clear()
         else:
             waiting.append(Addresses(np.array([number, number + 1]), np.array([call, 7])))
@@ -96,7 +100,7 @@ def _assert_is(batch: Any, addresses: Addresses) -> None:
     assert (ids.tolist(), seeds.tolist()) == (addresses.ids.tolist(), addresses.seeds.tolist())
 
 
-CALLS = st.lists(st.one_of(st.integers(0, 3), st.none(), st.none(), st.just(-1)), max_size=40)
+CALLS = st.lists(st.one_of(st.integers(0, 3), st.none(), st.none(), st.integers(-2, -1)), max_size=40)
 
 
 @given(calls=CALLS)
@@ -105,9 +109,14 @@ def test_order_is_kept_without_workers(calls: list[int | None]) -> None:
 
 
 @settings(max_examples=6)
-@given(calls=st.lists(st.one_of(st.integers(0, 3), st.none(), st.none()), min_size=10, max_size=40))
-def test_order_is_kept_with_workers_that_finish_in_another_order(calls: list[int | None]) -> None:
-    pipeline = AddressPipeline(Echo(), like=like(2))
+@given(
+    calls=st.lists(st.one_of(st.integers(0, 3), st.none(), st.none(), st.just(-2)), min_size=10, max_size=40),
+    persistent_workers=st.booleans(),
+)
+def test_order_is_kept_with_workers_that_finish_in_another_order(
+    calls: list[int | None], persistent_workers: bool
+) -> None:
+    pipeline = AddressPipeline(Echo(), like=like(2, persistent_workers=persistent_workers))
     follow(pipeline, calls)
     pipeline.close()
 
@@ -296,3 +305,117 @@ def test_a_worker_that_hangs_is_an_error_after_the_users_timeout(make: Callable[
     pipeline.put(at(0, seed=2500))
     with pytest.raises(RuntimeError, match="timed out"):
         pipeline.get()
+
+
+# Workers that stay
+
+
+def test_persistent_workers_outlive_what_is_forgotten(make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Echo(), 2, persistent_workers=True)
+    before = _children()
+    workers = set()
+    for epoch in range(4):
+        for number in range(9):  # more than are made ahead
+            pipeline.put(at(10 * epoch + number, seed=number % 3))
+        _assert_is(pipeline.get(), at(10 * epoch))
+        workers |= _children() - before
+        pipeline.forget()
+        assert pipeline.waiting == 0
+    assert len(workers) == 2, "no worker is started again"
+    assert _children() - before == workers
+    pipeline.close()
+    assert _children() == before
+
+
+def test_without_persistence_what_is_forgotten_stops_them(make: Callable[..., AddressPipeline]) -> None:
+    before = _children()
+    pipeline = make(Echo(), 2)
+    pipeline.put(at(0))
+    pipeline.get()
+    pipeline.forget()
+    assert _children() == before
+
+
+def test_an_error_in_what_is_forgotten_is_nobodys(make: Callable[..., AddressPipeline]) -> None:
+    source = Replay(Noise(), default_collate)
+    pipeline = make(source, 2, persistent_workers=True)
+    for ids in ((1,), (99,), (2,)):
+        pipeline.put(at(*ids, seed=5))
+    pipeline.get()
+    pipeline.forget()
+    pipeline.put(at(3, seed=5))
+    assert torch.equal(pipeline.get(), source.batch(at(3, seed=5)))
+
+
+def test_after_an_interrupted_wait_no_old_batch_comes(make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Echo(), 1, persistent_workers=True)
+    pipeline.put(at(0))
+    pipeline.get()
+    pipeline.put(at(1, seed=1500))
+    handler = signal.signal(signal.SIGALRM, lambda *_: _interrupt())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.get()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    pipeline.forget()
+    pipeline.put(at(2))
+    _assert_is(pipeline.get(), at(2))
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+# What a worker knows
+
+
+class Opened(Dataset[Any]):
+    """Readable only where `open_file` was called; as HDF5 and LMDB are used."""
+
+    file: Any = None
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        info = get_worker_info()
+        assert info is not None
+        assert info.dataset is self, "also where a sample is read"
+        return self.file[index]
+
+
+def open_file(worker: int) -> None:
+    get_worker_info().dataset.file = torch.arange(10) * 11  # type: ignore[union-attr]
+
+
+class Asks(Opened):
+    """Needs no file."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert get_worker_info().dataset is self  # type: ignore[union-attr]
+        return torch.tensor(index * 11)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_worker_finds_the_users_data_set(context: str, make: Callable[..., AddressPipeline]) -> None:
+    for data, init in ((Opened(), open_file), (Asks(), None)):
+        source = Replay(data, default_collate, check=False)
+        pipeline = make(source, 2, worker_init_fn=init, multiprocessing_context=context)
+        pipeline.put(at(1, 2))
+        pipeline.put(at(3))
+        assert [pipeline.get().tolist() for _ in range(2)] == [[11, 22], [33]]
+        pipeline.close()
+
+
+def draw_in_worker(worker: int) -> None:
+    drawn = torch.rand(()).item(), np.random.random(), random.random()
+    get_worker_info().dataset.file = [torch.tensor(drawn)] * 10  # type: ignore[union-attr]
+
+
+def test_what_worker_init_fn_draws_is_the_same_in_every_worker(make: Callable[..., AddressPipeline]) -> None:
+    pipeline = make(Replay(Opened(), default_collate, check=False), 2, worker_init_fn=draw_in_worker)
+    pipeline.put(at(0))
+    pipeline.put(at(0))
+    assert torch.equal(pipeline.get(), pipeline.get())

@@ -3,6 +3,7 @@
 import random
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,21 @@ def test_random_states_are_put_back_also_after_an_exception() -> None:
     assert fingerprint() == before, "also after the check at construction"
 
 
+def test_two_threads_read_one_after_the_other() -> None:
+    """An oracle's process makes views in one thread and calibrates in another."""
+
+    class Slow(Draws):
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    source = Replay(Slow(), default_collate, check=False)
+    several = [Addresses(np.arange(10), np.arange(10) + 10 * i) for i in range(6)]
+    alone = [source.batch(addresses) for addresses in several]
+    with ThreadPoolExecutor(3) as threads:
+        assert same(list(threads.map(source.batch, several)), alone)
+
+
 def test_cuda_is_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
@@ -168,7 +184,7 @@ def test_collation_follows_the_address_too() -> None:
     def mixup(items: list[Any]) -> torch.Tensor:
         return torch.stack([item["numbers"] for item in items]) * torch.rand(1)
 
-    source = Replay(Draws(), mixup)
+    source = Replay(Draws(), mixup, may_mix=True)
     first = source.batch(HERE)
     torch.rand(3)
     assert torch.equal(first, source.batch(HERE))

@@ -477,7 +477,7 @@ class MinedLoader:
 
     def close(self) -> None:
         """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
-        self._picker.stop()
+        self._picker.close()
         self._pool.close()
         while self._closing:
             self._closing.pop()()

@@ -1,5 +1,6 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from infer2train.batches import split_batch
 from infer2train.config import at_least, check_staleness, unknown
 from infer2train.device import device_of
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp, get_method, get_score
+from infer2train.methods import Method, Ramp, get_method, get_score
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.live import LiveModel
@@ -31,6 +32,8 @@ from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
 from infer2train.quantization.program import get_scheme
+from infer2train.reader import Reader
+from infer2train.rehearsal import rehearse
 from infer2train.replay import Replay
 from infer2train.runlog import RunLog, read_rows, write_config
 from infer2train.selection import BALANCES, Balance
@@ -39,6 +42,13 @@ from infer2train.versions import VersionRule
 
 PoolName = Literal["inline", "process", "stream"]
 POOLS = ("inline", "process", "stream")
+SCORED_APART = (
+    "score_collate makes the batches that are scored: a score is of the sample before what collate_fn does to a batch, "
+    "which is trained on"
+)
+"""What the user of two collate functions should know."""
+ANY_SIZE = "torch:fp32"
+"""What scores batches that change their size."""
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
 
@@ -63,6 +73,7 @@ def mine(
     epochs: int | None = None,
     distill_weight: float = 1e-5,
     transform: Callable[[Any], Any] | None = None,
+    score_collate: Callable[[list[Any]], Any] | None = None,
     split: Split = split_batch,
     accumulation_steps: int = 1,
     scaler: "torch.amp.GradScaler | None" = None,
@@ -105,6 +116,9 @@ def mine(
         distill_weight: λ of `loader.penalty(outputs)` under self-distill.
         transform: the random transform, where the data set does not apply it: an item is then loaded once for all its
             views.
+        score_collate: makes the batches that the oracle scores, where `collate_fn` mixes samples (MixUp, CutMix) or
+            draws: a candidate is then scored as it is before that, and trained on after it. Better is to mix in the
+            loop, after the loader. Default: `collate_fn`, which must make the same of a sample in every batch.
         split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
         accumulation_steps: draws in one optimiser step.
         scaler: your GradScaler, whose skipped steps count too.
@@ -187,14 +201,21 @@ def mine(
     if balance not in BALANCES:
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
-    source = _source(dataloader, transform)
-    notes: tuple[str, ...] = ()
-    if choices.has_oracle and oracle == "auto":
-        chosen, notes = _fastest_engine(dataloader, model, source, plan, split)
-        plan = replace(plan, oracle=chosen)
+    source, scored = _sources(dataloader, transform, score_collate, choices)
+    reader = Reader(scored, ViewWorkers.of(dataloader))
+    notes: tuple[str, ...] = () if scored is source else (SCORED_APART,)
+    if choices.asks_the_pool:
+        ids = readable_ids(dataloader)
+        rehearsal = rehearse(model, reader.batch, ids, method=choices, split=split, score=scores_with, balance=balance)
+        if rehearsal.varying and choices.has_oracle and not plan.oracle.startswith("torch"):
+            notes += (_taking_any_size(plan.oracle, rehearsal.varying),)
+            plan = replace(plan, oracle=ANY_SIZE)
+    if choices.has_oracle and plan.oracle == "auto":
+        chosen, more_notes = _fastest_engine(dataloader, model, reader, plan, split)
+        plan, notes = replace(plan, oracle=chosen), notes + more_notes
     hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
     cpu = torch.device("cpu") if hybrid == "process" else None
-    task = _task(dataloader, model, source, plan, scores_with, split, cpu)
+    task = _task(dataloader, model, scored, reader, plan, scores_with, split, cpu)
     notes += task.engine.notes if task.engine is not None else ()
     if hybrid == "process":
         started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
@@ -202,10 +223,12 @@ def mine(
     elif hybrid == "stream":
         started = _stream_pool(task, model, queue_depth)
     else:
-        started = InlinePool(task.engine, task.scorer, AddressPipeline(source, like=task.view_workers), task.monitor)
+        started = InlinePool(task.engine, task.scorer, AddressPipeline(scored, like=task.view_workers), task.monitor)
+    reader.close()  # in the trainer's process few engines read on, and those begin anew
     live = LiveModel(model, task.monitor, update_every) if task.monitor is not None else None
     loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader), live)
     loader.notes = notes
+    loader.on_close(reader.close)
     optimizers = optimizers_of(optimizer)
     others = untouched(model, optimizers) if optimizers else []
     step = loader.step_due if others or len(optimizers) > 1 else loader.step_done
@@ -232,14 +255,43 @@ def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new
     return log
 
 
-def _source(dataloader: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
-    if not isinstance(dataloader.dataset, Source):
-        return Replay(dataloader.dataset, dataloader.collate_fn, transform=transform)
-    if transform is not None:
-        raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
-    if dataloader.collate_fn is not default_collate:
-        raise ValueError("collate_fn must be left out where the data set makes whole batches: got one; drop it")
-    return dataloader.dataset
+def _taking_any_size(oracle: str, varying: str) -> str:
+    """Why another engine scores than was asked for; it is warned of too."""
+    reason = (
+        f"batches change their size ({varying}), and {oracle} takes inputs of one size: they are scored in fp32 by "
+        f"{ANY_SIZE}; pad them to one length in collate_fn to have {oracle}"
+    )
+    warnings.warn(reason, RuntimeWarning, stacklevel=3)
+    return reason
+
+
+def _sources(
+    dataloader: "DataLoader[Any]",
+    transform: Callable[[Any], Any] | None,
+    score_collate: Callable[[list[Any]], Any] | None,
+    method: Method,
+) -> tuple[Source, Source]:
+    """What is trained on, and what is scored: two sources only where they are collated in two ways."""
+    data, collate_fn = dataloader.dataset, dataloader.collate_fn
+    if isinstance(data, Source):
+        if transform is not None:
+            raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
+        if collate_fn is not default_collate or score_collate is not None:
+            raise ValueError(
+                "collate_fn and score_collate must be left out where the data set makes whole batches: got one; drop it"
+            )
+        return data, data
+    workers = ViewWorkers.of(dataloader)
+    if score_collate is None or not method.asks_the_pool:
+        source = Replay(data, collate_fn, transform=transform, may_mix=not method.asks_the_pool, workers=workers)
+        return source, source
+    if method.loss == "distillation":
+        raise ValueError(
+            "self-distill compares what the model says of a batch with what the oracle said of the same samples, so "
+            "both need one collate function: got score_collate; mix after the loader, or use another method"
+        )
+    scored = Replay(data, score_collate, transform=transform, workers=workers)
+    return Replay(data, collate_fn, transform=transform, check=False, may_mix=True), scored
 
 
 def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) -> int:
@@ -251,6 +303,7 @@ def _task(
     dataloader: "DataLoader[Any]",
     model: nn.Module,
     source: Source,
+    reader: Reader,
     plan: MiningPlan,
     score: Score | None,
     split: Split,
@@ -258,25 +311,27 @@ def _task(
 ) -> ScoringTask:
     """What the pool does; `device` is where a torch engine runs that does not say it."""
     own_device = device_of(model)
-    samples = _samples(dataloader, source, plan, split)
+    samples = _samples(dataloader, reader, plan, split)
     engine = None
     if plan.method.has_oracle:
         engine = build_engine(
             plan.oracle, model, device or own_device, samples=samples, scheme=plan.quantization, rows=plan.oracle_chunk
         )
-    reader = engine.device if engine is not None else device or own_device
+    scores_on = engine.device if engine is not None else device or own_device
     scorer = Scorer(
         score=score,
         distill_views=plan.gamma if plan.method.loss == "distillation" else 0,
         split=split,
-        device=reader,
+        device=scores_on,
         chunk=plan.oracle_chunk,
     )
     monitor = None
     if engine is not None and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device, mines_views=plan.method.candidates == "views")
-    workers = ViewWorkers.of(dataloader, reader)
-    return ScoringTask(source=source, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor)
+    workers = ViewWorkers.of(dataloader, scores_on)
+    return ScoringTask(
+        source=source, reader=reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
+    )
 
 
 def _process_pool(
@@ -315,17 +370,17 @@ def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
     return StreamPool(task, device, queue_depth=queue_depth)
 
 
-def _samples(dataloader: "DataLoader[Any]", source: Source, plan: MiningPlan, split: Split) -> SourceSamples:
-    return SourceSamples(source, lambda: readable_ids(dataloader), seed=plan.seed, split=split)
+def _samples(dataloader: "DataLoader[Any]", reader: Reader, plan: MiningPlan, split: Split) -> SourceSamples:
+    return SourceSamples(reader, lambda: readable_ids(dataloader), seed=plan.seed, split=split)
 
 
 def _fastest_engine(
-    dataloader: "DataLoader[Any]", model: nn.Module, source: Source, plan: MiningPlan, split: Split
+    dataloader: "DataLoader[Any]", model: nn.Module, reader: Reader, plan: MiningPlan, split: Split
 ) -> tuple[str, tuple[str, ...]]:
     """What `auto` is here, and why: measured once, and part of the plan from then on."""
     from infer2train.oracle.measurement import fastest_engine, step_seconds
 
-    samples = _samples(dataloader, source, plan, split)
+    samples = _samples(dataloader, reader, plan, split)
     batch_size = usual_batch_size(dataloader) or CHUNK_ON_CPU
     chosen, lines = fastest_engine(
         model,

@@ -126,11 +126,16 @@ class Picker:
         return is_ready and len(self._picked) <= self._trainer.depth
 
     def stop(self) -> None:
-        """Forget all draws on their way and stop the workers that make views. May be called twice."""
+        """Forget all draws on their way. May be called twice."""
         self._pool.forget()
-        self._trainer.close()
+        self._trainer.forget()
         self._submitted.clear()
         self._picked.clear()
+
+    def close(self) -> None:
+        """Forget them and stop the workers that make views. May be called twice."""
+        self._trainer.close()
+        self.stop()
 
     def _pick(self, planned: Planned) -> Draw:
         scores = self._scores(planned) if planned.scored else None

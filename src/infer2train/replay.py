@@ -4,16 +4,16 @@ Second in the way of the data, after `addresses`, where `views` has no vectorise
 global random states that transforms draw from (`random`, NumPy's legacy one, torch's on the CPU, Albumentations' own)
 are set from the address's seed, the sample is read, and the states are put back. One thread a process. It costs one
 read of a sample for each of its views, unless the transform is given apart. A transform that draws from a generator
-of its own cannot be replayed; it is found out at construction and refused.
+of its own cannot be replayed, and batches that a collate function mixes cannot be scored; `trial` finds them out at
+construction.
 """
 
 import os
-import pickle
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,8 +23,10 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import IterableDataset
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds, words
-from infer2train.source import Source
+from infer2train.addresses import Addresses, Purpose, words
+from infer2train.pipeline import ViewWorkers
+from infer2train.source import Itemwise
+from infer2train.trial import try_out
 
 FourWords = tuple[int, int, int, int]
 """Seeds of 32 bits for `random`, NumPy, torch and Albumentations."""
@@ -44,7 +46,7 @@ _MOST_TRANSFORMS = 1000
 """Containers with more items hold samples, where no transform need be looked for."""
 
 
-class Replay(Source):
+class Replay(Itemwise):
     """A map-style data set whose random transforms follow the address.
 
     Every address sets all global generators anew and reads `dataset[id]` with a plain int. The generators are back in
@@ -57,10 +59,14 @@ class Replay(Source):
         transform: the random transform, where `dataset` is un-augmented. Consecutive addresses of one id then read the
             sample once. It gets the item, or the first element of an item that is a tuple or a list, and must not
             change it in place.
-        check: read a few addresses twice at construction and compare.
+        check: read and batch a few addresses several times at construction and compare.
+        may_mix: whether `collate_fn` may make something else of a sample in another batch; such batches can be trained
+            on, and not be scored.
+        workers: how the run reads the data; the check is made in such workers.
 
     Raises:
-        ValueError: the data set has no ids, or gave something else at the same address when it was read again.
+        ValueError: the data set has no ids, or gave something else at the same address when it was read again; or
+            `collate_fn` made something else of the same sample in another batch.
 
     Example:
         >>> from torch.utils.data import default_collate
@@ -77,6 +83,8 @@ class Replay(Source):
         *,
         transform: Callable[[Any], Any] | None = None,
         check: bool = True,
+        may_mix: bool = False,
+        workers: ViewWorkers = ViewWorkers(),  # noqa: B008 -- frozen
     ) -> None:
         if isinstance(dataset, IterableDataset):
             raise ValueError(
@@ -88,14 +96,34 @@ class Replay(Source):
         self._transform = transform
         self._albumentations = _find_albumentations([dataset, transform, collate_fn])
         if check and len(self) > 0:
-            self._check_repeatable()
+            try_out(self, workers, with_batches=not may_mix)
+
+    @property
+    def dataset(self) -> Any:
+        return self._dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def batch(self, addresses: Addresses) -> Any:
-        with _state_kept(self._albumentations):
+        with self._state_kept():
             return self._collate_fn(self._items(addresses))
+
+    def items(self, addresses: Addresses) -> list[Any]:
+        with self._state_kept():
+            return self._items(addresses)
+
+    def collated(self, items: list[Any], seed: int) -> Any:
+        with self._state_kept():
+            self._seed(_words(np.array([seed]), _VIEW)[0])
+            try:
+                return self._collate_fn(items)
+            except Exception as error:
+                error.add_note(f"while collating {len(items)} samples: an oracle's batches are of any size")
+                raise
+
+    def _state_kept(self) -> AbstractContextManager[None]:
+        return _state_kept(self._albumentations)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -133,24 +161,6 @@ class Replay(Source):
                 # that all those of one probability would fire together.
                 transform.set_random_state(np.random.default_rng(last), random.Random(last))
 
-    def _check_repeatable(self) -> None:
-        ids = np.repeat(integers(len(self), 0, Purpose.PROBE, slot=np.arange(2)), 4)
-        probes = Addresses(ids, seeds(0, Purpose.PROBE, slot=np.arange(8)))
-        with _state_kept(self._albumentations):
-            first = self._items(probes)
-            _ = random.random(), np.random.random(), torch.rand(1)
-            again = self._items(probes[::-1])[::-1]
-        for (sample_id, seed), before, after in zip(probes, first, again, strict=True):
-            if (leaf := _difference(before, after)) is not None:
-                raise ValueError(
-                    f"a data set must give the same item whenever it is read at the same address: got another {leaf} "
-                    f"of sample {sample_id} under seed {seed} the second time. Likely causes: a private generator (as "
-                    "np.random.default_rng() or torch.Generator()) held by the data set or a transform, a transform "
-                    "that changes its argument in place, a counter or a cache, several threads, the clock. Draw from "
-                    "`random`, np.random or torch's global generator instead, or pass check=False and do without "
-                    "repeatable draws"
-                )
-
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -163,7 +173,7 @@ def seeded(seed: int) -> Iterator[None]:
         ...     first == random.random()
         True
     """
-    with RANDOM_STATE, _state_kept(()):
+    with _state_kept(()):
         _seed_global(_words(np.array([seed]), _VIEW)[0])
         yield
 
@@ -183,18 +193,19 @@ def _seed_global(four_words: FourWords) -> None:
 
 @contextmanager
 def _state_kept(albumentations: Iterable[Any]) -> Iterator[None]:
-    """Put every random state back at the end, also after an exception."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    parts = [(part, part.random_generator, part.py_random) for part in _all_parts(albumentations)]
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
-        for part, generator, py_random in parts:
-            # Only replaced, never moved, by set_random_state.
-            part.random_generator, part.py_random = generator, py_random
+    """Put every random state back at the end, also after an exception. One thread after the other."""
+    with RANDOM_STATE:
+        states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        parts = [(part, part.random_generator, part.py_random) for part in _all_parts(albumentations)]
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.default_generator.set_state(states[2])
+            for part, generator, py_random in parts:
+                # Only replaced, never moved, by set_random_state.
+                part.random_generator, part.py_random = generator, py_random
 
 
 def _transformed(item: Any, transform: Callable[[Any], Any]) -> Any:
@@ -204,36 +215,6 @@ def _transformed(item: Any, transform: Callable[[Any], Any]) -> Any:
     parts = [transform(item[0]), *item[1:]]
     named = isinstance(item, tuple) and type(item) is not tuple
     return type(item)(*parts) if named else type(item)(parts)
-
-
-def _difference(first: Any, second: Any, path: str = "item") -> str | None:
-    """The path of the first leaf in which two items differ in any bit, e.g. `item['image']`; None if they are equal."""
-    if type(first) is not type(second):
-        return path
-    if isinstance(first, dict):
-        if list(first) != list(second):
-            return path
-        found = (_difference(first[key], second[key], f"{path}[{key!r}]") for key in first)
-        return next((leaf for leaf in found if leaf is not None), None)
-    if isinstance(first, tuple | list):
-        if len(first) != len(second):
-            return path
-        found = (_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True)))
-        return next((leaf for leaf in found if leaf is not None), None)
-    return None if _bits(first) == _bits(second) else path
-
-
-def _bits(leaf: Any) -> Any:
-    """Something equal for two leaves of one type if and only if all their bits are."""
-    if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
-        leaf = leaf.detach().cpu().contiguous()
-        return leaf.dtype, leaf.shape, leaf.flatten().view(torch.uint8).numpy().tobytes()
-    if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
-        return leaf.dtype, leaf.shape, leaf.tobytes()
-    try:
-        return pickle.dumps(leaf)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return None  # what cannot be pickled cannot be compared
 
 
 def _find_albumentations(roots: list[Any]) -> list[Any]:

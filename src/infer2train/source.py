@@ -19,6 +19,11 @@ class Source(ABC):
     larger list, in another process, after a resume.
     """
 
+    @property
+    def dataset(self) -> Any:
+        """What the user gave: `get_worker_info().dataset` in the processes that read."""
+        return self
+
     @abstractmethod
     def __len__(self) -> int:
         """How many samples there are; ids are in [0, len)."""
@@ -33,3 +38,15 @@ class Source(ABC):
         Returns:
             What the user's `collate_fn` returns for the samples under their seeds: any pytree.
         """
+
+
+class Itemwise(Source):
+    """A source that reads sample by sample and then makes a batch of them; the two can be told apart."""
+
+    @abstractmethod
+    def items(self, addresses: Addresses) -> list[Any]:
+        """The samples at these addresses, before they are collated."""
+
+    @abstractmethod
+    def collated(self, items: list[Any], seed: int) -> Any:
+        """The batch of these samples, where all random generators are set by this seed."""

@@ -18,6 +18,7 @@ from infer2train.pool.cores import available_cores
 from infer2train.pool.process import ProcessPool
 from infer2train.pool.pulse import Pulse
 from infer2train.pool.task import ScoringTask
+from infer2train.reader import Reader
 from infer2train.source import Source
 
 CPU = torch.device("cpu")
@@ -28,7 +29,8 @@ def scoring_task(task: Task, device: torch.device = CPU) -> ScoringTask:
     scorer = Scorer(score=task.score, distill_views=task.distill_views, device=device, chunk=CHUNK)
     engine = None if task.model is None else TorchEngine(task.model, device=device)
     workers = ViewWorkers(num_workers=task.num_workers)
-    return ScoringTask(source=task.source, view_workers=workers, engine=engine, scorer=scorer)
+    reader = Reader(task.source, workers)
+    return ScoringTask(source=task.source, reader=reader, view_workers=workers, engine=engine, scorer=scorer)
 
 
 def process_pool(task: Task, **settings: Any) -> ProcessPool:

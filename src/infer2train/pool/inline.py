@@ -112,4 +112,8 @@ class InlinePool(Pool):
 
     def forget(self) -> None:
         self._submitted.clear()
+        self._pipeline.forget()
+
+    def close(self) -> None:
         self._pipeline.close()
+        super().close()

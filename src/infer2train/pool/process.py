@@ -128,7 +128,8 @@ class ProcessPool(Pool):
         self._patience = patience or Patience()
         self._is_freshest, self._is_newest_first = is_freshest, is_newest_first
         self._has_engine = task.engine is not None
-        self._fingerprint = fingerprint(task.source)
+        self._fingerprint = fingerprint(task.reader)
+        task.reader.close()
         content = packed(task)
         self._task, self._task_bytes = anonymous_file(len(content)), len(content)
         os.pwrite(self._task, content, 0)

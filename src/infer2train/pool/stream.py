@@ -134,6 +134,7 @@ class StreamPool(Pool):
         if not self._is_closed:
             self._is_closed = True
             self.forget()
+            self._call(self._pool.close).result()
             self._thread.shutdown()
 
     def _oldest(self, draw: int) -> _Submitted:

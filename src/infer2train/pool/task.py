@@ -7,10 +7,12 @@ from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.scorer import Scorer
 from infer2train.pipeline import ViewWorkers
+from infer2train.reader import Reader
 from infer2train.source import Source
 
 _WORDS = {
     "source": "the data set (with its transforms and its collate_fn)",
+    "reader": "the data set and the DataLoader's worker_init_fn",
     "view_workers": "the DataLoader's worker_init_fn",
     "engine": "the model",
     "scorer": "score= and split=",
@@ -23,6 +25,8 @@ class ScoringTask:
     """Everything that scoring needs but addresses and weights."""
 
     source: Source
+    reader: Reader
+    """Reads the source beside the draws: for the engine's samples, and for the digest of the data."""
     view_workers: ViewWorkers
     engine: Engine | None
     scorer: Scorer

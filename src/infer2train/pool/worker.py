@@ -95,7 +95,7 @@ def work(end: socket, task: Any, task_bytes: int, pulse: Any, setting: Setting) 
         with os.fdopen(task.detach(), "rb") as file:
             unpacked: ScoringTask = loads(os.pread(file.fileno(), task_bytes, 0))  # from our own parent
         worker = Worker(channel, unpacked, sign, setting)
-        channel.send("hello", fingerprint=fingerprint(unpacked.source))
+        channel.send("hello", fingerprint=fingerprint(unpacked.reader))
     except Exception as error:
         _say_failed(channel, None, error)
         while channel.is_sending:
@@ -171,6 +171,7 @@ class Worker:
             pass
         finally:
             self._pipeline.close()
+            self._task.reader.close()
         os._exit(0)  # without waiting for a program that is still being prepared
 
     def _is_preparing(self) -> bool:
@@ -210,7 +211,7 @@ class Worker:
 
     def _on_forget(self, message: Message) -> None:
         self._jobs.clear()
-        self._pipeline.close()
+        self._pipeline.forget()
         if self._current is not None:
             self._current.is_wanted = False
 
@@ -220,6 +221,7 @@ class Worker:
 
     def _on_stop(self, message: Message) -> None:
         self._is_stopped = True
+        self._pipeline.close()
         self._on_forget(message)
 
     # One draw
@@ -231,7 +233,7 @@ class Worker:
         except (_DroppedError, ChannelClosedError):
             pass
         except Exception as error:
-            self._pipeline.close()
+            self._pipeline.forget()
             for waiting in self._jobs:
                 waiting.is_put = False
             if job.is_wanted:
