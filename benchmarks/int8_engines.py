@@ -27,10 +27,11 @@ from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch, tensors_of
 from infer2train.gamma.measure import subject
 from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
-from infer2train.gamma.trainer import training_speeds
+from infer2train.gamma.trainer import training_ways
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.measurement import timed
+from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
 from infer2train.quantization.fold import fold_plan, folded_tensors
@@ -84,11 +85,13 @@ class Bench:
 def speed(bench: Bench) -> Iterator[str]:
     """Images per second of trainer and engines, interleaved; the best chunk counts."""
     options = bench.options
-    trainers = list(training_speeds(bench.model, bench.images, bench.targets, compiled=False))
-    best = max(trainers, key=lambda one: one.images_per_second)
+    ways = training_ways(bench.model, bench.images, bench.targets, compiled=False)
+    trainers = [Contestant(name=name, call=call, group="trainer", work=options.batch_size) for name, call in ways]
+    take_turns(trainers)
+    best = fastest(trainers)
     yield "trainer, B = %d: %s" % (  # noqa: UP031
         options.batch_size,
-        ", ".join(f"{one.name} {one.images_per_second:.1f} images/s" for one in trainers),
+        ", ".join(f"{one.name} {one.rate:.1f} images/s" for one in trainers),
     )
     operations = operations_per_image(bench.model, bench.images)
     engines = {(spec, rows): bench.engine(spec, rows) for spec in (*ENGINES, "torch:fp32") for rows in options.chunks}
@@ -108,8 +111,7 @@ def speed(bench: Bench) -> Iterator[str]:
         share = statistics.median(r * operations / p for r, p in zip(taken[spec, rows], peaks, strict=True))
         yield (
             f"{spec}: {rate:.0f} images/s at chunk {rows}, {share:.0%} of the int8 peak, γ = "
-            f"{rate / best.images_per_second:.1f}; by chunk "
-            + ", ".join(f"{r}: {value:.0f}" for r, value in by_rows.items())
+            f"{rate / best.rate:.1f}; by chunk " + ", ".join(f"{r}: {value:.0f}" for r, value in by_rows.items())
         )
 
 

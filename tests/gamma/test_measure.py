@@ -1,32 +1,43 @@
 """The whole measurement on a small model, and what scripts and people get of it."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
-from infer2train.gamma import trainer
 from infer2train.gamma.measure import measure_gamma
-from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
+from infer2train.gamma.peak import greatest_peak, int8_gemm_peak, operations_per_image
+from infer2train.gamma.plan import Recommendation
+from infer2train.gamma.report import GammaReport, print_gamma
+from infer2train.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
 from infer2train.models.catalogue import build_model
-from infer2train.oracle import measurement
+from infer2train.oracle import measurement, rounds
 from infer2train.oracle.catalogue import missing_packages
+from infer2train.oracle.measurement import EngineSpeed, EngineTrial
+from infer2train.oracle.rounds import Contestant, take_turns
+from infer2train.oracle.samples import GivenSamples
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 from infer2train import cli
 
 ENGINE_FIELDS = {
     *("name", "images_per_second", "gamma", "end_to_end_gamma", "refresh_seconds", "captured_gain", "chunk"),
-    "peak_share",
+    *("peak_share", "rounds", "spread"),
 }
 OWN_ENGINES = ["torch:fp32", *(["onnxruntime:int8"] if not missing_packages("onnxruntime") else [])]
 
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "STEP_SECONDS", 0.02)
-    monkeypatch.setattr(measurement, "MEASURED_SECONDS", 0.02)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(measurement, "CHUNKS", (8, 16))
 
 
@@ -34,7 +45,7 @@ def test_the_command_writes_every_field_and_says_what_to_do(tmp_path: Path, caps
     file = tmp_path / "gamma.json"
     arguments = ["gamma", "--model", "resnet8", "--image-size", "16", "--batch-size", "8", "--threads", "1"]
     assert cli.main([*arguments, "--engines", *OWN_ENGINES, "--json", str(file), "--quiet"]) == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     found = json.loads(file.read_text())
     assert {"machine", "versions", "model", "batch_size", "threads", "train", "engines", "recommended"} <= found.keys()
     assert [found["model"], found["batch_size"], found["threads"]] == ["resnet8", 8, 1]
@@ -45,24 +56,106 @@ def test_the_command_writes_every_field_and_says_what_to_do(tmp_path: Path, caps
         assert one.keys() >= ENGINE_FIELDS
         assert one["end_to_end_gamma"].keys() == {"10", "50", "100"}
         assert 0 < one["end_to_end_gamma"]["100"] < one["gamma"], "views and refreshes cost"
+        assert 0 < one["peak_share"] <= 1
+        assert max(one["rounds"]) == one["images_per_second"], "the fastest round counts"
+        assert len(one["rounds"]) == found["rounds"] == 3
     rounding = [one["captured_gain"] for one in found["engines"] if one["name"] != "torch:fp32"]
     assert all(0.5 < gain <= 1 for gain in rounding)
-    assert found["recommended"].keys() == {"engine", "gamma", "update_every", "delay_steps", "verdict"}
-    assert found["recommended"]["verdict"] in told
-    assert f"--oracle {found['recommended']['engine']}" in told
+    best = max(found["train"], key=lambda one: one["images_per_second"])
+    assert max(best["rounds"]) == best["images_per_second"]
+    assert found["recommended"].keys() == {"engine", "gamma", "update_every", "delay_steps", "verdict", "otherwise"}
+    assert found["recommended"]["verdict"] in shown
+    assert f"--oracle {found['recommended']['engine']}" in shown
 
 
 def test_the_parts_of_a_step_are_those_of_the_paper() -> None:
     model = build_model("resnet8", num_classes=10, in_channels=3, seed=0)
-    parts = trainer.step_parts(model, torch.randn(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
-    assert parts.forward > 0
-    assert parts.input_gradients + parts.weight_gradients > 0
+    calls = step_calls(model, torch.randn(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
+    for call in calls.values():
+        call()
+    assert list(calls) == ["forward", "with inputs", "with all"]
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert step_parts(1.0, 3.0, 3.5) == StepParts(forward=1.0, input_gradients=2.0, weight_gradients=0.5)
+    assert step_parts(1.0, 3.0, 2.9).weight_gradients == 0, "nothing takes less than no time"
 
 
 def test_operations_of_a_known_product_and_a_plausible_peak() -> None:
     assert operations_per_image(torch.nn.Linear(100, 10), torch.ones(1, 100)) == 2000
     assert int8_gemm_peak() > 1e8
+
+
+def test_an_engine_that_beats_every_product_is_the_peak_itself() -> None:
+    products = [Contestant(name="torch 1×1×1", call=lambda: None, work=100.0, rounds=[1.0, 0.5])]
+    speeds = [speed("a", 30.0), speed("b", 10.0)]
+    assert greatest_peak(products, speeds, operations_per_image=6.0) == (200.0, "torch 1×1×1")
+    assert greatest_peak(products, speeds, operations_per_image=10.0) == (300.0, "a")
+
+
+@given(rates=st.lists(st.floats(1e-3, 1e6), min_size=1), product=st.floats(1e-3, 1e12), operations=st.floats(1, 1e10))
+def test_nothing_works_above_the_peak(rates: list[float], product: float, operations: float) -> None:
+    products = [Contestant(name="product", call=lambda: None, work=product, rounds=[1.0])]
+    speeds = [speed(str(number), rate) for number, rate in enumerate(rates)]
+    peak, _ = greatest_peak(products, speeds, operations)
+    found = report(speeds, peak_operations=peak, operations_per_image=operations)
+    assert all(0 < found.peak_share(one) <= 1 for one in speeds)
+
+
+def speed(name: str, rate: float) -> EngineSpeed:
+    return EngineSpeed(
+        name=name, images_per_second=rate, chunk=8, refresh_seconds=0.1, captured_gain=None, rounds=(rate, rate / 2)
+    )
+
+
+def report(speeds: list[EngineSpeed], **settings: Any) -> GammaReport:
+    """Of a made machine."""
+    recommended = Recommendation(engine="a", gamma=10, update_every=10, delay_steps=1, verdict="FITS")
+    made = {
+        "machine": {"cpu": "a CPU"},
+        "versions": {},
+        **{"model": "m", "data": "random", "image_size": 32, "batch_size": 64, "threads": 1, "trained_steps": 5},
+        **{"gamma": 10, "failed": {}, "views_per_second": 1e5, "joules_per_trained_image": None},
+        **{"peak_operations": 1e12, "peak_of": "a", "operations_per_image": 1e9, "rounds": 2},
+        "clock": "the wall clock",
+        "train": [TrainerSpeed(name="eager", images_per_second=200.0, step_seconds=0.32, rounds=(200.0, 50.0))],
+        "parts": step_parts(1.0, 2.0, 3.0),
+        "engines": speeds,
+        "recommended": recommended,
+    }
+    return GammaReport(**{**made, **settings})
+
+
+def told(found: GammaReport) -> str:
+    console = Console(width=160, file=io.StringIO())
+    print_gamma(found, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_table_shows_the_spread_and_doubts_are_told_in_words() -> None:
+    found = report([speed("a", 3000.0)])
+    text = told(found)
+    assert "2.0 ×" in text
+    assert "spread 4.0 ×" in text
+    assert "fastest of 2 rounds" in text
+    assert "straddles" not in text
+    doubted = replace(found.recommended, otherwise=("COSTS × 1.20",))
+    text = told(report([speed("a", 3000.0)], recommended=doubted))
+    assert "γ = 10: FITS" in text
+    assert "on a machine as busy as this it may be COSTS × 1.20" in text
+
+
+def test_programs_of_several_chunks_take_turns_in_one_engine() -> None:
+    """Each is compiled for its rows; a refresh between them leaves another one in use."""
+    model = build_model("resnet8", num_classes=10, in_channels=3, seed=0)
+    samples = GivenSamples(torch.rand(32, 3, 16, 16), torch.zeros(32, dtype=torch.int64))
+    trial = EngineTrial("simulated:b8", model, samples, chunks=(8, 16))
+    take_turns(trial.contestants, rounds=2)
+    assert [len(one.rounds) for one in trial.contestants] == [2, 2, 2]
+    for one, seconds in zip(trial.contestants, ([0.5, 0.2], [1.0, 0.5], [0.9, 0.8]), strict=True):
+        one.rounds[:] = seconds
+    found = trial.speed()
+    assert (found.refresh_seconds, found.chunk, found.images_per_second) == (0.2, 16, 20.0)
+    assert found.by_chunk == {8: 16.0, 16: 20.0}
+    assert found.rounds == pytest.approx((16 / 0.9, 20.0))
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

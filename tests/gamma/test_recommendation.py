@@ -1,13 +1,11 @@
 """From measured speeds to a verdict: hand-made machines whose answer is known."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infer2train.gamma.plan import gammas, hybrid_step_seconds, recommend
-from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma, timed
+from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma
 
 
 def engine(name: str = "openvino:int8", images_per_second: float = 3200.0, refresh_seconds: float = 0.1) -> EngineSpeed:
@@ -101,14 +99,39 @@ def test_no_step_is_shorter_than_trainer_and_oracle_allow(
     assert found <= one_after_the_other * (1 + 1 / update_every) + 1e-9 + refresh_seconds
 
 
-def test_what_is_hopelessly_slow_is_called_once() -> None:
-    calls: list[float] = []
+def disturbed(*rounds: float) -> EngineSpeed:
+    """An engine that was seen at these images/s, its refresh free."""
+    return EngineSpeed(
+        name="a", images_per_second=max(rounds), chunk=32, refresh_seconds=0.0, captured_gain=1.0, rounds=rounds
+    )
 
-    def call() -> None:
-        calls.append(0.0)
-        time.sleep(0.02)
 
-    assert timed(call, seconds=0.0, hopeless_seconds=0.01) >= 0.02
-    assert len(calls) == 1
-    assert timed(call, seconds=0.0, least=3) >= 0.02
-    assert len(calls) == 1 + 4, "one that is not counted, and three"
+BUSY = {"gamma": 10, "step_rounds": [0.2] * 8, **STEP}
+
+
+def test_one_slow_round_changes_neither_the_verdict_nor_what_is_said_of_it() -> None:
+    found = recommend([disturbed(3500, 3500, 3400, 1000, 3500, 3400, 3500, 3500)], **BUSY)
+    assert (found.verdict, found.otherwise) == ("FITS", ())
+    slow_trainer = [0.2, 0.2, 0.9, 0.2, 0.2, 0.2, 0.2, 0.2]
+    found = recommend([disturbed(*[2400.0] * 8)], **{**BUSY, "step_rounds": slow_trainer})
+    assert (found.verdict, found.otherwise) == ("COSTS × 1.33", ())
+
+
+def test_a_spread_that_straddles_the_verdict_is_told() -> None:
+    found = recommend([disturbed(3500, 2500, 3500, 2500, 3500, 2500, 3500, 2500)], **BUSY)
+    assert (found.verdict, found.otherwise) == ("FITS", ("COSTS × 1.28",))
+    half = [0.15, 0.3] * 4
+    found = recommend([disturbed(*[2900.0] * 8)], **{**BUSY, "step_rounds": half, "step_seconds": 0.15})
+    assert (found.verdict, found.otherwise) == ("COSTS × 1.47", ("FITS",))
+    found = recommend([disturbed(*[3100.0, 400.0] * 4)], **BUSY)
+    assert (found.verdict, found.otherwise) == ("COSTS × 1.03", ("DOES NOT FIT",))
+
+
+def test_a_machine_that_is_slower_for_both_at_once_raises_no_doubt() -> None:
+    found = recommend([disturbed(*[3300.0, 1650.0] * 4)], **{**BUSY, "step_rounds": [0.2, 0.4] * 4})
+    assert (found.verdict, found.otherwise) == ("FITS", ())
+
+
+def test_another_price_is_no_other_verdict() -> None:
+    found = recommend([disturbed(*[3000.0, 2500.0] * 4)], **BUSY)
+    assert (found.verdict, found.otherwise) == ("COSTS × 1.07", ())

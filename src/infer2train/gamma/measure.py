@@ -15,15 +15,16 @@ from infer2train.batches import split_batch
 from infer2train.checkpoint import load_checkpoint
 from infer2train.config import RunConfig, at_least, from_plain
 from infer2train.data.catalogue import default_cache_dir, load_data
+from infer2train.gamma.contest import Contest, Place
 from infer2train.gamma.energy import joules_of
-from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
+from infer2train.gamma.peak import greatest_peak, operations_per_image
 from infer2train.gamma.plan import recommend, side_by_side
 from infer2train.gamma.report import GammaReport
-from infer2train.gamma.trainer import TrainerSpeed, step_parts, training_speeds
-from infer2train.oracle.catalogue import ENGINES, missing_packages, parse_engine
-from infer2train.oracle.measurement import measure_engine, timed
+from infer2train.gamma.trainer import TrainerSpeed
+from infer2train.oracle.catalogue import ENGINES
+from infer2train.oracle.rounds import WALL, take_turns
 from infer2train.oracle.samples import SourceSamples
-from infer2train.pool.cores import available_cores, on_cores, shared_out
+from infer2train.pool.cores import available_cores, shared_out
 from infer2train.pool.heap import keep_freed_memory
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
@@ -32,8 +33,6 @@ from infer2train.training.setup import pixel_model
 from infer2train.views.catalogue import make_view
 from infer2train.views.image_views import ImageViews
 
-MEASURED = ("torch:fp32", "torch:bf16", "openvino:int8", "onnxruntime:int8")
-"""Engines that are measured, where they are installed."""
 LARGE = 64
 """Images higher than this get random-resized crops, and a thousand classes where no data says otherwise."""
 MADE_IMAGES = 256
@@ -90,41 +89,32 @@ def measure_gamma(
     ids = np.resize(np.arange(len(source)), batch_size)
     images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
 
-    say("the trainer")
     trained_steps = described["steps"] or _warm_up(network, images, targets)
-    train = []
-    with on_cores(trainers if oracles else ()):
-        for speed in training_speeds(network, images, targets, compiled=compiled):
-            train.append(speed)
-            say(f"the trainer: {speed.name} {speed.images_per_second:.0f} images/s")
-        parts = step_parts(network, images, targets)
-    say("views")
-    views_seconds = timed(
-        lambda: source.batch(Addresses(ids, seeds(0, Purpose.VIEW, draw=1, slot=np.arange(batch_size))))
+    draw = Addresses(ids, seeds(0, Purpose.VIEW, draw=1, slot=np.arange(batch_size)))
+    trainer = Place(cores=trainers if oracles else (), num_threads=threads or len(trainers))
+    contest = Contest(
+        network,
+        images,
+        targets,
+        views=lambda: source.batch(draw),
+        samples=samples,
+        engines=engines,
+        compiled=compiled,
+        trainer=trainer,
+        oracle=Place(cores=oracles, num_threads=len(oracles)) if oracles else trainer,
+        say=say,
     )
-    if oracles:
-        torch.set_num_threads(len(oracles))
-    speeds, failed = [], {}
-    with on_cores(oracles):
-        say("the int8 peak")
-        peak = int8_gemm_peak()
-        for spec in engines or [spec for spec in MEASURED if not missing_packages(parse_engine(spec).name)]:
-            say(f"{spec}: building")
-            try:
-                speeds.append(measure_engine(spec, network, samples, score=loss))
-            except ValueError as error:
-                failed[spec] = str(error)
-                continue
-            say(f"{spec}: {speeds[-1].images_per_second:.0f} images/s")
-    torch.set_num_threads(threads or len(trainers))
-    if not speeds:
-        raise ValueError(f"gamma needs an engine that runs the model: got {failed}; add torch:fp32")
-    step_seconds = min(speed.step_seconds for speed in train) + views_seconds
+    rounds = take_turns(contest.contestants, say=say)
+    train, speeds = contest.training(), contest.speeds(loss)
     best = min(train, key=lambda speed: speed.step_seconds)
-    views_per_second = batch_size / views_seconds
-    recommended = recommend(
-        speeds, gamma=gamma, step_seconds=step_seconds, batch_size=batch_size, views_per_second=views_per_second
-    )
+    operations = operations_per_image(network, images)
+    peak, peak_of = greatest_peak(contest.products, speeds, operations)
+    planned: dict[str, Any] = {
+        "batch_size": batch_size,
+        "views_per_second": contest.views.rate,
+        "step_seconds": best.step_seconds + contest.views.fastest_seconds,
+    }
+    recommended = recommend(speeds, gamma=gamma, step_rounds=contest.step_rounds(), **planned)
     return GammaReport(
         machine={"cpu": cpu_name(), "cores": len(available_cores()), "system": platform.platform()},
         versions=_versions(),
@@ -135,26 +125,21 @@ def measure_gamma(
         threads=torch.get_num_threads(),
         trained_steps=trained_steps,
         gamma=gamma,
+        rounds=rounds,
+        clock="the wall clock" if contest.clocks == WALL else "CPU time, which leaves out what others take of the core",
         train=train,
-        parts=parts,
+        parts=contest.parts_of_a_step(),
         engines=speeds,
-        failed=failed,
-        views_per_second=views_per_second,
+        failed=contest.failed,
+        views_per_second=contest.views.rate,
         peak_operations=peak,
-        operations_per_image=operations_per_image(network, images),
+        peak_of=peak_of,
+        operations_per_image=operations,
         joules_per_trained_image=_joules(network, images, targets, best),
         recommended=recommended,
-        hybrid=None
-        if not oracles
-        else side_by_side(
-            recommended,
-            speeds,
-            batch_size=batch_size,
-            views_per_second=views_per_second,
-            step_seconds=step_seconds,
-            oracle_cores=oracles,
-            trainer_cores=trainers,
-        ),
+        hybrid=side_by_side(recommended, speeds, oracle_cores=oracles, trainer_cores=trainers, **planned)
+        if oracles
+        else None,
     )
 
 

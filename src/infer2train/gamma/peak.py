@@ -8,34 +8,68 @@ import torch
 from torch import nn
 
 from infer2train.oracle.catalogue import missing_packages
-from infer2train.oracle.measurement import timed
+from infer2train.oracle.measurement import EngineSpeed
+from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
 
 SIZES = ((1024, 1024, 1024), (2048, 1024, 1024), (4096, 512, 512))
 """(m, k, n) of the products."""
+PEAK_ROUNDS = 4
+"""Rounds in which they are timed where nothing else is."""
+
+
+def int8_products() -> list[Contestant]:
+    """The products of which the fastest may be this machine's int8 peak.
+
+    torch's and, where they are installed, OpenVINO's and ONNX Runtime's, in several sizes, on as many threads as torch
+    has: which is fastest depends on the CPU. Each core multiplies matrices of its own, since one product of this size,
+    divided among cores, leaves them waiting for each other.
+    """
+    kinds: dict[str, Callable[[int, int, int], list[Callable[[], object]]]] = {"torch": _torch_products}
+    if not missing_packages("openvino"):
+        kinds["openvino"] = _openvino_products
+    if not missing_packages("onnxruntime"):
+        kinds["onnxruntime"] = _onnxruntime_products
+    found = []
+    for kind, make in kinds.items():
+        for m, k, n in SIZES:
+            products = make(m, k, n)
+            operations = 2.0 * m * k * n * len(products)
+            name = f"{kind} {m}×{k}×{n}"
+            found.append(Contestant(name=name, call=_side_by_side(products), group="int8 peak", work=operations))
+    return found
 
 
 def int8_gemm_peak() -> float:
-    """Operations per second (a multiplication and an addition are two) of the fastest int8 matrix product found.
+    """Operations in a second of the fastest product, over a few rounds."""
+    products = int8_products()
+    take_turns(products, rounds=PEAK_ROUNDS)
+    return fastest(products).rate
 
-    Tries torch's and, where they are installed, OpenVINO's and ONNX Runtime's, in several sizes, on as many threads as
-    torch has: which is fastest depends on the CPU. Each core multiplies matrices of its own, since one product of this
-    size, divided among cores, leaves them waiting for each other.
+
+def greatest_peak(
+    products: Sequence[Contestant], speeds: Sequence[EngineSpeed], operations_per_image: float
+) -> tuple[float, str]:
+    """The most operations in a second that were seen, and of what: an engine may be faster than the products.
+
+    Args:
+        products: that have been timed; their work is operations.
+        speeds: of the engines.
+        operations_per_image: of the model.
     """
-    best = 0.0
-    for m, k, n in SIZES:
-        a = torch.randint(-127, 128, (m, k), dtype=torch.int8)
-        b = torch.randint(-127, 128, (k, n), dtype=torch.int8)
-        seconds = [timed(lambda a=a, b=b: torch._int_mm(a, b), 0.3)]  # type: ignore[misc]
-        if not missing_packages("openvino"):
-            seconds.append(_openvino_seconds(m, k, n))
-        if not missing_packages("onnxruntime"):
-            seconds.append(_onnxruntime_seconds(m, k, n))
-        best = max(best, 2 * m * k * n / min(seconds))
-    return best
+    seen = {one.name: one.rate for one in products}
+    seen |= {speed.name: speed.images_per_second * operations_per_image for speed in speeds}
+    name = max(seen, key=seen.__getitem__)
+    return seen[name], name
 
 
-def _openvino_seconds(m: int, k: int, n: int) -> float:
+def _torch_products(m: int, k: int, n: int) -> list[Callable[[], object]]:
+    a = torch.randint(-127, 128, (m, k), dtype=torch.int8)
+    b = torch.randint(-127, 128, (k, n), dtype=torch.int8)
+    return [lambda: torch._int_mm(a, b)]  # it divides the work itself
+
+
+def _openvino_products(m: int, k: int, n: int) -> list[Callable[[], object]]:
     switch_off_openvino_telemetry()
     import openvino as ov
     from openvino import opset13 as ops
@@ -52,10 +86,10 @@ def _openvino_seconds(m: int, k: int, n: int) -> float:
     program = ov.Core().compile_model(model, "CPU", settings)
     data = torch.randint(0, 256, (m, k), dtype=torch.uint8).numpy()
     requests = [program.create_infer_request() for _ in range(cores)]
-    return _side_by_side([lambda request=request: request.infer([data], share_inputs=True) for request in requests])  # type: ignore[misc]
+    return [lambda request=request: request.infer([data], share_inputs=True) for request in requests]  # type: ignore[misc]
 
 
-def _onnxruntime_seconds(m: int, k: int, n: int) -> float:
+def _onnxruntime_products(m: int, k: int, n: int) -> list[Callable[[], object]]:
     import onnx
     import onnxruntime as ort
     from onnx import helper, numpy_helper
@@ -74,15 +108,15 @@ def _onnxruntime_seconds(m: int, k: int, n: int) -> float:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     data = torch.randint(0, 256, (m, k), dtype=torch.uint8).numpy()
-    return _side_by_side([lambda: session.run(None, {"left": data})] * torch.get_num_threads())
+    return [lambda: session.run(None, {"left": data})] * torch.get_num_threads()
 
 
-def _side_by_side(products: Sequence[Callable[[], object]]) -> float:
-    """Seconds for each of several products, one core each, in threads that let go of the interpreter."""
+def _side_by_side(products: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """All of them at once, one core each, in threads that let go of the interpreter."""
     if len(products) == 1:
-        return timed(products[0], 0.3)
-    with ThreadPoolExecutor(len(products)) as threads:
-        return timed(lambda: list(threads.map(lambda product: product(), products)), 0.3) / len(products)
+        return products[0]
+    threads = ThreadPoolExecutor(len(products))
+    return lambda: list(threads.map(lambda product: product(), products))
 
 
 def operations_per_image(model: nn.Module, images: torch.Tensor) -> float:

@@ -26,6 +26,8 @@ class Recommendation:
     """D, after which the first draw of a version has been scored when it is asked for."""
     verdict: str
     """FITS, COSTS × r or DOES NOT FIT."""
+    otherwise: tuple[str, ...] = ()
+    """Verdicts of another kind that a quarter of the rounds or more would have given."""
 
 
 def gammas(speed: EngineSpeed, *, step_seconds: float, batch_size: int, views_per_second: float) -> dict[int, float]:
@@ -136,7 +138,13 @@ def side_by_side(
 
 
 def recommend(
-    speeds: Sequence[EngineSpeed], *, gamma: int, step_seconds: float, batch_size: int, views_per_second: float
+    speeds: Sequence[EngineSpeed],
+    *,
+    gamma: int,
+    step_seconds: float,
+    batch_size: int,
+    views_per_second: float,
+    step_rounds: Sequence[float] = (),
 ) -> Recommendation:
     """The engine with the highest end-to-end γ at the smallest T that it can afford, and the verdict.
 
@@ -149,6 +157,7 @@ def recommend(
         step_seconds: of the trainer at its best, loader included.
         batch_size: examples in a step.
         views_per_second: of the candidates' views.
+        step_rounds: of the trainer too, round by round, as the speeds' `rounds`; from which `otherwise` follows.
     """
     best: tuple[float, EngineSpeed, int] | None = None
     for speed in speeds:
@@ -160,7 +169,18 @@ def recommend(
     assert best is not None
     reached, speed, update_every = best
     ratio = gamma / reached if reached > 0 else math.inf
-    verdict = "FITS" if ratio <= 1 else f"COSTS × {ratio:.2f}" if ratio <= DEAREST else "DOES NOT FIT"
+    verdict = _verdict(ratio)
+    by_round = [
+        end_to_end_gamma(
+            images_per_second,
+            speed.refresh_seconds,
+            step_seconds=seconds,
+            batch_size=batch_size,
+            update_every=update_every,
+            views_per_second=views_per_second,
+        )
+        for images_per_second, seconds in zip(speed.rounds, step_rounds, strict=False)
+    ]
     fitting = gamma if ratio <= DEAREST else max(1, math.floor(reached))
     draw_seconds = fitting * batch_size * (1 / speed.images_per_second + 1 / views_per_second)
     return Recommendation(
@@ -169,4 +189,19 @@ def recommend(
         update_every=update_every,
         delay_steps=math.ceil((speed.refresh_seconds + draw_seconds) / step_seconds),
         verdict=verdict,
+        otherwise=_otherwise(verdict, [gamma / found if found > 0 else math.inf for found in by_round]),
     )
+
+
+def _verdict(ratio: float) -> str:
+    return "FITS" if ratio <= 1 else f"COSTS × {ratio:.2f}" if ratio <= DEAREST else "DOES NOT FIT"
+
+
+def _otherwise(verdict: str, ratios: Sequence[float]) -> tuple[str, ...]:
+    """Verdicts of other kinds at the quartiles of the rounds: one round that was disturbed says nothing."""
+    if len(ratios) < 2:
+        return ()
+    ordered = sorted(ratios)
+    quarter = (len(ordered) - 1) // 4
+    found = [_verdict(ordered[at]) for at in (quarter, len(ordered) - 1 - quarter)]
+    return tuple(other for other in found if other.split()[0] != verdict.split()[0])

@@ -10,6 +10,7 @@ from rich.table import Table
 from infer2train.gamma.plan import UPDATES, Hybrid, Recommendation, gammas
 from infer2train.gamma.trainer import StepParts, TrainerSpeed
 from infer2train.oracle.measurement import EngineSpeed
+from infer2train.oracle.rounds import spread
 from infer2train.pool.cores import as_text
 
 
@@ -33,6 +34,13 @@ class GammaReport:
     """Engines that cannot run the model, and why."""
     views_per_second: float
     peak_operations: float
+    """Of int8 in a second, the most that was seen: of a matrix product, or of an engine that is faster than all."""
+    peak_of: str
+    """What was seen to do them."""
+    rounds: int
+    """In which all was timed, in turns; every figure is of its fastest one."""
+    clock: str
+    """By which: the wall clock, or the CPU's where it is another."""
     operations_per_image: float
     joules_per_trained_image: float | None
     recommended: Recommendation
@@ -73,11 +81,14 @@ class GammaReport:
             "batch_size": self.batch_size,
             "threads": self.threads,
             "trained_steps": self.trained_steps,
-            "train": [vars(speed) for speed in self.train],
+            "rounds": self.rounds,
+            "clock": self.clock,
+            "train": [{**vars(speed), "spread": spread(speed.rounds)} for speed in self.train],
             "training_images_per_second": self.training_images_per_second,
             "step_parts_seconds": vars(self.parts),
             "views_per_second": self.views_per_second,
             "int8_peak_operations_per_second": self.peak_operations,
+            "int8_peak_of": self.peak_of,
             "operations_per_image": self.operations_per_image,
             "joules_per_trained_image": self.joules_per_trained_image,
             "engines": [
@@ -90,6 +101,8 @@ class GammaReport:
                     "captured_gain": speed.captured_gain,
                     "chunk": speed.chunk,
                     "peak_share": self.peak_share(speed),
+                    "rounds": speed.rounds,
+                    "spread": spread(speed.rounds),
                 }
                 for speed in self.engines
             ],
@@ -104,13 +117,14 @@ def print_gamma(report: GammaReport, console: Console) -> None:
     console.print(_title(report), highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     ends_at = [f"γ T={t}" for t in UPDATES]
-    for heading in ("engine", "images/s", "γ", *ends_at, "refresh", "gain", "chunk", "of peak"):
+    for heading in ("engine", "images/s", "spread", "γ", *ends_at, "refresh", "gain", "chunk", "of peak"):
         table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
     for speed in report.engines:
         ends = report.end_to_end(speed)
         table.add_row(
             speed.name,
             f"{speed.images_per_second:.0f}",
+            f"{spread(speed.rounds):.1f} ×",
             f"{speed.images_per_second / report.training_images_per_second:.1f}",
             *(f"{ends[t]:.1f}" for t in UPDATES),
             f"{speed.refresh_seconds:.3f} s",
@@ -135,8 +149,12 @@ def _remarks(report: GammaReport) -> Iterator[str]:
     best = max(report.train, key=lambda speed: speed.images_per_second)
     parts = report.parts
     yield (
+        f"figures are of the fastest of {report.rounds} rounds, by {report.clock}; the slowest one took as many "
+        "times as long as the spread says"
+    )
+    yield (
         f"trainer: {best.images_per_second:.0f} images/s ({best.name}), "
-        f"{report.training_images_per_second:.0f} with its loader; others: "
+        f"{report.training_images_per_second:.0f} with its loader, spread {spread(best.rounds):.1f} ×; others: "
         + ", ".join(f"{s.name} {s.images_per_second:.0f}" for s in report.train if s is not best)
     )
     whole = parts.forward + parts.input_gradients + parts.weight_gradients
@@ -145,8 +163,8 @@ def _remarks(report: GammaReport) -> Iterator[str]:
         f"{parts.weight_gradients * 1e3:.0f} ms, so γ = {whole / parts.forward:.1f} with the trainer's own forward pass"
     )
     yield (
-        f"views: {report.views_per_second:.0f}/s; int8 matrix products: {report.peak_operations / 1e12:.2f} TOP/s; "
-        f"{report.operations_per_image / 1e9:.3f} GOP an image"
+        f"views: {report.views_per_second:.0f}/s; int8 peak: {report.peak_operations / 1e12:.2f} TOP/s "
+        f"({report.peak_of}); {report.operations_per_image / 1e9:.3f} GOP an image"
     )
     if report.joules_per_trained_image is not None:
         yield f"energy: {report.joules_per_trained_image:.2f} J for each trained image"
@@ -158,6 +176,11 @@ def _remarks(report: GammaReport) -> Iterator[str]:
         "DOES NOT FIT": f"mining at γ = {report.gamma} would take more than twice as long; train longer instead",
     }.get(found.verdict, "the trainer would wait for its oracle and take that many times as long")
     yield f"γ = {report.gamma}: {found.verdict} ({meaning})"
+    if found.otherwise:
+        yield (
+            "the spread straddles this verdict: on a machine as busy as this it may be "
+            f"{' or '.join(found.otherwise)}, as in a quarter of the rounds"
+        )
     yield (
         f"recommended: --oracle {found.engine} --gamma {found.gamma} --update-every {found.update_every} "
         f"--delay-steps {found.delay_steps}"

@@ -1,8 +1,7 @@
 """How fast the trainer trains here, at its best, and what a step consists of."""
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infer2train.batches import logits_of
-from infer2train.oracle.measurement import timed
 
-STEP_SECONDS = 2.0
-"""Time in which one way to train is measured."""
-HOPELESS = 4.0
-"""A way whose first step takes this many times as long as the best one's step is not measured further."""
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +19,10 @@ class TrainerSpeed:
 
     name: str
     images_per_second: float
-    """Without the loader."""
+    """Without the loader, in the fastest round."""
     step_seconds: float
+    rounds: tuple[float, ...] = ()
+    """Images per second, round by round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +37,25 @@ class StepParts:
     """T_GW."""
 
 
-def training_speeds(model: nn.Module, images: Tensor, targets: Tensor, *, compiled: bool) -> Iterator[TrainerSpeed]:
-    """Time a step in every way to train: eager and compiled, fp32 and bf16, channels first and last.
+def training_ways(model: nn.Module, images: Tensor, targets: Tensor, *, compiled: bool) -> Iterator[tuple[str, Call]]:
+    """A step in every way to train: eager and compiled, fp32 and bf16, channels first and last.
 
     Args:
         model: not changed.
         images: a batch, [b c h w].
         targets: its classes, [b].
-        compiled: try torch.compile too, which takes minutes.
+        compiled: torch.compile too, which takes minutes.
     """
-    best = math.inf
     for mode in ("eager", "compile") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):
             for layout in (torch.contiguous_format, torch.channels_last):
                 trained = copy.deepcopy(model).train().to(memory_format=layout)  # type: ignore[call-overload]
                 batch = images.contiguous(memory_format=layout) if images.ndim == 4 else images
                 step = _Step(trained, batch, targets, precision, mode == "compile")
-                # A CPU without bf16 takes ten times as long for it; compiling takes long too, but only once.
-                hopeless = HOPELESS * best if mode == "eager" else math.inf
-                seconds = timed(step, STEP_SECONDS, hopeless_seconds=hopeless)
-                best = min(best, seconds)
+                if mode == "compile":
+                    step()  # it compiles once, which is no part of a step
                 layout_name = "channels-last" if layout is torch.channels_last else "contiguous"
-                yield TrainerSpeed(
-                    name=f"{mode} {precision} {layout_name}",
-                    images_per_second=len(images) / seconds,
-                    step_seconds=seconds,
-                )
+                yield f"{mode} {precision} {layout_name}", step
 
 
 class _Step:
@@ -85,8 +75,8 @@ class _Step:
         self._optimizer.zero_grad()
 
 
-def step_parts(model: nn.Module, images: Tensor, targets: Tensor) -> StepParts:
-    """Forward, gradients of inputs, gradients of weights: the last two by leaving out the one or the other."""
+def step_calls(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Call]:
+    """What the parts of a step are found from: a forward pass, one with the inputs' gradients, one with all."""
     frozen = copy.deepcopy(model).train().requires_grad_(False)
     whole = copy.deepcopy(model).train()
     pixels = images.float()
@@ -105,5 +95,18 @@ def step_parts(model: nn.Module, images: Tensor, targets: Tensor) -> StepParts:
         torch.autograd.backward(loss(whole, pixels.detach().requires_grad_()))
         whole.zero_grad()
 
-    first, second, third = (timed(call, STEP_SECONDS / 2) for call in (forward, with_inputs, with_all))
-    return StepParts(forward=first, input_gradients=max(0.0, second - first), weight_gradients=max(0.0, third - second))
+    return {"forward": forward, "with inputs": with_inputs, "with all": with_all}
+
+
+def step_parts(forward: float, with_inputs: float, with_all: float) -> StepParts:
+    """The parts, from the seconds of the calls that hold the first, the first two, and all three.
+
+    Example:
+        >>> step_parts(1.0, 3.0, 4.0)
+        StepParts(forward=1.0, input_gradients=2.0, weight_gradients=1.0)
+    """
+    return StepParts(
+        forward=forward,
+        input_gradients=max(0.0, with_inputs - forward),
+        weight_gradients=max(0.0, with_all - with_inputs),
+    )

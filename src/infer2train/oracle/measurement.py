@@ -1,9 +1,9 @@
 """How fast an engine is here: images per second, and seconds from a publication to its first verified score."""
 
 import copy
-import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -14,19 +14,19 @@ from torch import nn
 from infer2train.batches import call_model, tensors_of, to_device
 from infer2train.device import device_of, wait_for_gpu
 from infer2train.oracle.catalogue import INT8, build_engine, missing_packages, parse_engine
-from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.rounds import WALL, Clock, Contestant, fastest, take_turns
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
 from infer2train.oracle.scorer import Score
 from infer2train.oracle.snapshot import snapshot
 
 CHUNKS = (8, 16, 32, 64, 128)
 """Rows of a call that are tried."""
-REFRESHES = 3
-"""Refreshes that are timed."""
 MEASURED_SECONDS = 0.5
-"""Time in which one chunk size is measured, at least three calls."""
+"""Time in which a call is measured that takes no turns with others, at least three calls."""
+AUTO_ROUNDS = 3
+"""Rounds in which `auto` times its engines."""
 AFFORDABLE = 0.1
 """Part of the T steps between two refreshes that a refresh may take."""
 CANDIDATES = (*INT8, "torch:fp32")
@@ -39,27 +39,23 @@ class EngineSpeed:
 
     name: str
     images_per_second: float
-    """At the best chunk."""
+    """At the best chunk, in its fastest round."""
     chunk: int
     """Rows of a call at which it is fastest."""
     refresh_seconds: float
-    """From the publication of a version to its first verified score, median."""
+    """From the publication of a version to its first verified score, in the fastest round."""
     captured_gain: float | None
     """See `fidelity.Fidelity`; None for an engine that does not round, or without targets."""
     by_chunk: dict[int, float] = field(default_factory=dict)
     """Images per second by rows of a call."""
+    rounds: tuple[float, ...] = ()
+    """Images per second at the best chunk, round by round."""
 
 
-def timed(
-    call: Callable[[], object], seconds: float | None = None, least: int = 3, hopeless_seconds: float = math.inf
-) -> float:
-    """Median seconds of a call, after one that is not counted; over `MEASURED_SECONDS` unless told.
-
-    One that takes longer than `hopeless_seconds` the first time is not called again.
-    """
+def timed(call: Callable[[], object], seconds: float | None = None, least: int = 3) -> float:
+    """Median seconds of a call, after one that is not counted; over `MEASURED_SECONDS` unless told."""
     seconds = MEASURED_SECONDS if seconds is None else seconds
-    if (first := _seconds(call)) > hopeless_seconds:
-        return first
+    call()
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
         taken.append(_seconds(call))
@@ -75,66 +71,100 @@ def _seconds(call: Callable[[], object]) -> float:
     return perf_counter() - started
 
 
-def measure_engine(
-    spec: str,
-    model: nn.Module,
-    samples: Samples,
-    *,
-    chunks: Sequence[int] | None = None,
-    score: Score | None = None,
-    gain_samples: int = 32,
-) -> EngineSpeed:
-    """Time an engine with the model's weights of now.
+class EngineTrial:
+    """An engine with the model's weights of now: its refresh, and a call at each chunk, to be timed in turns.
 
     Args:
         spec: the engine.
         model: whose weights it runs.
         samples: where its inputs come from.
         chunks: rows of a call to try. Default: `CHUNKS`.
-        score: with which the captured gain is measured. Default: it is not.
-        gain_samples: samples, of `PROBE_VIEWS` views each, on which it is.
+        clocks: that time it.
+        place: that it runs in.
 
     Raises:
         ValueError: the engine cannot run the model, or its package is missing.
     """
-    chunks = chunks or CHUNKS
-    first = 32 if 32 in chunks else chunks[0]
-    engine = build_engine(spec, model, samples=samples, rows=first)
-    refresh_seconds = statistics.median(_refresh_seconds(engine, model, samples, first) for _ in range(REFRESHES))
-    by_chunk: dict[int, float] = {}
-    for rows in chunks:
+
+    def __init__(
+        self,
+        spec: str,
+        model: nn.Module,
+        samples: Samples,
+        *,
+        chunks: Sequence[int] | None = None,
+        clocks: tuple[Clock, ...] = WALL,
+        place: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        chunks = chunks or CHUNKS
+        self.name, self._model, self._samples = spec, model, samples
+        self._first = 32 if 32 in chunks else chunks[0]
+        self._inputs = {rows: samples.calibration(0, rows) for rows in {self._first, *chunks}}
+        with place():
+            self._engine = build_engine(spec, model, samples=samples, rows=self._first)
+            self._refresh()
+            calls = {rows: self._call_of(rows) for rows in chunks if rows == self._first or self._takes(rows)}
+        self.refresh = Contestant(name=f"{spec}: refresh", call=self._refresh, seconds=0.0, clocks=clocks, place=place)
+        self.calls = {
+            rows: Contestant(name=f"{spec} by {rows}", call=call, group=spec, work=rows, clocks=clocks, place=place)
+            for rows, call in calls.items()
+        }
+
+    @property
+    def contestants(self) -> tuple[Contestant, ...]:
+        """All that takes turns."""
+        return (self.refresh, *self.calls.values())
+
+    def speed(self, score: Score | None = None, gain_samples: int = 32) -> EngineSpeed:
+        """What the rounds have shown.
+
+        Args:
+            score: with which the captured gain is measured. Default: it is not.
+            gain_samples: samples, of `PROBE_VIEWS` views each, on which it is.
+        """
+        best = fastest(self.calls.values())
+        return EngineSpeed(
+            name=self.name,
+            images_per_second=best.rate,
+            chunk=int(best.work),
+            refresh_seconds=self.refresh.fastest_seconds,
+            captured_gain=None if score is None else self._captured_gain(score, gain_samples),
+            by_chunk={rows: call.rate for rows, call in self.calls.items()},
+            rounds=best.rates,
+        )
+
+    def _takes(self, rows: int) -> bool:
+        return not isinstance(self._engine, LoweredEngine) or self._engine.graph.takes_any_rows
+
+    def _refresh(self) -> None:
+        engine = self._engine
         if isinstance(engine, LoweredEngine):
-            if rows != first and not engine.graph.takes_any_rows:
-                continue
+            engine.rows = self._first
+        engine.refresh(engine.calibrated(snapshot(self._model, (engine.version or 0) + 1)))
+        engine.outputs(self._inputs[self._first])
+
+    def _call_of(self, rows: int) -> Callable[[], object]:
+        engine, inputs = self._engine, self._inputs[rows]
+        if not isinstance(engine, LoweredEngine):
+            return lambda: engine.outputs(inputs)
+        engine.rows = rows
+        prepared = engine.prepared(engine.calibrated(snapshot(self._model, engine.version or 0)))
+
+        def call() -> None:  # programs are compiled for their rows: whoever's turn it is puts its own in
             engine.rows = rows
-            engine.refresh(engine.calibrated(snapshot(model, engine.version or 0)))
-        inputs = samples.calibration(0, rows)
-        by_chunk[rows] = rows / timed(lambda inputs=inputs: engine.outputs(inputs))  # type: ignore[misc]
-    best = max(by_chunk, key=by_chunk.__getitem__)
-    gain = None
-    if engine.has_reference and score is not None:
-        inputs, targets = samples.probe(gain_samples * PROBE_VIEWS)
-        if targets is not None:
-            scores = [score(run(inputs), targets).view(-1, PROBE_VIEWS) for run in (engine.outputs, engine.reference)]
-            gain = fidelity(*scores).captured_gain
-    return EngineSpeed(
-        name=spec,
-        images_per_second=by_chunk[best],
-        chunk=best,
-        refresh_seconds=refresh_seconds,
-        captured_gain=gain,
-        by_chunk=by_chunk,
-    )
+            engine.use(prepared)
+            engine.outputs(inputs)
 
+        return call
 
-def _refresh_seconds(engine: Engine, model: nn.Module, samples: Samples, rows: int) -> float:
-    inputs = samples.calibration(0, rows)
-
-    def refresh() -> None:
-        engine.refresh(engine.calibrated(snapshot(model, (engine.version or 0) + 1)))
-        engine.outputs(inputs)
-
-    return _seconds(refresh)
+    def _captured_gain(self, score: Score, gain_samples: int) -> float | None:
+        if not self._engine.has_reference:
+            return None
+        inputs, targets = self._samples.probe(gain_samples * PROBE_VIEWS)
+        if targets is None:
+            return None
+        runs = (self._engine.outputs, self._engine.reference)
+        return fidelity(*(score(run(inputs), targets).view(-1, PROBE_VIEWS) for run in runs)).captured_gain
 
 
 def end_to_end_gamma(
@@ -204,12 +234,15 @@ def fastest_engine(
     found: dict[str, float] = {}
     refused: dict[str, float] = {}
     lines: list[str] = []
+    trials: list[EngineTrial] = []
     for spec in installed_engines():
         try:
-            speed = measure_engine(spec, model, samples, chunks=(rows,))
+            trials.append(EngineTrial(spec, model, samples, chunks=(rows,)))
         except ValueError as error:
             lines.append(f"{spec}: cannot run this model ({error})")
-            continue
+    take_turns([one for trial in trials for one in trial.contestants], rounds=AUTO_ROUNDS)
+    for trial in trials:
+        spec, speed = trial.name, trial.speed()
         gamma = end_to_end_gamma(
             speed.images_per_second,
             speed.refresh_seconds,
