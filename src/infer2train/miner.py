@@ -258,8 +258,8 @@ def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new
 def _taking_any_size(oracle: str, varying: str) -> str:
     """Why another engine scores than was asked for; it is warned of too."""
     reason = (
-        f"batches change their size ({varying}), and {oracle} takes inputs of one size: they are scored in fp32 by "
-        f"{ANY_SIZE}; pad them to one length in collate_fn to have {oracle}"
+        f"batches change their size ({varying}), and int8 engines take inputs of one size: they are scored in fp32 by "
+        f"{ANY_SIZE} instead of {oracle}; pad them to one length in collate_fn to have that"
     )
     warnings.warn(reason, RuntimeWarning, stacklevel=3)
     return reason

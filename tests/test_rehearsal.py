@@ -1,0 +1,312 @@
+"""What cannot be scored is refused when mine() is called, with a line to write that works."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from infer2train import mine
+from infer2train.remedies import score_to_write, split_to_write
+from mined_runs import Jittered, jittered, network, sgd
+
+N = 24
+IMAGES = torch.rand(N, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(N) % 3
+
+
+class Dictionaries(Dataset[Any]):
+    """Samples as mappings of these names."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+class Tuples(Dictionaries):
+    def __getitem__(self, i: int) -> Any:
+        return tuple(super().__getitem__(i).values())
+
+
+def auto_encoder() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.Unflatten(1, (1, 6, 6)))
+
+
+def model_of(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, outputs))
+
+
+# Batches of other forms than (inputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (TensorDataset(IMAGES, LABELS, torch.arange(N)), "lambda batch: (batch[0], batch[1])"),
+        (TensorDataset(IMAGES, LABELS, torch.rand(N)), "lambda batch: (batch[0], batch[1])"),
+        (Tuples(x=IMAGES, name=["a"] * N, y=LABELS), "lambda batch: (batch[0], batch[2])"),
+        (Tuples(index=torch.arange(N), x=IMAGES, y=LABELS), "lambda batch: (batch[1], batch[0])"),
+        (Dictionaries(image=IMAGES, label=LABELS), "lambda batch: (batch['image'], batch['label'])"),
+        (Dictionaries(image=IMAGES, label=LABELS, path=["a"] * N), "lambda batch: (batch['image'], batch['label'])"),
+        ({"x": IMAGES, "class": LABELS}, "lambda batch: (batch['x'], batch['class'])"),
+        (TensorDataset((255 * IMAGES).byte(), LABELS), "lambda batch: (batch[0].float(), batch[1])"),
+    ],
+)
+def test_a_batch_of_another_form_is_refused_with_the_split_to_write(data: Any, line: str) -> None:
+    data = Dictionaries(**data) if isinstance(data, dict) else data
+    base, model = DataLoader(data, batch_size=4), model_of(24)
+    with pytest.raises(ValueError, match="split=") as error:
+        mine(base, model, gamma=2)
+    assert f"pass split={line}" in str(error.value)
+    loader = mine(base, model, sgd(model), gamma=2, split=eval(line))
+    next(iter(loader))
+    assert loader.last is not None
+    assert loader.last.scores is not None
+
+
+def test_a_lone_tensor_is_refused_with_the_split_and_then_the_score_to_write() -> None:
+    base, model = DataLoader([*IMAGES], batch_size=4), auto_encoder()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"pass split=lambda batch: \(batch, batch\)"):
+        mine(base, model, gamma=2)
+    split = eval("lambda batch: (batch, batch)")
+    with pytest.raises(ValueError, match=r"pass score=lambda outputs, y: \(outputs - y\)\.square\(\)\.flatten\(1\)"):
+        mine(base, model, gamma=2, split=split)
+    loader = mine(base, model, gamma=2, split=split, score=lambda outputs, y: (outputs - y).square().flatten(1).mean(1))
+    x = next(iter(loader))
+    assert loader.last is not None
+    with torch.no_grad():
+        expected = (model(x) - x).square().flatten(1).mean(1)
+    torch.testing.assert_close(loader.last.scores[torch.from_numpy(loader.last.chosen)], expected)  # type: ignore
+
+
+def test_the_baseline_takes_any_batch_and_any_model() -> None:
+    for data in (TensorDataset(IMAGES, LABELS, LABELS), [*IMAGES]):
+        assert next(iter(mine(DataLoader(data, batch_size=4), model_of(3), method="baseline"))) is not None  # type: ignore
+
+
+def test_where_nothing_fits_the_form_is_named() -> None:
+    assert split_to_write(nn.Linear(2, 2), [["a", "b"]]) == "split=, a function batch -> (inputs, targets)"
+
+
+# Scores
+
+SHAPES = [
+    (
+        torch.rand(4, 3),
+        torch.tensor([0, -100, 2, 1]),
+        'F.cross_entropy(outputs, y, reduction="none", ignore_index=-100)',
+    ),
+    (torch.rand(4, 3), torch.tensor([[0], [1], [2], [1]]), 'F.cross_entropy(outputs, y.squeeze(1), reduction="none")'),
+    (
+        torch.rand(4, 1),
+        torch.tensor([0, 1, 1, 0]),
+        'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten().float(), reduction="none")',
+    ),
+    (
+        torch.rand(4, 1),
+        torch.tensor([0.0, 1, 1, 0]),
+        'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten(), reduction="none")',
+    ),
+    (torch.rand(4, 1), torch.tensor([0.5, 2, 3, 4]), "(outputs.flatten() - y.flatten()).square()"),
+    (torch.rand(4), torch.tensor([0.5, 2, 3, 4]), "(outputs.flatten() - y.flatten()).square()"),
+    (torch.rand(4, 3), F.one_hot(torch.tensor([0, 1, 2, 1])).float(), 'F.cross_entropy(outputs, y, reduction="none")'),
+    (
+        torch.rand(4, 3),
+        torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]),
+        'F.binary_cross_entropy_with_logits(outputs, y, reduction="none").flatten(1).mean(1)',
+    ),
+    (
+        torch.rand(4, 3),
+        torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]),
+        'F.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none").flatten(1).mean(1)',
+    ),
+    (torch.rand(4, 2, 5), 3 * torch.rand(4, 2, 5), "(outputs - y).square().flatten(1).mean(1)"),
+    (
+        torch.rand(4, 3, 5, 5),
+        torch.randint(3, (4, 5, 5)),
+        'F.cross_entropy(outputs, y, reduction="none").flatten(1).mean(1)',
+    ),
+    (
+        torch.rand(4, 7, 3),
+        torch.tensor([[0, 1, -100, -100, 2, 1, 0]] * 4),
+        'F.cross_entropy(outputs.transpose(1, 2), y, reduction="none", ignore_index=-100).mean(1)',
+    ),
+]
+
+
+@pytest.mark.parametrize(("outputs", "targets", "line"), SHAPES)
+def test_the_score_to_write_fits_the_shapes_and_works(outputs: Tensor, targets: Tensor, line: str) -> None:
+    assert score_to_write(outputs, targets) == f"lambda outputs, y: {line}"
+    score: Callable[..., Tensor] = eval(f"lambda outputs, y: {line}", {"F": F})
+    found = score(outputs, targets)
+    assert found.shape == (4,)
+    alone = torch.stack([score(outputs[i : i + 1], targets[i : i + 1])[0] for i in range(4)])
+    torch.testing.assert_close(found, alone, msg="one number for each candidate")
+
+
+def test_logits_inside_other_outputs_are_written_as_they_are_found() -> None:
+    z, y = torch.rand(4, 1), torch.tensor([0.5, 2, 3, 4])
+    assert score_to_write({"logits": z}, y) == "lambda outputs, y: (outputs['logits'].flatten() - y.flatten()).square()"
+    assert score_to_write((z, None), y) == "lambda outputs, y: (outputs[0].flatten() - y.flatten()).square()"
+    assert score_to_write({"loss": None}, y) is None
+    assert score_to_write(torch.rand(4, 3), torch.tensor([0, 1, 2, 7])) is None, "labels to correct"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "said"),
+    [
+        (1, LABELS % 2, r"two outputs or more.*pass score=lambda outputs, y: F.binary_cross_entropy_with_logits"),
+        (3, LABELS - 100 * (LABELS == 0), r"in \[0, 3\): got -100; leave such samples out.*ignore_index=-100"),
+        (3, LABELS + 3, r"in \[0, 3\): got 5; give the model more outputs or correct the labels"),
+        (3, LABELS.float(), "integer classes as targets: got torch.float32"),
+        (3, torch.nn.functional.one_hot(LABELS).float(), r"pass score=lambda outputs, y: F.cross_entropy\(outputs, y"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_with_the_score_to_write(
+    outputs: int, targets: Tensor, said: str
+) -> None:
+    base = DataLoader(TensorDataset(IMAGES, targets), batch_size=4)
+    with pytest.raises(ValueError, match=said):
+        mine(base, model_of(outputs), gamma=2)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (
+            lambda outputs, y: (outputs - y[:, None]).square(),
+            r"got shape \(8, 1\) for 8 candidates; append .squeeze\(1\)",
+        ),
+        (lambda outputs, y: (outputs - y).square(), r"\(8, 8\) .*combined with each other: write outputs.squeeze\(1\)"),
+        (
+            lambda outputs, y: F.mse_loss(outputs.squeeze(1), y),
+            r"got shape \(\) for 8 .*reduce over every dimension but",
+        ),
+        (lambda outputs, y: float(outputs.mean()), "got a float for 8 candidates"),
+        (lambda outputs, y: outputs.no_such(), "got AttributeError: .*no_such"),
+    ],
+)
+def test_a_score_of_another_shape_is_refused_with_the_remedy(score: Any, said: str) -> None:
+    base = DataLoader(TensorDataset(IMAGES, torch.rand(N)), batch_size=4)
+    with pytest.raises(ValueError, match=said):
+        mine(base, model_of(1), gamma=2, score=score)
+
+
+@pytest.mark.parametrize("targets", [LABELS.float(), F.one_hot(LABELS), ["a"] * N])
+@pytest.mark.parametrize("method", ["nm-sample", "random-sample"])
+def test_labels_that_cannot_be_balanced_are_refused_before_the_first_epoch(targets: Any, method: str) -> None:
+    base = DataLoader(Tuples(x=IMAGES, y=targets), batch_size=4)
+    with pytest.raises(ValueError, match=r"balance needs one class label .* pass balance='none'"):
+        mine(base, model_of(3), gamma=2, method=method, epochs=3)
+
+
+def test_self_distillation_needs_logits() -> None:
+    with pytest.raises(ValueError, match=r"self-distill needs logits \[n, k\]: got shape \(8, 1, 6, 6\)"):
+        mine(jittered(), auto_encoder(), gamma=2, method="self-distill")
+
+
+# Models
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x.flatten(1), 0.5, training=True))
+
+
+@pytest.mark.parametrize("oracle", ["torch:fp32", "int8", "simulated:b8"])
+def test_a_model_that_is_random_in_evaluation_is_refused(oracle: str) -> None:
+    model = Noisy(36, 3)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"deterministic in evaluation mode.*F.dropout\(x, p, self.training\)"):
+        mine(jittered(), model, gamma=2, oracle=oracle)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_scoring_moves_no_random_state_of_a_model_with_dropout() -> None:
+    model = network(dropout=0.5)
+    loader = mine(jittered(), model, sgd(model), gamma=3)
+    before = torch.get_rng_state()
+    next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_statistics_are_refused_with_the_module() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten(), nn.Linear(32, 3)
+    )
+    with pytest.raises(ValueError, match=r"batch statistics in 1\); use running statistics \(track_running_stats=True"):
+        mine(jittered(), model, gamma=2)
+
+
+class Centred(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1) - x.flatten(1).mean(0))
+
+
+def test_any_dependence_on_the_rest_of_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must not depend on the others in its batch.*evaluation mode; use running"):
+        mine(jittered(), Centred(36, 3), gamma=2)
+
+
+# Sizes
+
+
+class Lengths(Dataset[Any]):
+    """Sequences of several lengths, padded in the batch to its longest."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.full((3 + i % 5,), 1 + i % 7), i % 3
+
+
+def padded(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    tokens = nn.utils.rnn.pad_sequence([tokens for tokens, _ in items], batch_first=True)
+    return tokens, torch.tensor([label for _, label in items])
+
+
+class Bag(nn.Module):
+    """Whatever the padding, the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(8, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weight = (tokens > 0).float()[..., None]
+        return self.head((self.embedding(tokens) * weight).sum(1) / weight.sum(1))
+
+
+@pytest.mark.parametrize("oracle", ["int8", "openvino:int8", "auto"])
+def test_batches_that_change_their_size_are_scored_in_fp32_and_that_is_said(oracle: str) -> None:
+    torch.manual_seed(0)
+    model, base = Bag(), DataLoader(Lengths(), batch_size=4, shuffle=True, collate_fn=padded)
+    with pytest.warns(
+        RuntimeWarning, match=r"batches change their size \(\[n, 6\] or \[n, 7\]\), .*are scored in fp32 by torch:fp32"
+    ):
+        loader = mine(base, model, sgd(model), gamma=2, oracle=oracle)
+    assert loader.plan.oracle == "torch:fp32"
+    assert any("pad them to one length in collate_fn" in note for note in loader.notes)
+    for x, y in loader:
+        assert loader.last is not None
+        with torch.no_grad():
+            fresh = F.cross_entropy(model(x), y, reduction="none")
+        torch.testing.assert_close(loader.last.scores[torch.from_numpy(loader.last.chosen)], fresh)  # type: ignore
+
+
+def test_a_collate_fn_that_drops_a_sample_at_last_names_a_subset() -> None:
+    def dropping(items: list[Any]) -> Any:
+        kept = [item for item in items if item[1] != 1]
+        return torch.stack([x for x, _ in kept]), torch.tensor([y for _, y in kept])
+
+    with pytest.raises(ValueError, match=r"torch.utils.data.Subset"):
+        mine(DataLoader(Jittered(), batch_size=4, collate_fn=dropping), network(), gamma=2)
