@@ -112,7 +112,7 @@ class LoweredEngine(Engine):
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         example = map_tensors(Tensor.cpu, samples.calibration(0, self.rows))
-        self.graph = WeightGraph(skeleton.cpu(), example).to(device)
+        self.graph = WeightGraph(skeleton.cpu().float(), example).to(device)
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
         self._probe = to_device(samples.probe(self._fixed_rows or PROBE_ROWS)[0], device)
         self._clipped: frozenset[int] = frozenset()
