@@ -29,6 +29,7 @@ LOGGED = (
     *("waiting_share", "oracle_busy"),
     *(f"{name}_seconds" for name in LANES),
     *("captured_gain", "same_view", "rank_correlation", "deviation", "recalibrations", "fp32_versions"),
+    "int8_share",
 )
 """What of a metrics window goes into each step row; what was not measured in it is left out."""
 FIDELITY = ("captured_gain", "same_view", "rank_correlation")
@@ -66,8 +67,9 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         Where samples with class labels are mined, `largest_class_share`: of the class that has most of a draw's picks
         its share of them, and `its_candidates_share`, of the candidates, means over draws.
         Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
-        whose program failed its check), `deviation` (mean over refreshes, output quantisation steps) and the means of
-        `captured_gain`, `same_view` and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
+        whose program failed its check), `deviation` (mean over refreshes, output quantisation steps), `int8_share` (of
+        the model's multiply-adds, made in integers, mean over refreshes) and the means of `captured_gain`, `same_view`
+        and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
     """
     new = {name: float(value - mark.get(name, 0.0)) for name, value in now.items()}
 
@@ -122,6 +124,8 @@ def _refreshes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> 
     if new.get("refreshes"):
         figures |= {name: new[name] for name in ("refreshes", "recalibrations", "fp32_versions")}
         figures["deviation"] = ratio("deviation_sum", "refreshes")
+        if "int8_share_sum" in new:
+            figures["int8_share"] = ratio("int8_share_sum", "refreshes")
     if new.get("fidelity_count"):
         figures |= {name: ratio(f"{name}_sum", "fidelity_count") for name in FIDELITY}
     return figures

@@ -183,7 +183,9 @@ def said_by_the_model(name: str, version: int) -> Tensor:
 def test_totals_are_those_of_refreshes_and_of_fidelity(spec: str) -> None:
     images = case("images")
     pool = pool_of(spec, "images", monitored=True)
-    assert pool.totals() == dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0)
+    assert pool.totals() == dict.fromkeys(
+        ("refreshes", "recalibrations", "fp32_versions", "deviation_sum", "int8_share_sum"), 0
+    )
     for draw, version in enumerate((0, 0, 100)):
         if version not in (0, 0)[:draw]:
             pool.publish(replace(images.record(version), probe_scores=said_by_the_model("images", version)))

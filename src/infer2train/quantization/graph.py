@@ -60,6 +60,7 @@ class WeightGraph:
         finder = SiteFinder(module.graph, self.names, owner, fuses)
         finder.find()
         self.sites, self.layers, self.other_products = tuple(finder.sites), tuple(finder.layers), finder.other_products
+        self.has_long_tails = finder.has_long_tails
         self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in self._prologue(tuple(tensors.values()))]
         self._sources, self._device = tuple(tensors), torch.device("cpu")
         unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()

@@ -91,6 +91,7 @@ class SiteFinder:
     Attributes:
         sites: all of them, by number.
         layers: every call of a layer, in the order of the graph.
+        has_long_tails: whether a convolution's activation is one of `ACTIVATIONS`.
         other_products: multiply-adds of products that are no layers: of two activations, as in attention.
     """
 
@@ -106,6 +107,7 @@ class SiteFinder:
         self._weights: dict[fx.Node, fx.Node] = {}
         self.sites: list[Site] = []
         self.layers: list[Layer] = []
+        self.has_long_tails = False
         self.other_products = 0
 
     def find(self) -> None:
@@ -147,6 +149,7 @@ class SiteFinder:
 
     def _give(self, node: fx.Node) -> None:
         """A site for what a convolution gives, behind its activation if there is one, where it reaches none anyway."""
+        self.has_long_tails |= any(kind(reader) in ACTIVATIONS for reader in node.users)
         follows = kind(next(iter(node.users))) if len(node.users) == 1 else None
         source = next(iter(node.users)) if follows in self._rounded_behind else node
         readers = list(source.users)
