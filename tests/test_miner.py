@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 from infer2train import MinedLoader, Replay, mine
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.methods import METHODS, Ramp
+from infer2train.oracle.snapshot import NotFiniteError
 from infer2train.plan import Draw
 from infer2train.runlog import read_config, read_rows
 from mined_runs import (
@@ -472,10 +473,9 @@ def scalar_score(outputs: Tensor, targets: Tensor) -> Tensor:
         (Measured(), {}, r"integer classes as targets: got torch.float32; .*own score"),
     ],
 )
-def test_what_only_the_first_draw_can_tell_is_refused_there(data: Any, settings: dict[str, Any], said: str) -> None:
-    loader = mine(DataLoader(data, batch_size=4), network(), ramp=Ramp(), **settings)
+def test_what_only_a_batch_can_tell_is_refused_at_once(data: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        next(iter(loader))
+        mine(DataLoader(data, batch_size=4), network(), ramp=Ramp(), **settings)
 
 
 def test_nm_sample_takes_float_targets_without_balance() -> None:
@@ -582,3 +582,20 @@ def test_every_method_trains() -> None:
         assert {len(draw.addresses) for draw in seen} == {12 if method == "batch-augment" else 4}
         assert not equal(state_of(model), network().state_dict())
         assert max(draw.addresses.ids.max() for draw in seen) < 24 <= CLASSES * 8
+
+
+def diverge(loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for _ in draws(loader, model, optimizer):
+        with torch.no_grad():
+            next(iter(model.parameters()))[0] = torch.nan
+
+
+@pytest.mark.parametrize("oracle", ["torch:fp32", "int8"])
+def test_weights_that_are_not_finite_end_the_run_at_the_next_version(oracle: str) -> None:
+    """An old oracle could go on, but the training that it would pick for is over."""
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(), model, optimizer, gamma=2, update_every=3, oracle=oracle)
+    with pytest.raises(NotFiniteError, match=r"NaN or infinity in 0\.weight.*if training has diverged"):
+        diverge(loader, model, optimizer)
+    assert loader.steps == 3

@@ -63,7 +63,7 @@ def model_of(outputs: int) -> nn.Module:
 def test_a_batch_of_another_form_is_refused_with_the_split_to_write(data: Any, line: str) -> None:
     data = Dictionaries(**data) if isinstance(data, dict) else data
     base, model = DataLoader(data, batch_size=4), model_of(24)
-    with pytest.raises(ValueError, match="split=") as error:
+    with pytest.raises(ValueError, match=r"split=") as error:
         mine(base, model, gamma=2)
     assert f"pass split={line}" in str(error.value)
     loader = mine(base, model, sgd(model), gamma=2, split=eval(line))
@@ -191,7 +191,10 @@ def test_labels_that_are_no_classes_are_refused_with_the_score_to_write(
             r"got shape \(\) for 8 .*reduce over every dimension but",
         ),
         (lambda outputs, y: float(outputs.mean()), "got a float for 8 candidates"),
-        (lambda outputs, y: outputs.no_such(), "got AttributeError: .*no_such"),
+        (
+            lambda outputs, y: outputs.no_such(),
+            r"score= must work on a model's outputs and the targets: got AttributeError: .*no_such",
+        ),
     ],
 )
 def test_a_score_of_another_shape_is_refused_with_the_remedy(score: Any, said: str) -> None:

@@ -15,15 +15,17 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from infer2train.loader import MinedLoader
+    from infer2train.methods import Ramp
     from infer2train.miner import mine
     from infer2train.replay import Replay
     from infer2train.views.image_views import ImageViews
 
-__all__ = ["mine", "MinedLoader", "Replay", "ImageViews", "__version__"]
+__all__ = ["mine", "MinedLoader", "Ramp", "Replay", "ImageViews", "__version__"]
 
 _PUBLIC = {
     "mine": "infer2train.miner:mine",
     "MinedLoader": "infer2train.loader:MinedLoader",
+    "Ramp": "infer2train.methods:Ramp",
     "Replay": "infer2train.replay:Replay",
     "ImageViews": "infer2train.views.image_views:ImageViews",
 }

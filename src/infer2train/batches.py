@@ -82,14 +82,19 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         >>> map_tensors(torch.neg, {"x": (torch.ones(1), "name")})
         {'x': (tensor([-1.]), 'name')}
     """
-    if isinstance(tree, Tensor):
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """As `map_tensors`, but every leaf is replaced: whatever is no mapping, tuple or list."""
+    if isinstance(tree, Tensor):  # the usual leaf, told without looking at what else it is
         return function(tree)
     if isinstance(tree, Mapping):
-        return _like(tree, {key: map_tensors(function, part) for key, part in tree.items()})
+        return _like(tree, {key: map_leaves(function, part) for key, part in tree.items()})
     if isinstance(tree, tuple | list):
         make = getattr(type(tree), "_make", type(tree))  # a named tuple's constructor takes its fields one by one
-        return make([map_tensors(function, part) for part in tree])
-    return tree
+        return make([map_leaves(function, part) for part in tree])
+    return function(tree)
 
 
 def _like(tree: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:

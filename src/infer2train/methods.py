@@ -318,13 +318,18 @@ def _select_samples(
     return Selection(addresses=slots.samples(gamma * batch)[chosen], chosen=chosen, mined=mined)
 
 
+def has_classes(targets: Any) -> bool:
+    """Whether targets are class labels: whole numbers, one for each candidate."""
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
+
+
 def class_targets(targets: Any) -> Int64[Tensor, " n"]:
     """Targets as class labels.
 
     Raises:
         ValueError: they are not whole numbers, one for each candidate.
     """
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim != 1:
+    if not isinstance(targets, Tensor) or not has_classes(targets):
         got = (
             f"{targets.dtype} of shape {tuple(targets.shape)}"
             if isinstance(targets, Tensor)

@@ -24,10 +24,12 @@ BEFALLEN = ("skipped_draws", "skipped_steps", "outgrown_versions", "oracle_lost_
 
 LOGGED = (
     *("lag", "mined_share", "score_mean", "score_chosen", "nonfinite_scores", "duplicates", "scoring_share"),
+    *("largest_class_share", "its_candidates_share"),
     *BEFALLEN,
     *("waiting_share", "oracle_busy"),
     *(f"{name}_seconds" for name in LANES),
     *("captured_gain", "same_view", "rank_correlation", "deviation", "recalibrations", "fp32_versions"),
+    "int8_share",
 )
 """What of a metrics window goes into each step row; what was not measured in it is left out."""
 FIDELITY = ("captured_gain", "same_view", "rank_correlation")
@@ -62,9 +64,12 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         in which they had something to do, and `waiting_share`, the part of the trainer's that it waited for scores.
         `skipped_draws`, `skipped_steps`, `oracle_lost_draws` and `worker_restarts` where there were any, and
         `outgrown_versions`, published while the model's outputs depended on something that no oracle sees change.
+        Where samples with class labels are mined, `largest_class_share`: of the class that has most of a draw's picks
+        its share of them, and `its_candidates_share`, of the candidates, means over draws.
         Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
-        whose program failed its check), `deviation` (mean over refreshes, output quantisation steps) and the means of
-        `captured_gain`, `same_view` and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
+        whose program failed its check), `deviation` (mean over refreshes, output quantisation steps), `int8_share` (of
+        the model's multiply-adds, made in integers, mean over refreshes) and the means of `captured_gain`, `same_view`
+        and `rank_correlation`, see `infer2train.oracle.fidelity.Fidelity`.
     """
     new = {name: float(value - mark.get(name, 0.0)) for name, value in now.items()}
 
@@ -82,6 +87,7 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         "score_chosen": ratio("chosen_sum", "chosen"),
         "nonfinite_scores": new.get("nonfinite_scores", 0.0),
         "duplicates": new.get("duplicates", 0.0),
+        **_classes(new, ratio),
         **_refreshes(new, ratio),
         **seconds,
         **_lanes(new),
@@ -102,12 +108,24 @@ def _lanes(new: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
+def _classes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> dict[str, float]:
+    """What of a draw's picks is of one class, where samples with classes were mined."""
+    if not new.get("class_draws"):
+        return {}
+    return {
+        "largest_class_share": ratio("class_share_sum", "class_draws"),
+        "its_candidates_share": ratio("candidates_share_sum", "class_draws"),
+    }
+
+
 def _refreshes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> dict[str, float]:
     """What happened at refreshes, where there were any."""
     figures: dict[str, float] = {}
     if new.get("refreshes"):
         figures |= {name: new[name] for name in ("refreshes", "recalibrations", "fp32_versions")}
         figures["deviation"] = ratio("deviation_sum", "refreshes")
+        if "int8_share_sum" in new:
+            figures["int8_share"] = ratio("int8_share_sum", "refreshes")
     if new.get("fidelity_count"):
         figures |= {name: ratio(f"{name}_sum", "fidelity_count") for name in FIDELITY}
     return figures

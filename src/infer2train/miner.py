@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,7 +154,7 @@ def mine(
     are published at steps 0, T, 2T … whatever the epoch.
     """
     check_loader(dataloader)
-    model = check_model(model)
+    model, optimizers = check_model(model), optimizers_of(optimizer)
     bounds = {
         "gamma": gamma,
         "update_every": update_every,
@@ -202,37 +203,38 @@ def mine(
         raise unknown("balance", balance, BALANCES)
     at_least("distill_weight", distill_weight, 0)
     source, scored = _sources(dataloader, transform, score_collate, choices)
-    reader = Reader(scored, ViewWorkers.of(dataloader))
-    notes: tuple[str, ...] = () if scored is source else (SCORED_APART,)
-    if choices.asks_the_pool:
-        ids = readable_ids(dataloader)
-        rehearsal = rehearse(model, reader.batch, ids, method=choices, split=split, score=scores_with, balance=balance)
-        if rehearsal.varying and choices.has_oracle and not plan.oracle.startswith("torch"):
-            notes += (_taking_any_size(plan.oracle, rehearsal.varying),)
-            plan = replace(plan, oracle=ANY_SIZE)
-    if choices.has_oracle and plan.oracle == "auto":
-        chosen, more_notes = _fastest_engine(dataloader, model, reader, plan, split)
-        plan, notes = replace(plan, oracle=chosen), notes + more_notes
-    hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
-    cpu = torch.device("cpu") if hybrid == "process" else None
-    task = _task(dataloader, model, scored, reader, plan, scores_with, split, cpu)
-    notes += task.engine.notes if task.engine is not None else ()
-    if hybrid == "process":
-        started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
-        notes += more_notes
-    elif hybrid == "stream":
-        started = _stream_pool(task, model, queue_depth)
-    else:
-        started = InlinePool(task.engine, task.scorer, AddressPipeline(scored, like=task.view_workers), task.monitor)
-    reader.close()  # in the trainer's process few engines read on, and those begin anew
+    with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
+        notes: tuple[str, ...] = () if scored is source else (SCORED_APART,)
+        if choices.asks_the_pool:
+            ids = readable_ids(dataloader)
+            rehearsal = rehearse(
+                model, reader.batch, ids, method=choices, split=split, score=scores_with, balance=balance
+            )
+            if rehearsal.varying and choices.has_oracle and not plan.oracle.startswith("torch"):
+                notes += (_taking_any_size(plan.oracle, rehearsal.varying),)
+                plan = replace(plan, oracle=ANY_SIZE)
+        if choices.has_oracle and plan.oracle == "auto":
+            chosen, more_notes = _fastest_engine(dataloader, model, reader, plan, split)
+            plan, notes = replace(plan, oracle=chosen), notes + more_notes
+        hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
+        cpu = torch.device("cpu") if hybrid == "process" else None
+        task = _task(dataloader, model, scored, reader, plan, scores_with, split, cpu)
+        notes += task.engine.notes if task.engine is not None else ()
+        if hybrid == "process":
+            started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
+            notes += more_notes
+        elif hybrid == "stream":
+            started = _stream_pool(task, model, queue_depth)
+        else:
+            started = InlinePool(
+                task.engine, task.scorer, AddressPipeline(scored, like=task.view_workers), task.monitor
+            )
     live = LiveModel(model, task.monitor, update_every) if task.monitor is not None else None
     loader = MinedLoader(dataloader, model, plan, started, AddressPipeline(source, like=dataloader), live)
     loader.notes = notes
     loader.on_close(reader.close)
-    optimizers = optimizers_of(optimizer)
-    others = untouched(model, optimizers) if optimizers else []
-    step = loader.step_due if others or len(optimizers) > 1 else loader.step_done
-    loader.on_close(acknowledge_steps(step, optimizers, scaler))
+    is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
+    loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))
     if log_dir is not None:
         loader.log_to(partial(_begun_log, Path(log_dir), {"method": method, **plan_fields(plan)}, model), log_every)
     return loader

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.methods import Selection, Slots, candidates, select, unmined
+from infer2train.collapse import CollapseWatch, largest_class
+from infer2train.methods import ALWAYS, Selection, Slots, candidates, has_classes, select, unmined
 from infer2train.metrics import Meter
 from infer2train.oracle.scorer import Scores
 from infer2train.pipeline import AddressPipeline
@@ -74,6 +75,16 @@ def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scor
     )
 
 
+def remedy_of(plan: MiningPlan) -> str:
+    """What a run that collapses could do that it does not do yet."""
+    ways = [f"a lower update_every (now {plan.rule.update_every})", f"a lower gamma (now {plan.gamma})"]
+    if plan.method.schedule == ALWAYS:
+        ways.insert(0, "ramp=Ramp(stop=1.0) with epochs=, which mines little at first")
+    if plan.balance == "none":
+        ways.insert(0, "balance='stratified'")
+    return f"pass {', or '.join(ways)}"
+
+
 class Picker:
     """Takes draws in, gives batches out; called by one thread.
 
@@ -86,6 +97,7 @@ class Picker:
 
     def __init__(self, plan: MiningPlan, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
         self._plan, self._pool, self._trainer, self._meter = plan, pool, trainer, meter
+        self._watch = CollapseWatch(remedy_of(plan), is_loss=plan.score == "loss")
         self._submitted: deque[Planned] = deque()
         self._picked: deque[Draw] = deque()
         self._is_lost = False
@@ -141,7 +153,26 @@ class Picker:
         scores = self._scores(planned) if planned.scored else None
         selection = unmined(planned.slots) if planned.scored and scores is None else self._select(planned, scores)
         self._trainer.put(selection.addresses)
+        if scores is not None and scores.values is not None and self._plan.method.candidates == "samples":
+            self._look(scores, selection, planned.slots.epoch)
         return finished_draw(self._plan, planned, selection, scores)
+
+    def _look(self, scores: Scores, selection: Selection, epoch: int) -> None:
+        """See whether mining samples has collapsed."""
+        assert scores.values is not None
+        assert selection.chosen is not None
+        assert selection.mined is not None
+        mined = torch.from_numpy(selection.chosen[selection.mined])
+        if len(mined) == 0:
+            return
+        picked = torch.zeros(len(scores.values), dtype=torch.bool)
+        picked[mined] = True
+        self._watch.see_scores(scores.values.cpu(), picked, epoch)
+        if not has_classes(scores.targets):
+            return
+        share = largest_class(scores.targets.cpu().long(), picked)
+        self._meter.add(class_draws=1, class_share_sum=share.of_picks, candidates_share_sum=share.of_candidates)
+        self._watch.see_classes(share, len(mined))
 
     def _scores(self, planned: Planned) -> Scores | None:
         """What the oracle says of a draw; None where the run goes on without."""

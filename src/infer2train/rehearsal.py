@@ -96,10 +96,8 @@ def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:
     try:
         inputs, targets = split(batch)
     except Exception as error:  # whatever the user's split raises, or ours of a batch of no usual form
-        line = split_to_write(network, batch)
-        raise ValueError(
-            f"split= must tell a batch apart into (inputs, targets): got {_said(error)}; pass {line}"
-        ) from error
+        rule = "split= must tell a batch apart into (inputs, targets)"
+        raise ValueError(f"{_said(rule, error)}; here, pass {split_to_write(network, batch)}") from error
     return inputs, targets
 
 
@@ -107,9 +105,10 @@ def _outputs(network: nn.Module, batch: Any, inputs: Any) -> Any:
     try:
         return asked(network, inputs)
     except Exception as error:  # whatever the user's forward raises
+        rule = "the model must take a batch's inputs as split= gives them"
         raise ValueError(
-            f"the model must take a batch's inputs as split= gives them: got {_said(error)}; pass "
-            f"{split_to_write(network, batch)}, and do in it whatever your loop does to a batch before the model"
+            f"{_said(rule, error)}; pass {split_to_write(network, batch)}, and do in it whatever your loop does to a "
+            "batch before the model"
         ) from error
 
 
@@ -118,16 +117,14 @@ def _require_score(score: Score, outputs: Any, targets: Any, rows: int) -> None:
         one_each(score(outputs, targets), rows)
     except Exception as error:  # whatever the user's score raises, or ours of targets that are no classes
         line = score_to_write(outputs, targets)
-        raise ValueError(
-            f"a score gives one number for each candidate: got {_said(error)}"
-            + (f"; pass score={line} (F is torch.nn.functional)" if line else "")
-        ) from error
+        remedy = f"; here, pass score={line} (F is torch.nn.functional)" if line else ""
+        raise ValueError(_said("score= must work on a model's outputs and the targets", error) + remedy) from error
 
 
-def _said(error: Exception) -> str:
-    """An error of the user's own code with its kind, one of ours as it is; the first line."""
+def _said(rule: str, error: Exception) -> str:
+    """One of our own errors as it is; one of the user's code with its kind, behind the rule that it broke."""
     text = (str(error).strip().splitlines() or [""])[0]
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ValueError) else f"{rule}: got {type(error).__name__}: {text}"
 
 
 def _require_deterministic(network: nn.Module, inputs: Any, outputs: Any) -> None:

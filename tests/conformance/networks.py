@@ -160,6 +160,65 @@ class InPlace(nn.Module):
         return self.classifier(F.relu_(y).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Gate(nn.Module):
+    """Squeeze and excite: the channels, each multiplied by a number between 0 and 1 that all pixels decide."""
+
+    def __init__(self, width: int, activation: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(width, width // 4, 1), nn.Conv2d(width // 4, width, 1)
+        self.activation, self.gate = activation, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(self.excite(self.activation(self.squeeze(x.mean((2, 3), keepdim=True))))) * x  # type: ignore[no-any-return]
+
+
+class Inverted(nn.Module):
+    """Wide in the middle, where each channel is convolved alone and gated."""
+
+    def __init__(self, c_in: int, width: int, c_out: int, stride: int, hard: bool) -> None:
+        super().__init__()
+        self.is_residual = stride == 1 and c_in == c_out
+        gate = Gate(width, *((nn.ReLU(), nn.Hardsigmoid()) if hard else (nn.SiLU(), nn.Sigmoid())))
+        self.block = nn.Sequential(
+            *normed(c_in, width, 1, hard=hard),
+            *normed(width, width, 3, stride=stride, groups=width, hard=hard),
+            gate,
+            *normed(width, c_out, 1)[:2],
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return y + x if self.is_residual else y  # type: ignore[no-any-return]
+
+
+def normed(
+    c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1, hard: bool = True
+) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(c_in, c_out, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(c_out, momentum=0.01 if hard else 0.1), nn.Hardswish() if hard else nn.SiLU()
+
+
+def inverted_residuals(hard: bool, num_classes: int = 10) -> nn.Module:
+    """As MobileNetV3 (`hard`: hardswish, hard gates) or EfficientNet (SiLU): deep, gated, no ReLU where it matters."""
+    widths = [(16, 64, 24, 2), (24, 72, 24, 1), (24, 96, 40, 2), (40, 120, 40, 1), (40, 120, 40, 1), (40, 240, 96, 2)]
+    return nn.Sequential(
+        *normed(3, 16, 3, hard=hard),
+        *(Inverted(*width, hard=hard) for width in widths),
+        *normed(96, 256, 1, hard=hard),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, num_classes),
+    )
+
+
+def mobilenet() -> nn.Module:
+    return inverted_residuals(hard=True)
+
+
+def efficientnet() -> nn.Module:
+    return inverted_residuals(hard=False)
+
+
 def resnet() -> nn.Module:
     return Pixels(resnet8(NUM_CLASSES), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -191,6 +250,10 @@ NETWORKS = {
     "inplace": (InPlace, images),
 }
 """Name -> (what builds the network, what gives inputs of so many rows)."""
+
+
+GATED = {"mobilenet": mobilenet, "efficientnet": efficientnet}
+"""Name -> what builds the network, for images of 32 pixels: slow to convert, so apart from `NETWORKS`."""
 
 
 def experienced(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:

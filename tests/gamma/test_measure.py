@@ -1,6 +1,7 @@
 """The whole measurement on a small model, and what scripts and people get of it."""
 
 import io
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from conformance.engine import needs
+from infer2train.gamma.busyness import Busyness
 from infer2train.gamma.measure import measure_gamma
 from infer2train.gamma.peak import greatest_peak, int8_gemm_peak, operations_per_image
 from infer2train.gamma.plan import Recommendation
@@ -115,7 +118,7 @@ def report(speeds: list[EngineSpeed], **settings: Any) -> GammaReport:
         **{"model": "m", "data": "random", "image_size": 32, "batch_size": 64, "threads": 1, "trained_steps": 5},
         **{"gamma": 10, "failed": {}, "views_per_second": 1e5, "joules_per_trained_image": None},
         **{"peak_operations": 1e12, "peak_of": "a", "operations_per_image": 1e9, "rounds": 2},
-        "clock": "the wall clock",
+        **{"is_cpu_time": False, "taken_by_others": 0.05},
         "train": [TrainerSpeed(name="eager", images_per_second=200.0, step_seconds=0.32, rounds=(200.0, 50.0))],
         "parts": step_parts(1.0, 2.0, 3.0),
         "engines": speeds,
@@ -143,11 +146,37 @@ def test_the_table_shows_the_spread_and_doubts_are_told_in_words() -> None:
     assert "on a machine as busy as this it may be COSTS × 1.20" in text
 
 
+def test_what_others_take_is_told_and_that_several_threads_suffer_from_it() -> None:
+    assert "other processes" not in told(report([speed("a", 3000.0)]))
+    assert "took 50% of a core meanwhile, which CPU time leaves out" in told(
+        report([speed("a", 3000.0)], is_cpu_time=True, taken_by_others=0.5)
+    )
+    text = told(report([speed("a", 3000.0)], threads=2, taken_by_others=0.5))
+    assert "took 50% of a core meanwhile: 2 threads wait for each other then" in text
+    assert "no more than a guess; measure one core with --threads 1" in text
+
+
+@pytest.mark.parametrize(("wall_for_cpu", "share"), [(4.0, 0.75), (1.0, 0.0)])
+def test_what_others_take_is_the_wall_less_the_cpu(wall_for_cpu: float, share: float) -> None:
+    milliseconds = itertools.count()
+    now = [0.0]
+
+    def cpu() -> float:
+        now[0] = next(milliseconds) / 1000
+        return now[0]
+
+    looked = Busyness(wall=lambda: wall_for_cpu * now[0], cpu=cpu)
+    assert looked.share == 0, "nothing was seen yet"
+    looked()
+    assert looked.share == pytest.approx(share, abs=0.03)
+
+
 def test_programs_of_several_chunks_take_turns_in_one_engine() -> None:
     """Each is compiled for its rows; a refresh between them leaves another one in use."""
+    needs("openvino:int8")
     model = build_model("resnet8", num_classes=10, in_channels=3, seed=0)
     samples = GivenSamples(torch.rand(32, 3, 16, 16), torch.zeros(32, dtype=torch.int64))
-    trial = EngineTrial("simulated:b8", model, samples, chunks=(8, 16))
+    trial = EngineTrial("openvino:int8", model, samples, chunks=(8, 16))
     take_turns(trial.contestants, rounds=2)
     assert [len(one.rounds) for one in trial.contestants] == [2, 2, 2]
     for one, seconds in zip(trial.contestants, ([0.5, 0.2], [1.0, 0.5], [0.9, 0.8]), strict=True):

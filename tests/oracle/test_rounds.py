@@ -38,12 +38,12 @@ class Machine:
 
 def test_a_round_in_which_one_was_disturbed_does_not_change_its_figure() -> None:
     machine = Machine()
-    trainer = machine.contestant("trainer", [0.4, 0.2, 0.4, 0.2], work=64)
+    trainer = machine.contestant("trainer", [0.4, 0.2, 0.2, 0.4], work=64)
     engine = machine.contestant("engine", [0.1, 0.1, 0.1, 0.1], work=320)
     assert take_turns([trainer, engine], rounds=4) == 4
     assert machine.called == ["trainer", "engine"] * 4, "in turn, not one after the other"
     assert trainer.rate == pytest.approx(320)
-    assert trainer.rates == pytest.approx((160, 320, 160, 320))
+    assert trainer.rates == pytest.approx((160, 320, 320, 160))
     assert engine.rate == pytest.approx(3200)
     assert (spread(trainer.rates), spread(engine.rates)) == pytest.approx((2, 1))
 

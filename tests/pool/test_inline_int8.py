@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from conformance.pool import (
     check_trainer_is_left_alone,
     check_versions_interleaved,
 )
-from infer2train.batches import split_batch
+from infer2train import scores
+from infer2train.batches import call_model, split_batch
 from infer2train.losses import mean_log_probabilities
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
@@ -167,20 +169,32 @@ def test_a_record_is_published_with_ranges_and_never_measured_twice(spec: str) -
     assert torch.equal(*said)
 
 
+def said_by_the_model(name: str, version: int) -> Tensor:
+    """The probe's scores by the weights of a version, in the model itself."""
+    model = copy.deepcopy(task(name).model)
+    assert model is not None
+    model.load_state_dict(case(name).record(version).tensors)
+    monitor = FidelityMonitor(samples(name), scores.loss, CPU)
+    with torch.no_grad():
+        return monitor.scores(call_model(model.eval(), monitor.inputs))
+
+
 @pytest.mark.parametrize("spec", ENGINES)
 def test_totals_are_those_of_refreshes_and_of_fidelity(spec: str) -> None:
     images = case("images")
     pool = pool_of(spec, "images", monitored=True)
-    assert pool.totals() == dict.fromkeys(("refreshes", "recalibrations", "fp32_versions", "deviation_sum"), 0)
+    assert pool.totals() == dict.fromkeys(
+        ("refreshes", "recalibrations", "fp32_versions", "deviation_sum", "int8_share_sum"), 0
+    )
     for draw, version in enumerate((0, 0, 100)):
         if version not in (0, 0)[:draw]:
-            pool.publish(images.record(version))
+            pool.publish(replace(images.record(version), probe_scores=said_by_the_model("images", version)))
         pool.submit(draw, images.addresses(draw), version)
         pool.collect(draw)
     pool.close()
     totals = pool.totals()
     assert (totals["refreshes"], totals["recalibrations"], totals["fp32_versions"]) == (2, 0, 0)
-    assert totals["fidelity_count"] == 2, "at every refresh, and only there"
+    assert totals["fidelity_count"] == 2, "at every refresh of which the model said something, and only there"
     assert 0.5 < totals["captured_gain_sum"] / 2 <= 1
     assert 0.5 < totals["rank_correlation_sum"] / 2 < 1, "it rounds"
     assert 0 <= totals["deviation_sum"] <= 4

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
@@ -261,16 +260,29 @@ def test_running_leaves_a_buffer_alone_that_forward_writes_to() -> None:
     assert all(map(torch.equal, before, tensors))
 
 
-@pytest.mark.parametrize(("activation", "has_site"), [(nn.ReLU(), False), (nn.ReLU6(), True), (nn.MaxPool2d(2), True)])
-def test_what_a_convolution_gives_has_a_site_unless_it_reaches_one_through_relu_alone(
-    activation: nn.Module, has_site: bool
+@pytest.mark.parametrize(
+    ("activation", "has_site", "has_one_before_any_but_relu"),
+    [
+        (nn.ReLU(), False, False),
+        (nn.SiLU(), False, True),
+        (nn.Hardswish(), False, True),
+        (nn.Sigmoid(), False, True),
+        (nn.ReLU6(), True, True),
+        (nn.MaxPool2d(2), True, True),
+    ],
+)
+def test_what_a_convolution_gives_has_a_site_unless_it_reaches_one_through_an_activation_alone(
+    activation: nn.Module, has_site: bool, has_one_before_any_but_relu: bool
 ) -> None:
-    graph, _ = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 2, 3)), images(4))
-    assert ("0.weight/output" in {s.name for s in graph.sites}) == has_site
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 2, 3)).eval()
+    for fuses, wanted in ((True, has_site), (False, has_one_before_any_but_relu)):
+        graph = WeightGraph(model, images(4), fuses=fuses)
+        assert ("0.weight/output" in {s.name for s in graph.sites}) == wanted
 
 
-def test_the_site_of_what_a_convolution_gives_stands_behind_its_relu() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * 7 * 7, 2))
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU(), nn.Hardswish()])
+def test_the_site_of_what_a_convolution_gives_stands_behind_its_activation(activation: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * 7 * 7, 2))
     graph, tensors = graph_of(model, images(4))
     seen: list[Tensor] = []
     graph.run(tensors, images(), {site(graph, "0.weight/output"): lambda x: seen.append(x.clone()) or x})
@@ -278,27 +290,12 @@ def test_the_site_of_what_a_convolution_gives_stands_behind_its_relu() -> None:
         assert_near(seen, [model[:2](images())])
 
 
-class Standardised(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
-
-
-def real_layers() -> nn.Sequential:
-    computed = Standardised(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
-    return nn.Sequential(nn.ConvTranspose2d(3, 3, 2), *computed)
-
-
 def test_layers_that_stay_real_are_listed_without_sites() -> None:
-    model = real_layers()
+    model = nn.Sequential(nn.ConvTranspose2d(3, 3, 2))
     graph, tensors = graph_of(model, images(4))
     assert graph.sites == ()
-    assert [(layer.weight, layer.sites) for layer in graph.layers] == [("0.weight", None), (None, None), (None, None)]
+    assert [(layer.name, layer.weight, layer.sites) for layer in graph.layers] == [("0", "0.weight", None)]
     assert_near([graph.run(tensors, images())], outputs_of(model, images()))
-
-
-def test_layers_with_computed_weights_are_named_as_in_the_model() -> None:
-    graph, _ = graph_of(real_layers(), images(4))
-    assert [layer.name for layer in graph.layers] == ["0", "1", "2"]
 
 
 def test_an_act_that_fails_leaves_no_act_behind() -> None:
@@ -343,14 +340,18 @@ def test_a_list_is_accepted_where_the_example_was_a_tuple() -> None:
 )
 def test_inputs_that_look_otherwise_are_refused(change: Callable[[Any], Any], got: str) -> None:
     graph, _, tensors, inputs = exported("text")
-    with pytest.raises(ValueError, match=f"inputs must look as .*{got}.*attention_mask: .*; build a new engine"):
+    with pytest.raises(
+        ValueError, match=f"inputs must look as .*{got}.*attention_mask: .*; pad all batches to one size"
+    ):
         graph.run(tensors, change(inputs))
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "text"])
 def test_another_image_size_is_refused(name: str) -> None:
     graph, _, tensors, inputs = exported(name)
-    with pytest.raises(ValueError, match=r"\[n, 3, 20, 20\] \w+ instead of \[n, 3, 16, 16\] \w+; build a new engine"):
+    with pytest.raises(
+        ValueError, match=r"\[n, 3, 20, 20\] \w+ instead of \[n, 3, 16, 16\] \w+; pad all batches to one size"
+    ):
         graph.run(tensors, F.interpolate(inputs.float(), (20, 20)).to(inputs.dtype))
 
 
@@ -426,10 +427,18 @@ def test_the_model_is_not_kept_and_its_later_weights_do_not_matter() -> None:
     assert kept() is None
 
 
-def test_buffers_outside_the_state_stay_in_the_graph() -> None:
-    graph, skeleton, _, _ = exported("resnet")
-    assert {name for name, _ in skeleton.named_buffers()} >= {"mean", "std"}
-    assert set(graph.names) == set(skeleton.state_dict())
+def test_buffers_outside_the_state_are_tensors_too_and_stay_what_they_were_where_none_is_given() -> None:
+    graph, skeleton, tensors, inputs = exported("resnet")
+    buffers = dict(skeleton.named_buffers())
+    assert buffers.keys() >= {"mean", "std"}
+    assert not {"mean", "std"} & skeleton.state_dict().keys()
+    assert set(graph.names) == skeleton.state_dict().keys() | {"mean", "std"}
+    moved = graph.tensors({**skeleton.state_dict(), **buffers, "mean": buffers["mean"] + 0.3})
+    kept = buffers["mean"].clone()
+    buffers["mean"].add_(0.3)
+    assert_near(tensors_of(graph.run(moved, inputs)), outputs_of(skeleton, inputs))
+    buffers["mean"].copy_(kept)
+    assert_near(tensors_of(graph.run(tensors, inputs)), outputs_of(skeleton, inputs))
 
 
 @every_network

@@ -16,6 +16,7 @@ from infer2train.batches import call_model, tensors_of
 from infer2train.quantization.affine import affine_of_range
 from infer2train.quantization.graph import WeightGraph
 from infer2train.quantization.program import (
+    LONG_TAILS,
     SCHEMES,
     SMALLEST_CHANNEL,
     Program,
@@ -186,7 +187,8 @@ def test_activations_have_one_scale_of_their_range_and_the_whole_width() -> None
 
 
 def test_the_schemes_are_those_that_are_documented() -> None:
-    assert get_scheme("default") == Scheme(per_channel=True, percentile=None)
+    assert get_scheme("default") == Scheme(per_channel=True, percentile=None, tails=None)
+    assert [get_scheme(name).tails for name in ("paper", "percentile", "tails")] == [0, 0, LONG_TAILS]
     assert (get_scheme("paper").per_channel, get_scheme("paper").percentile) == (False, None)
     assert (get_scheme("percentile").per_channel, get_scheme("percentile").percentile) == (True, 99.9)
     assert "arXiv 2004.09602" in get_scheme("percentile").source
@@ -204,7 +206,9 @@ def test_the_percentile_scheme_spends_its_steps_on_what_is_not_an_outlier() -> N
 
 @pytest.mark.parametrize(("name", "near"), [("defualt", "default"), ("Paper", "paper"), ("percentiles", "percentile")])
 def test_an_unknown_scheme_names_the_nearest(name: str, near: str) -> None:
-    message = f"unknown quantisation scheme '{name}': there is default, paper, percentile; did you mean '{near}'?"
+    message = (
+        f"unknown quantisation scheme '{name}': there is default, paper, percentile, tails; did you mean '{near}'?"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         get_scheme(name)
     graph, tensors, inputs, _ = network("depthwise")

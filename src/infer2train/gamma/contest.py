@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from infer2train.gamma.busyness import Busyness
 from infer2train.gamma.peak import int8_products
 from infer2train.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts, training_ways
 from infer2train.oracle.catalogue import missing_packages, parse_engine
@@ -78,6 +79,7 @@ class Contest:
         self._oracle = oracle
         # The same for both: CPU time of the one beside wall-clock of the other would favour the first.
         self.clocks = clocks_of(max(trainer.num_threads, oracle.num_threads))
+        self.busyness = Busyness()
         say("the trainer: building")
         with trainer():
             self.views = Contestant(name="views", call=views, work=len(images))
@@ -105,7 +107,8 @@ class Contest:
     @property
     def contestants(self) -> list[Contestant]:
         """All that take turns."""
-        own = (self.views, *self.ways, *self.parts, *self.products)
+        others = Contestant(name="what others take", call=self.busyness, seconds=0.0)
+        own = (others, self.views, *self.ways, *self.parts, *self.products)
         return [*own, *chain.from_iterable(trial.contestants for trial in self.trials)]
 
     def training(self) -> list[TrainerSpeed]:

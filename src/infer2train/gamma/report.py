@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from infer2train.gamma.busyness import BUSY
 from infer2train.gamma.plan import UPDATES, Hybrid, Recommendation, gammas
 from infer2train.gamma.trainer import StepParts, TrainerSpeed
 from infer2train.oracle.measurement import EngineSpeed
@@ -39,8 +40,10 @@ class GammaReport:
     """What was seen to do them."""
     rounds: int
     """In which all was timed, in turns; every figure is of its fastest one."""
-    clock: str
-    """By which: the wall clock, or the CPU's where it is another."""
+    is_cpu_time: bool
+    """Whether times are of the CPU where that is less than the wall clock's."""
+    taken_by_others: float
+    """Share of a core that other processes had meanwhile, 0 to 1."""
     operations_per_image: float
     joules_per_trained_image: float | None
     recommended: Recommendation
@@ -82,7 +85,8 @@ class GammaReport:
             "threads": self.threads,
             "trained_steps": self.trained_steps,
             "rounds": self.rounds,
-            "clock": self.clock,
+            "clock": "cpu" if self.is_cpu_time else "wall",
+            "taken_by_others": self.taken_by_others,
             "train": [{**vars(speed), "spread": spread(speed.rounds)} for speed in self.train],
             "training_images_per_second": self.training_images_per_second,
             "step_parts_seconds": vars(self.parts),
@@ -149,9 +153,16 @@ def _remarks(report: GammaReport) -> Iterator[str]:
     best = max(report.train, key=lambda speed: speed.images_per_second)
     parts = report.parts
     yield (
-        f"figures are of the fastest of {report.rounds} rounds, by {report.clock}; the slowest one took as many "
-        "times as long as the spread says"
+        f"figures are of the fastest of {report.rounds} rounds, by {'CPU time' if report.is_cpu_time else 'the wall'}; "
+        "the slowest one took as many times as long as the spread says"
     )
+    if report.taken_by_others > BUSY:
+        yield f"other processes took {report.taken_by_others:.0%} of a core meanwhile" + (
+            ", which CPU time leaves out"
+            if report.is_cpu_time
+            else f": {report.threads} threads wait for each other then, the trainer's most of all, and γ and verdict "
+            "are no more than a guess; measure one core with --threads 1, or when the machine is at rest"
+        )
     yield (
         f"trainer: {best.images_per_second:.0f} images/s ({best.name}), "
         f"{report.training_images_per_second:.0f} with its loader, spread {spread(best.rounds):.1f} ×; others: "

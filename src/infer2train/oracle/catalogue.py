@@ -1,7 +1,9 @@
 """Engines by name: what `--oracle openvino:int8@CPU` builds, and which engine `int8` is."""
 
 import importlib.util
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from torch import nn
 from infer2train.config import resolve, unknown
 from infer2train.device import torch_device
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import Samples
+from infer2train.quantization.graph import GraphError
 
 ENGINES = {
     "torch": "infer2train.oracle.torch_engine:TorchEngine",
@@ -83,7 +87,7 @@ def check_engine(spec: str) -> None:
 def resolve_engine(spec: str, is_used: bool = True) -> str:
     """The engine that a name stands for: `int8` is the fastest int8 engine installed; other names are themselves.
 
-    `auto` stays, for whoever can measure.
+    `auto` stays, for whoever can measure. Whoever has the model has `build_engine("int8", …)` look at it as well.
 
     Args:
         spec: as the user wrote it.
@@ -119,8 +123,12 @@ def build_engine(
 ) -> Engine:
     """The engine that `name:precision@device` asks for.
 
+    `int8` is the first of the int8 engines installed that runs this model well, see `Trial.is_good`, else the better
+    one; the engine's name and notes say which and why.
+
     Args:
-        spec: an entry of `ENGINES`, with or without a precision and a device: `openvino:int8`, `torch` (fp32).
+        spec: an entry of `ENGINES`, with or without a precision and a device: `openvino:int8`, `torch` (fp32); or
+            `int8`.
         model: the trainer's model, which the engine copies.
         device: where the torch engine runs, if the name does not say it. Default: the model's own.
         samples: calibration samples and probe; every engine but torch needs them.
@@ -137,8 +145,11 @@ def build_engine(
         >>> build_engine("torch:bf16", nn.Linear(2, 2)).name
         'torch:bf16'
     """
-    spec = resolve_engine(spec)
-    parsed = parse_engine(spec)
+    first = resolve_engine(spec)
+    if spec == "int8":
+        others = [other for other in INT8 if other != first and not missing_packages(parse_engine(other).name)]
+        return _first_good([first, *others], model, samples=samples, scheme=scheme, rows=rows)
+    parsed = parse_engine(first)
     chosen = {} if parsed.precision is None else {"precision": parsed.precision}
     build = resolve(ENGINES[parsed.name])
     engine: Engine
@@ -151,3 +162,50 @@ def build_engine(
     own_rows = {"rows": rows} if rows else {}
     engine = build(model, samples=samples, device=parsed.device, scheme=scheme, **chosen, **own_rows)
     return engine
+
+
+def _first_good(specs: list[str], model: nn.Module, **how: Any) -> Engine:
+    """The first engine that runs the model well, else the best; it alone warns.
+
+    Raises:
+        ValueError: none can run it; what the first one said.
+    """
+    built: list[tuple[LoweredEngine, list[warnings.WarningMessage]]] = []
+    failures: dict[str, ValueError] = {}
+    for spec in specs:
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                engine = build_engine(spec, model, **how)
+        except GraphError:
+            raise  # no other could follow it either
+        except ValueError as error:
+            failures[spec] = error
+            continue
+        assert isinstance(engine, LoweredEngine)
+        built.append((engine, said))
+        if engine.trial is None or engine.trial.is_good:
+            break
+    if not built:
+        raise failures[specs[0]]
+    best, said = max(built, key=lambda pair: _goodness(pair[0]))  # the first of equals
+    for message in said:
+        warnings.warn(message.message)
+    reasons = [f"{spec} cannot run this model" for spec in failures]
+    reasons += [_weakness(engine) for engine, _ in built if engine is not best]
+    if reasons:
+        best.notes += (f"int8 is {best.name} for this model: {'; '.join(reasons)}",)
+    return best
+
+
+def _goodness(engine: LoweredEngine) -> tuple[bool, float, float]:
+    trial = engine.trial
+    return (True, 1.0, 1.0) if trial is None else (trial.has_passed, trial.int8_share, trial.rank_correlation)
+
+
+def _weakness(engine: LoweredEngine) -> str:
+    """What was found wrong with an engine that was not taken."""
+    assert engine.trial is not None
+    if not engine.trial.has_passed:
+        return f"the program of {engine.name} is not what it should be"
+    return engine.trial.note(engine.name)

@@ -1,7 +1,8 @@
 """What every engine has in common that is lowered from the graph of a model, and the refresh that checks itself.
 
 The graph is made and converted once. A refresh folds the record's weights, puts S, Z and integers in their places,
-compiles beside the old program, compares the new one on a probe with the simulation of the same record, and swaps.
+compiles beside the old program, compares the new one on a probe with the simulation of the same record and with
+float32, and swaps.
 """
 
 import warnings
@@ -16,11 +17,12 @@ from torch.utils import _pytree as pytree
 
 from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
-from infer2train.oracle.samples import Samples
-from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate
+from infer2train.oracle.samples import PROBE_VIEWS, Samples
+from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
+from infer2train.oracle.trial import LEAST_SHARE, REAL, Trial, is_visible, rank_correlation, shares
 from infer2train.quantization.fold import fold_plan, folded_tensors
 from infer2train.quantization.graph import WeightGraph
-from infer2train.quantization.program import Program, Simulation, deviation, get_scheme, specify
+from infer2train.quantization.program import LONG_TAILS, Program, Simulation, deviation, get_scheme, specify
 from infer2train.quantization.ranges import measure_ranges
 
 CPU = torch.device("cpu")
@@ -28,20 +30,49 @@ ROWS = 32
 """Rows of every call where nothing else is asked for: small enough for a core's cache."""
 CALIBRATION_ROWS = 16
 """Samples that ranges are measured on at each version."""
+TAILS_ROWS = 64
+"""As many where tails count, which few samples do not show."""
 RECALIBRATION_FACTOR = 8
 """How many times more of them a version is calibrated on again whose program failed its check."""
 PROBE_ROWS = 4
 """Rows on which a new program is compared with its simulation."""
+RANKED_ROWS = 2 * PROBE_VIEWS
+"""Rows on which it is compared with float32: two samples' views."""
+LEAST_RANK_CORRELATION = 0.5
+"""Between the order of views that integers give and that of float32; below it a version is not worth its picks."""
+RANKED_BITS = 8
+"""Fewer are studies of how badly an oracle may rank, and are let do so."""
 LIMITS = {"int8": 4.0, "fp32": 0.5, "bf16": 24.0}
 """Greatest deviation from the simulation that a refresh accepts, in output quantisation steps. Sound int8 programs stay
 about 2, since they differ only in which way a tie is rounded; stale or misplaced weights are tens of steps away. bf16
 has 8 significant bits in every operation."""
+CHAOS = 0.5
+"""Part of the simulation's own deviation from float32 that a program may deviate from it, where that is more: what is
+rounded to another neighbour in one of eighty layers is as far off at the end as all that rounding is."""
 CANARY = 1.1
 """What the weights of the canary are multiplied by: outputs of one layer change by 25 steps, of 200 do not overflow."""
 EVENTS = ("refreshes", "recalibrations", "fp32_versions", "deviation_sum")
+SHARE = "int8_share_sum"
 
 Lowered = Callable[[list[Tensor]], list[Tensor]]
 """A compiled program: flat inputs of exactly `rows` rows -> flat outputs."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A program, and how far off it is.
+
+    Args:
+        lowered: the program.
+        deviation: from its simulation, output quantisation steps.
+        rank_correlation: with float32.
+        has_passed: whether both are as they should be.
+    """
+
+    lowered: Lowered
+    deviation: float
+    rank_correlation: float
+    has_passed: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,12 @@ class LoweredEngine(Engine):
     has_reference = True
     takes_any_rows = False
     """Whether compiled programs take any number of rows, so that the probe need not be padded."""
+    fuses = True
+    """Whether it runs a convolution in integers whose activation comes before the rounding, see `SiteFinder`."""
+    real = "fp32"
+    """Precision of what is not put into integers."""
+    trial: Trial | None = None
+    """What it did with the model's weights when it was built; None in floating point, or where they were not finite."""
 
     def __init__(
         self,
@@ -101,7 +138,6 @@ class LoweredEngine(Engine):
         self.device = device
         self.rows = max(2, rows)
         self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
-        self._percentile = get_scheme(scheme).percentile
         self.weight_bits = weight_bits or bits
         """Of weights; None in floating point."""
         if self.weight_bits != bits:
@@ -112,22 +148,30 @@ class LoweredEngine(Engine):
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         example = map_tensors(Tensor.cpu, samples.calibration(0, self.rows))
-        self.graph = WeightGraph(skeleton.cpu(), example).to(device)
+        self.graph = WeightGraph(skeleton.cpu().float(), example, self.fuses).to(device)
+        chosen = get_scheme(scheme)
+        self._percentile = chosen.percentile
+        own_tails = LONG_TAILS if self.graph.has_long_tails else 0.0
+        self._tails = own_tails if chosen.tails is None else chosen.tails
+        self._calibration_rows = TAILS_ROWS if self._tails else CALIBRATION_ROWS
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
-        self._probe = to_device(samples.probe(self._fixed_rows or PROBE_ROWS)[0], device)
+        self._probe = to_device(samples.probe(self._fixed_rows or RANKED_ROWS)[0], device)
         self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which it might be, as far as its compiled graph tells."""
         self._has_proven = False
         self._forget()
         self._convert()
+        if bits is not None:
+            self._try(model)
 
     def _forget(self) -> None:
         """Be as one that was never refreshed, but for what was learned of the compiled graph."""
         self.version = None
         self._in_use = Compiled(None, (), frozenset(), {})
         self._admitted_last: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
-        self._totals = dict.fromkeys(EVENTS, 0.0)
+        self._totals = dict.fromkeys((*EVENTS, SHARE) if self._bits is not None else EVENTS, 0.0)
+        self._has_warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -157,15 +201,16 @@ class LoweredEngine(Engine):
         if self._bits is None or record.ranges:
             return record
         tensors = self._admitted(record)
-        ranges = self._ranges(record, tensors, CALIBRATION_ROWS)
+        ranges = self._ranges(record, tensors, self._calibration_rows)
         self._admitted_last = record.tensors, tensors
         return replace(record, ranges=ranges)
 
     def prepared(self, record: Record) -> Prepared:
         """A program compiled from the record's weights that does what it should.
 
-        A program that deviates too far from its simulation is calibrated again on more samples; one that still does is
-        left aside, and this version is run in float32 by torch, with a warning.
+        A program that deviates too far from its simulation, or that orders the probe otherwise than float32, is
+        calibrated again on more samples; one that still does is left aside, and this version is run in float32 by
+        torch. That is warned of once, and counted.
 
         Raises:
             ValueError: the record is of another architecture, or holds NaN or infinity.
@@ -173,24 +218,18 @@ class LoweredEngine(Engine):
         tensors = self._admitted(record)
         if not self._has_proven:
             self._prove(record, tensors)
-        events = {"refreshes": 1.0}
-        measured = self._bits is None or record.ranges
-        lowered, found = self._checked(
-            tensors, record.ranges if measured else self._ranges(record, tensors, CALIBRATION_ROWS)
+        checked, times = self._sound(record, tensors)
+        events = {"refreshes": 1.0, "recalibrations": times - 1.0, "deviation_sum": min(checked.deviation, self._limit)}
+        if checked.has_passed:
+            self.trial = self.trial or self._judged(checked)
+            events[SHARE] = self.trial.int8_share
+        else:
+            events["fp32_versions"] = 1.0
+            self._warn(record, checked)
+        known = {name: number for name, number in events.items() if name in self._totals}
+        return Prepared(
+            record.version, Compiled(checked.lowered if checked.has_passed else None, tensors, self._clipped, known)
         )
-        if lowered is None and self._bits is not None:
-            events["recalibrations"] = 1
-            ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR)
-            lowered, found = self._checked(tensors, ranges)
-        if lowered is None:
-            events["fp32_versions"] = 1
-            warnings.warn(
-                f"{self.name} deviates by {found:.3g} output quantisation steps from its simulation at version "
-                f"{record.version}, {self._limit:g} are allowed: this version is scored in fp32 by torch",
-                RuntimeWarning,
-            )
-        events["deviation_sum"] = min(found, self._limit)
-        return Prepared(record.version, Compiled(lowered, tensors, self._clipped, events))
 
     def use(self, prepared: Prepared) -> None:
         self._in_use, self.version = prepared.program, prepared.version
@@ -269,9 +308,9 @@ class LoweredEngine(Engine):
                 for tensor in self.graph.tensors(folded)
             )
 
-    def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int) -> dict[str, Tensor]:
+    def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int, tails: float = 0.0) -> dict[str, Tensor]:
         inputs = to_device(self._samples.calibration(record.version, self._fixed_rows or rows), self.device)
-        ranges = measure_ranges(self.graph, tensors, inputs, self._percentile)
+        ranges = measure_ranges(self.graph, tensors, inputs, self._percentile, tails or self._tails)
         for name, found in ranges.items():
             if not bool(found.isfinite().all()):
                 raise NotFiniteError(
@@ -281,15 +320,29 @@ class LoweredEngine(Engine):
                 )
         return ranges
 
-    def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> tuple[Lowered | None, float]:
-        """A program that does what its specification says, or None; and how far off it is."""
+    def _sound(self, record: Record, tensors: Sequence[Tensor]) -> tuple[Checked, int]:
+        """A program that has passed, or the last that was tried; and how many were."""
+        needs_none = self._bits is None or record.ranges
+        ranges = record.ranges if needs_none else self._ranges(record, tensors, self._calibration_rows)
+        checked = self._checked(tensors, ranges)
+        if checked.has_passed or self._bits is None:
+            return checked, 1
+        # What is ranked wrongly was cut off: the hardest views have the greatest activations.
+        tails = LONG_TAILS if checked.deviation <= self._limit else 0.0
+        ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR, tails)
+        return self._checked(tensors, ranges), 2
+
+    def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> Checked:
+        """The program of a specification, and whether it does what that says."""
         program = self.specified(tensors, ranges)
         lowered = self._lower(tensors if program is None else program.tensors, program)
+        few = self._probe if self._fixed_rows else take_rows(self._probe, PROBE_ROWS)
         if program is None:
-            expected = tensors_of(self.graph.run(tensors, self._probe))
+            expected = tensors_of(self.graph.run(tensors, few))
         else:
-            expected = Simulation(self.graph, program, self._clipped)(self._probe)
-        got = self._call(lowered, self.graph.canonical(self._probe))
+            expected = Simulation(self.graph, program, self._clipped)(few)
+        all_got = self._call(lowered, self.graph.canonical(self._probe))
+        got = [take_rows(tensor, batch_size(few)) for tensor in all_got]
         shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -298,10 +351,64 @@ class LoweredEngine(Engine):
             )
         found = deviation(got, expected, self._bits or 8)
         if program is not None and self.may_clip != self._clipped and found > 0:
-            other = deviation(got, Simulation(self.graph, program, self.may_clip)(self._probe), self._bits or 8)
+            other = deviation(got, Simulation(self.graph, program, self.may_clip)(few), self._bits or 8)
             if other < found:
                 self._clipped, found = self.may_clip, other
-        return (lowered if found <= self._limit else None), found
+        if not is_visible(got) and not is_visible(expected):
+            return Checked(lowered, 0.0, 1.0, True)
+        rank, limit = 1.0, self._limit
+        if program is not None and (self._bits or 0) >= RANKED_BITS:
+            real = tensors_of(self.graph.run(tensors, self._probe))
+            rank = rank_correlation(all_got, real)
+            limit = max(limit, CHAOS * deviation(expected, [take_rows(tensor, batch_size(few)) for tensor in real]))
+        return Checked(lowered, found, rank, found <= limit and rank >= LEAST_RANK_CORRELATION)
+
+    def _try(self, model: nn.Module) -> None:
+        """One program, of the weights that the model has now, to know and to say what runs in integers."""
+        record = snapshot(model, 0)
+        try:
+            tensors = self._admitted(record)
+            checked, _ = self._sound(record, tensors)
+        except NotFiniteError:
+            return  # the pool will refuse them
+        self.trial = self._judged(checked)
+        self.notes += (self.trial.note(self.name),)
+        if self.trial.int8_share < LEAST_SHARE:
+            warnings.warn(
+                f"{self.trial.note(self.name)}: the rest is as slow as {self.real}; layers are in integers if they are "
+                "convolutions or linear layers",
+                RuntimeWarning,
+            )
+
+    def _judged(self, checked: Checked) -> Trial:
+        """What a program makes of the model."""
+        ran_in = self._ran_in(checked.lowered)
+        names = {layer.name for layer in self.graph.layers}
+        integers = sorted({precision for precision in ran_in.values() if precision not in REAL})
+        return Trial(
+            precision=" and ".join(integers) or "int8",
+            layers=len(names),
+            in_integers=sum(ran_in.get(name, self.real) not in REAL for name in names),
+            shares=shares(self.graph, ran_in, self.real),
+            has_passed=checked.has_passed,
+            rank_correlation=checked.rank_correlation,
+        )
+
+    def _warn(self, record: Record, checked: Checked) -> None:
+        """Once, that a version is scored in fp32; the next ones are counted."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        why = f"deviates by {checked.deviation:.3g} output quantisation steps from its simulation at version "
+        why += f"{record.version}, {self._limit:g} are allowed"
+        if checked.deviation <= self._limit:
+            why = f"orders the views of a sample unlike float32 at version {record.version}: rank correlation "
+            why += f"{checked.rank_correlation:.2f}, {LEAST_RANK_CORRELATION:g} is the least allowed"
+        warnings.warn(
+            f"{self.name} {why}: this version is scored in fp32 by torch, and so is each that fails this check after "
+            "it, which fp32_versions counts",
+            RuntimeWarning,
+        )
 
     def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:
         """The canary: once, see that visibly different weights change what comes out.
@@ -312,7 +419,7 @@ class LoweredEngine(Engine):
         canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
         fresh = []
         for weights in (tensors, canary):
-            ranges = self._ranges(record, weights, CALIBRATION_ROWS) if self._bits is not None else {}
+            ranges = self._ranges(record, weights, self._calibration_rows) if self._bits is not None else {}
             program = self.specified(weights, ranges)
             wanted = tensors_of(self.graph.run(weights, self._probe))
             lowered = self._lower(weights if program is None else program.tensors, program)

@@ -52,6 +52,7 @@ class ONNXRuntimeEngine(LoweredEngine):
     """
 
     takes_any_rows = True
+    fuses = False  # only a convolution that is rounded at once becomes one of integers
 
     def __init__(
         self,

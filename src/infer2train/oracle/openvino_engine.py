@@ -87,6 +87,7 @@ class OpenVINOEngine(LoweredEngine):
                 f"{', '.join(_core().available_devices)}; leave the device out for CPU"
             )
         self._hint = HINTS[precision]
+        self.real = RAN_IN[self._hint]
         bits = BITS.get(precision)
         super().__init__(
             f"openvino:{precision}" + (f"@{device}" if device else ""),
@@ -206,7 +207,7 @@ class OpenVINOEngine(LoweredEngine):
             for layer in self._layers_named(_text(info, "originalLayersNames").split(",")):
                 if found.setdefault(layer, precision) != precision:
                     found[layer] = "+".join(sorted({*found[layer].split("+"), precision}))
-        return found
+        return {layer.name: self.real for layer in self.graph.layers if layer.weight is None} | found
 
     def _layers_named(self, names: Sequence[str]) -> set[str]:
         """The layers that a compiled operation was made of, by their own names, else by those of their neighbours."""

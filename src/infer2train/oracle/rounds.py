@@ -20,7 +20,7 @@ TURN_SECONDS = 0.1
 """How long a turn lasts at least."""
 BUDGET_SECONDS = 80.0
 """No round begins later than this, once `LEAST_ROUNDS` are over."""
-LEAST_ROUNDS = 4
+LEAST_ROUNDS = 3
 HOPELESS = 4.0
 """A contestant this many times slower than the fastest of its group is not timed again."""
 FINE_SECONDS = 1e-3

@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from torch.utils import _pytree as pytree
 
 from infer2train.batches import batch_size, map_tensors, tensors_of
 from infer2train.quantization.fold import untyped
+from infer2train.quantization.lifted import Lifted, state_of
 from infer2train.quantization.operations import Act, Operations
+from infer2train.quantization.prologue import take_out
 from infer2train.quantization.sites import Site as Site
-from infer2train.quantization.sites import SiteFinder, layer_names
+from infer2train.quantization.sites import SiteFinder, layer_names, layer_of
 
 
 class GraphError(ValueError):
@@ -31,6 +34,7 @@ class WeightGraph:
     Args:
         model: in evaluation mode, batch-norms folded as far as they can be; it is not kept.
         example: a pytree of inputs, at least two rows. Shapes but for the number of rows are fixed by it.
+        fuses: where the sites of convolutions stand, see `SiteFinder`.
 
     Raises:
         GraphError: torch.export cannot follow the model's `forward`.
@@ -41,33 +45,42 @@ class WeightGraph:
         ['0.weight/input', '0.weight', '2.weight/input', '2.weight']
     """
 
-    def __init__(self, model: nn.Module, example: Any) -> None:
-        own = dict(model.named_parameters()) | dict(model.named_buffers())
-        counter = "num_batches_tracked"  # of batch-norms; nothing reads it in evaluation mode
-        tensors = {n: t.detach() for n, t in own.items() if not n.endswith(counter)}
+    def __init__(self, model: nn.Module, example: Any, fuses: bool = True) -> None:
+        tensors = state_of(model)
         self.example = map_tensors(torch.clone, canonical(example))
-        module = _exported(_Lifted(model, tuple(tensors)), tuple(tensors.values()), self.example, type(model))
+        lifted = Lifted(model, tuple(tensors))
+        module = _exported(lifted, tuple(tensors.values()), self.example, type(model))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copies = tuple(tensor.clone() for tensor in tensors.values())
-            # Not their structure: unpickling one makes torch warn of itself.
-            self._example_outputs = module(copies, map_tensors(torch.clone, self.example))
+            self._example_outputs = lifted.outputs(copies, map_tensors(torch.clone, self.example))
             self._writes = not all(map(_same, copies, tensors.values()))
             self.takes_any_rows = _takes_other_rows(module, copies, self.example)
-        finder = SiteFinder(module.graph, tuple(tensors), layer_names(model))
+        owner = partial(layer_of, layer_names(model))
+        self._prologue, self.names = take_out(module, tuple(tensors), owner)
+        finder = SiteFinder(module.graph, self.names, owner, fuses)
         finder.find()
-        self.names, self.sites, self.layers = tuple(tensors), tuple(finder.sites), tuple(finder.layers)
-        self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors.values()]
-        self._operations, self._device = Operations(module), torch.device("cpu")
+        self.sites, self.layers, self.other_products = tuple(finder.sites), tuple(finder.layers), finder.other_products
+        self.has_long_tails = finder.has_long_tails
+        self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in self._prologue(tuple(tensors.values()))]
+        self._sources, self._device = tuple(tensors), torch.device("cpu")
+        unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+        self._unsaved = {name: tensors[name].clone() for name in self._sources if name in unsaved}
+        self._operations = Operations(module)
 
     def to(self, device: torch.device) -> "WeightGraph":
         """The same graph, to be run on a device."""
         moved = copy.copy(self)
-        moved._operations, moved._device = self._operations.to(device), device
+        moved._operations, moved._prologue = self._operations.to(device), self._prologue.to(device)
+        moved._device = device
         return moved
 
     def tensors(self, published: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The graph's weights and buffers in their order, from a mapping by name."""
-        return tuple(published[name] for name in self.names)
+        """The graph's weights and buffers in their order, from the model's by name, some of them computed.
+
+        Buffers that are in no `state_dict()` may be left out, and are then what they were.
+        """
+        known = {**self._unsaved, **published}
+        return self._prologue([known[name] for name in self._sources])
 
     def run(self, tensors: Sequence[Tensor], inputs: Any, acts: Mapping[int, Act] | None = None) -> Any:
         """The model's outputs, with `acts` done at the sites of those numbers.
@@ -81,8 +94,7 @@ class WeightGraph:
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=False):
             # A forward that counts its calls in a buffer must not count in a record.
             own = tuple(tensor.clone() for tensor in tensors) if self._writes else tuple(tensors)
-            outputs = self._operations(*own, *pytree.tree_leaves(self.canonical(inputs)), acts=acts)
-            return pytree.tree_unflatten(outputs, pytree.tree_structure(self._example_outputs))
+            return self.outputs_from(self._operations(*own, *pytree.tree_leaves(self.canonical(inputs)), acts=acts))
 
     def marked(self) -> nn.Module:
         """(tensors, marks, inputs) -> flat outputs, every site a product with a mark, [1], of the same number.
@@ -107,36 +119,23 @@ class WeightGraph:
         if got != wanted or pytree.tree_structure(inputs) != pytree.tree_structure(self.example):
             raise ValueError(
                 f"inputs must look as those that the engine was built with, but for the number of rows: got "
-                f"{_described(inputs)} instead of {_described(self.example)}; build a new engine for another size"
+                f"{_described(inputs)} instead of {_described(self.example)}; pad all batches to one size in "
+                "collate_fn, or use oracle='torch:fp32' or 'torch:bf16', which take any"
             )
         return inputs
 
     def outputs_from(self, tensors: Sequence[Tensor]) -> Any:
         """The model's pytree of outputs from its tensors in order."""
         fresh = iter(tensors)
-        return pytree.tree_map(lambda leaf: next(fresh) if isinstance(leaf, Tensor) else leaf, self._example_outputs)
+        return map_tensors(lambda _: next(fresh), self._example_outputs)
 
 
 def canonical(inputs: Any) -> Any:
-    """Inputs as torch.export takes them: a mapping of any type as a dictionary, a list as a tuple."""
+    """Inputs as torch.export takes them: mappings as dictionaries, lists as tuples, floats in float32."""
+    inputs = map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, inputs)
     if isinstance(inputs, Mapping):
         return dict(inputs)
     return tuple(inputs) if isinstance(inputs, list) else inputs
-
-
-class _Lifted(nn.Module):
-    """(tensors, inputs) -> outputs: the model as a function of its weights."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self._model = (model,)  # not as a submodule, whose weights would become constants
-        self._names = names
-
-    def forward(self, tensors: tuple[Tensor, ...], inputs: Any) -> Any:
-        state = dict(zip(self._names, tensors, strict=True))
-        if isinstance(inputs, dict):
-            return torch.func.functional_call(self._model[0], state, (), inputs)
-        return torch.func.functional_call(self._model[0], state, inputs if isinstance(inputs, tuple) else (inputs,))
 
 
 class _Marked(nn.Module):

@@ -22,6 +22,8 @@ SMALLEST_CHANNEL = 2.0**-12
 """A channel's range is at least this part of its weight's: a dead channel's S would overflow the integer bias."""
 INTEGER_BITS, BIAS_LIMIT = 8, 2**31 - 1
 """Where integers are computed with, biases have 32 bits; at other widths, which are simulated, they stay real."""
+LONG_TAILS = 3.0
+"""Standard deviations by which ranges are widened where a mean over samples would cut off what makes a view hard."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,22 @@ class Scheme:
     Args:
         per_channel: weights have one S for each output channel, around Z = 0; else one S and Z for the whole tensor.
         percentile: of activation ranges, see `measure_ranges`; None for the extremes.
+        tails: of activation ranges, see `measure_ranges`; None for `LONG_TAILS` where the network's activations have
+            them, and 0 elsewhere.
         source: where it is from.
     """
 
     per_channel: bool = True
     percentile: float | None = None
+    tails: float | None = None
     source: str = "Krishnamoorthi 2018, arXiv 1806.08342"
 
 
 SCHEMES = {
     "default": Scheme(),
-    "paper": Scheme(per_channel=False, source="paper, section 4"),
-    "percentile": Scheme(percentile=99.9, source="Wu et al. 2020, arXiv 2004.09602"),
+    "paper": Scheme(per_channel=False, tails=0.0, source="paper, section 4"),
+    "percentile": Scheme(percentile=99.9, tails=0.0, source="Wu et al. 2020, arXiv 2004.09602"),
+    "tails": Scheme(tails=LONG_TAILS, source="docs/oracles.md"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Ranges of activations: per-sample extremes, averaged over the calibration samples.
+"""Ranges of activations: per-sample extremes, averaged over the calibration samples, and wider where tails are long.
 
 A pure function of weights and calibration inputs, so every process that has them measures the same, bit for bit on the
 same machine. They are measured once for each version and become part of its record.
@@ -16,7 +16,7 @@ from infer2train.quantization.graph import Site, WeightGraph
 
 
 def measure_ranges(
-    graph: WeightGraph, tensors: Sequence[Tensor], inputs: Any, percentile: float | None = None
+    graph: WeightGraph, tensors: Sequence[Tensor], inputs: Any, percentile: float | None = None, tails: float = 0.0
 ) -> dict[str, Float[Tensor, " 2"]]:
     """T_min and T_max of every activation site.
 
@@ -26,6 +26,7 @@ def measure_ranges(
         inputs: calibration samples.
         percentile: cut off, in each sample, what lies above this percentile or below its complement (50 to 100).
             Default: nothing, so the extremes themselves.
+        tails: widen each range by so many standard deviations of the samples' extremes, at most to the widest of them.
 
     Returns:
         Site name -> (T_min, T_max): of each sample, then the mean over samples.
@@ -44,7 +45,7 @@ def measure_ranges(
             else:
                 rows = x.movedim(dim, 0).flatten(1).float()
                 low, high = -_percentile(-rows, percentile), _percentile(rows, percentile)
-            ranges[site.name] = torch.stack([low.float().mean(), high.float().mean()])
+            ranges[site.name] = torch.stack([-_typical(-low.float(), tails), _typical(high.float(), tails)])
             return seen
 
         return measure
@@ -54,6 +55,13 @@ def measure_ranges(
     }
     graph.run(tensors, inputs, acts)
     return ranges
+
+
+def _typical(greatest: Float[Tensor, " n"], tails: float) -> Float[Tensor, ""]:
+    """The mean of the samples' greatest numbers, or what lies so many deviations above it."""
+    if not tails:
+        return greatest.mean()
+    return (greatest.mean() + tails * greatest.std(correction=0)).clamp(max=greatest.max())
 
 
 def _percentile(rows: Float[Tensor, "n m"], percentile: float) -> Float[Tensor, " n"]:

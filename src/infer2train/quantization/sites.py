@@ -9,7 +9,7 @@ throughout. What a linear layer gives stays real, so logits are not rounded to 2
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +17,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from infer2train.quantization.operations import at_site
+from infer2train.quantization.products import (
+    CELLS,
+    CONVOLUTIONS,
+    RECURRENT,
+    TRANSPOSED,
+    hint,
+    kind,
+    multiply_adds,
+    weights_of,
+)
 
 aten = torch.ops.aten
-CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 LINEAR = (aten.linear,)
-OTHER_LAYERS = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution)
+ACTIVATIONS = (aten.silu, aten.hardswish, aten.mish, aten.gelu, aten.elu, aten.leaky_relu)
+"""Functions of single numbers that are bent: rounding what they are given costs them more than what they give."""
+GATES = (aten.sigmoid, aten.hardsigmoid, aten.tanh)
+OTHER_LAYERS = (*TRANSPOSED, aten.convolution, *RECURRENT, *CELLS)
 """Layers that stay real: no engine runs them in integers from a graph with weights per output channel."""
 
 Kind = Literal["weight", "input", "output"]
@@ -49,19 +61,21 @@ class Site:
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a convolution or linear layer.
+    """One call of a convolution, linear or recurrent layer.
 
     Args:
         name: as in the model.
-        weight: name of its weight; None where the weight is computed.
+        weight: name of its weight; None where it has several, or where it is computed from the data.
         sites: numbers of the sites of its input and weight; None where it stays real.
-        bias: name of its bias; None where it has none, or where it is computed.
+        bias: name of its bias; None where it has none, or where it is computed from the data.
+        multiply_adds: how many it makes, for the example's rows.
     """
 
     name: str
     weight: str | None
     sites: tuple[int, int] | None
     bias: str | None = None
+    multiply_adds: int = 0
 
 
 class SiteFinder:
@@ -70,37 +84,56 @@ class SiteFinder:
     Args:
         graph: of an exported function (tensors, inputs) -> outputs.
         names: of its tensors, which are its first inputs.
-        layer_names: of the layer that has a weight, by the weight's name.
+        layer_of: name of a tensor -> the layer that has it.
+        fuses: whether what a convolution gives is rounded behind its activation, whichever that is; else behind ReLU
+            only, and before any other.
+
+    Attributes:
+        sites: all of them, by number.
+        layers: every call of a layer, in the order of the graph.
+        has_long_tails: whether a convolution's activation is one of `ACTIVATIONS`.
+        other_products: multiply-adds of products that are no layers: of two activations, as in attention.
     """
 
-    def __init__(self, graph: fx.Graph, names: tuple[str, ...], layer_names: Mapping[str, str]) -> None:
-        self._graph, self._layer_names = graph, layer_names
+    def __init__(
+        self, graph: fx.Graph, names: tuple[str, ...], layer_of: Callable[[str], str], fuses: bool = True
+    ) -> None:
+        self._graph, self._layer_of = graph, layer_of
+        self._rounded_behind = (aten.relu, *ACTIVATIONS) if fuses else (aten.relu,)
+        self._kept_real = GATES if fuses else ()
         self._inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._held = dict(zip(self._inputs, names, strict=False))
         self._number: dict[fx.Node, int] = {}
         self._weights: dict[fx.Node, fx.Node] = {}
         self.sites: list[Site] = []
         self.layers: list[Layer] = []
+        self.has_long_tails = False
+        self.other_products = 0
 
     def find(self) -> None:
         for node in list(self._graph.nodes):
-            if _kind(node) is aten.dropout and node.args[2] is False:  # the identity
+            if kind(node) is aten.dropout and node.args[2] is False:  # the identity
                 node.replace_all_uses_with(node.args[0])
                 self._graph.erase_node(node)
-        calls = [node for node in self._graph.nodes if _kind(node) in (*CONVOLUTIONS, *LINEAR, *OTHER_LAYERS)]
+        calls = [node for node in self._graph.nodes if kind(node) in (*CONVOLUTIONS, *LINEAR, *OTHER_LAYERS)]
+        self.other_products = sum(map(multiply_adds, _inside(self._graph))) - sum(map(multiply_adds, calls))
         quantised = [node for node in calls if self._read(node)]
         for node in quantised:
-            if _kind(node) in CONVOLUTIONS:
+            if kind(node) in CONVOLUTIONS:
                 self._give(node)
         self._graph.lint()
 
     def _read(self, node: fx.Node) -> bool:
         """Sites for what a layer reads. False where it stays real."""
-        source, weight = node.args[0], node.args[1]
+        source, products = node.args[0], multiply_adds(node)
+        weight = node.args[1] if kind(node) not in (*RECURRENT, *CELLS) else next(iter(weights_of(node)), None)
         assert isinstance(source, fx.Node)
         held = self._held.get(weight) if isinstance(weight, fx.Node) else None
-        if held is None or _kind(node) in OTHER_LAYERS:
-            self.layers.append(Layer(self._layer_of(held or self._source_of(weight)), held, None))
+        if held is None or kind(node) in OTHER_LAYERS:
+            own = held if kind(node) not in (*RECURRENT, *CELLS) else None
+            self.layers.append(
+                Layer(self._layer_of(held or self._source_of(weight)), own, None, multiply_adds=products)
+            )
             return False
         assert isinstance(weight, fx.Node)
         if source not in self._number:
@@ -111,15 +144,20 @@ class SiteFinder:
         sites = self._number[source], self._number[self._weights[weight]]
         bias = node.args[2] if len(node.args) > 2 else None
         own_bias = self._held.get(bias) if isinstance(bias, fx.Node) else None
-        self.layers.append(Layer(self._layer_of(held), held, sites, own_bias))
+        self.layers.append(Layer(self._layer_of(held), held, sites, own_bias, products))
         return True
 
     def _give(self, node: fx.Node) -> None:
-        """A site for what a convolution gives, behind its ReLU if there is one, where it does not reach one anyway."""
-        users = list(node.users)
-        source = users[0] if len(users) == 1 and _kind(users[0]) is aten.relu else node
+        """A site for what a convolution gives, behind its activation if there is one, where it reaches none anyway."""
+        self.has_long_tails |= any(kind(reader) in ACTIVATIONS for reader in node.users)
+        follows = kind(next(iter(node.users))) if len(node.users) == 1 else None
+        source = next(iter(node.users)) if follows in self._rounded_behind else node
         readers = list(source.users)
-        if all(reader in self._number for reader in readers) or any(reader.op == "output" for reader in readers):
+        if (
+            follows in self._kept_real
+            or all(reader in self._number for reader in readers)
+            or any(reader.op == "output" for reader in readers)
+        ):
             return
         held = next(self._held[weight] for weight, site in self._weights.items() if site is node.args[1])
         self._add(source, f"{held}/output", "output", readers)
@@ -136,12 +174,8 @@ class SiteFinder:
         self._number[node] = number
         return node
 
-    def _layer_of(self, weight: str) -> str:
-        layer, parametrised, _ = weight.partition(".parametrizations.")
-        return self._layer_names.get(weight) or (layer if parametrised else weight.rpartition(".")[0])
-
     def _source_of(self, node: Any) -> str:
-        """The tensor of the model that a computed weight is computed from, or the first of them; else nothing."""
+        """The tensor of the model that a weight is computed from, or the first of them; else nothing."""
         waiting = [node]
         while waiting:
             found = waiting.pop(0)
@@ -149,6 +183,14 @@ class SiteFinder:
                 return str(self._held[found])
             waiting += found.all_input_nodes if isinstance(found, fx.Node) else []
         return ""
+
+
+def layer_of(layer_names: Mapping[str, str], name: str) -> str:
+    """The layer that has a tensor, from what `layer_names` found and the tensor's own name."""
+    if name in layer_names:
+        return layer_names[name]
+    parts = name.split(".")
+    return ".".join(parts[: parts.index("parametrizations") if "parametrizations" in parts else -1])
 
 
 def layer_names(model: nn.Module) -> dict[str, str]:
@@ -161,9 +203,13 @@ def layer_names(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _kind(node: fx.Node) -> Any:
-    """The operation without its overload, `aten.relu` of `aten.relu.default`; None where it is none."""
-    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
+def _inside(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The operations of a graph and of the graphs in it, such as the inside of a `with torch.autocast(…)`."""
+    for node in graph.nodes:
+        yield node
+        inner = getattr(graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(inner, fx.GraphModule):
+            yield from _inside(inner.graph)
 
 
 def _batch_dim(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
@@ -180,15 +226,11 @@ def _batch_dim(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
                 if found is node:
                     return dim, None
                 apart = _product(shape[:dim])
-                together = _hint(node.meta["val"].shape[0]) // (apart * _hint(size))
+                together = hint(node.meta["val"].shape[0]) // (apart * hint(size))
                 return 1, (apart, max(1, together))
         found = found.args[0] if found.args else None
     return 0, None
 
 
 def _product(sizes: Sequence[Any]) -> int:
-    return math.prod(_hint(size) for size in sizes)
-
-
-def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    return math.prod(hint(size) for size in sizes)

@@ -49,6 +49,7 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Spent on scoring", run.scoring_share, tables.share),
         ("γ asked for", run.config.get("gamma"), str),
         ("Oracle", run.config.get("oracle") if lag is not None else None, str),
+        ("Multiply-adds in integers", _mean(logged(run.steps, "step", "int8_share")), _percent),
         ("Captured gain", _mean(logged(run.steps, "step", "captured_gain")), lambda value: f"{value:.2f}"),
         ("Same view as fp32", _mean(logged(run.steps, "step", "same_view")), _percent),
         ("Rank correlation with fp32", _mean(logged(run.steps, "step", "rank_correlation")), lambda v: f"{v:.2f}"),
