@@ -1,6 +1,5 @@
 """Any combination of what users have, against the contract of `mine()` and a slow reference, draw by draw."""
 
-import copy
 import math
 import os
 import pickle
@@ -8,27 +7,40 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from fuzzed.cases import CHEAP, Case, cases
-from fuzzed.data import FORMS
-from fuzzed.loaders import CHANGING, SAMPLERS, Growing, Recording
-from fuzzed.models import LOSSES, rows_of
-from fuzzed.reference import Reference
 from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
-from mined_runs import equal
 from torch import nn
 
+from fuzzed.cases import CHEAP, Case, cases
+from fuzzed.data import FORMS
+from fuzzed.loaders import CHANGING, SAMPLERS, Recording
+from fuzzed.models import LOSSES, rows_of
+from fuzzed.reference import Reference
 from infer2train import MinedLoader, mine
 from infer2train.addresses import Addresses
 from infer2train.batches import call_model
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the oracle gets new weights every:RuntimeWarning", "ignore:batches change their size:RuntimeWarning"
+)
 
 SLOWLY = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """An example trains a network, and a few convert one."""
 SEED = int(os.environ.get("INFER2TRAIN_FUZZ_SEED", random.SystemRandom().getrandbits(32)))
 """Of the long run, whose combinations are others each time."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unchecked_types() -> Iterator[None]:
+    """Every other test checks them; here they would take two thirds of the time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
@@ -194,9 +206,9 @@ def asked(dataloader: Any) -> list[list[Any]]:
 def check_order(case: Case, dataloader: Any, epoch: int, slots: list[list[int]]) -> None:
     """The batches of an epoch are those that the sampler gave, asked once."""
     if case.sampler == "shuffle":
-        assert sorted(sum(slots, [])) == list(range(case.n)) or case.drop_last
-        given = sum(slots, [])
+        given = [sample for batch in slots for sample in batch]
         assert len(set(given)) == len(given)
+        assert len(given) == case.n or case.drop_last
     else:
         assert len(asked(dataloader)) == epoch + 1
         given = asked(dataloader)[epoch]

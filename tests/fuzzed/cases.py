@@ -185,7 +185,7 @@ def cases(draw: st.DrawFn, *, engines: list[str] = ENGINES, workers: list[int] =
         score=draw(st.sampled_from(scores)),
         randomness=draw(st.sampled_from(list(RANDOMNESS))),
         apart=draw(st.booleans()),
-        n=draw(st.integers(12, 16)),
+        n=draw(st.integers(12, 14)),
         sampler=draw(st.sampled_from(list(SAMPLERS))),
         batch_size=draw(st.sampled_from([3, 4, 5, 6])),
         drop_last=draw(st.booleans()),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mined_runs import equal
 from torch import Tensor, nn
 
 from fuzzed.cases import CHEAP, Case
@@ -18,6 +17,7 @@ from infer2train import Replay
 from infer2train.addresses import Addresses
 from infer2train.batches import call_model
 from infer2train.plan import Draw
+from mined_runs import equal
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 """Of fp32 scores against one sample at a time."""
@@ -44,15 +44,6 @@ class Reference:
         self.baseline = [slots for epoch in self.epochs for slots in epoch]
         self.source = Replay(case.data(), case.collate_fn(), transform=case.transform(), check=False, may_mix=True)
         self.scored_by = case.settings().get("score_collate", case.collate_fn())
-        self.items: dict[tuple[int, int], Any] = {}
-
-    def alone(self, addresses: Addresses) -> list[Any]:
-        """The samples at these addresses, each read once and by itself."""
-        names = list(zip(addresses.ids.tolist(), addresses.seeds.tolist(), strict=True))
-        for i, name in enumerate(names):
-            if name not in self.items:
-                self.items[name] = self.source.items(addresses[i : i + 1])[0]
-        return [self.items[name] for name in names]
 
     def keep(self, version: int, model: nn.Module) -> None:
         """The weights of a version, buffers of both kinds with them."""
@@ -99,7 +90,8 @@ class Reference:
         if self.case.collate in CHANGING:
             assert equal(batch, self.source.batch(addresses))
             return
-        assert equal(batch, self.case.collate_fn()(self.alone(addresses)))
+        alone = [self.source.items(addresses[i : i + 1])[0] for i in range(len(addresses))]
+        assert equal(batch, self.case.collate_fn()(alone))
         inside = batch["batch"] if self.case.collate == "with extras" else batch
         assert ids_of(self.case.of, inside) == addresses.ids.tolist()
 
@@ -122,7 +114,8 @@ class Reference:
         """What the oracle said is what the version's model says of each candidate alone."""
         assert draw.version is not None
         case, model = self.case, self.versions[draw.version]
-        alone = [self.scored_by([item]) for item in self.alone(draw.candidates)]
+        backwards = self.source.items(draw.candidates[::-1])
+        alone = [self.scored_by([item]) for item in reversed(backwards)]
         with torch.no_grad():
             pairs = [(rows_of(call_model(model, inputs)), targets) for inputs, targets in map(case.split, alone)]
         z = torch.cat([outputs for outputs, _ in pairs]).double()
