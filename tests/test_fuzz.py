@@ -89,10 +89,12 @@ def check(case: Case) -> None:
     before = look(model)
     parameters = list(model.parameters())
     by_kind = [parameters] if case.acknowledged_by != "two optimisers" else [parameters[::2], parameters[1::2]]
-    optimizers = [torch.optim.SGD(some, lr=0.3, momentum=0.5) for some in by_kind]
+    optimizers = [torch.optim.SGD(some, lr=0.02, momentum=0.5) for some in by_kind]
     given_ones = None if case.acknowledged_by == "step_done" else optimizers if len(optimizers) > 1 else optimizers[0]
     now = random_states()
     loader = mine(dataloader, model, given_ones, **case.settings())
+    reference.oracle = loader.plan.oracle
+    assert reference.oracle == case.expected_oracle
     assert now == random_states()
     assert before == look(model)
     assert not asked(dataloader)

@@ -88,6 +88,12 @@ class Case:
     def is_scored(self) -> bool:
         return self.method in SCORING
 
+    @property
+    def expected_oracle(self) -> str:
+        """What scores: not an engine for batches of one size where they have many, and none where nothing is asked."""
+        is_varying = self.collate in ("padded", "padded before") and not self.oracle.startswith("torch")
+        return CHEAP if is_varying and (self.is_scored or self.method == "self-distill") else self.oracle
+
     def share(self, epoch: int) -> float:
         """The mined share that docs/methods.md promises."""
         ramp = RAMPS[self.ramp]
@@ -165,46 +171,50 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, *, engines: list[str] = ENGINES, workers: list[int] = WORKERS) -> Case:
-    """Any combination that the contract allows."""
-    method = draw(st.sampled_from(["nm-augment", "nm-sample", *METHODS]))
+    """Any combination that the contract allows, each choice by itself.
+
+    From a seed, which shrinks badly: choices that Hypothesis itself makes are near copies of one another, five of each.
+    """
+    random = draw(st.randoms(use_true_random=True))
+    method = random.choice(["nm-augment", "nm-sample", *METHODS])
     labelled = ("self-distill", "random-sample")
-    form = draw(st.sampled_from([f for f in FORMS if method not in labelled or FORMS[f].targets == "class"]))
+    form = random.choice([f for f in FORMS if method not in labelled or FORMS[f].targets == "class"])
     classes = FORMS[form].targets == "class"
-    pick = draw(st.sampled_from(["max", "max", "quantile", "uniform"])) if method == "nm-augment" else "proportional"
+    pick = random.choice(["max", "max", "quantile", "uniform"]) if method == "nm-augment" else "proportional"
     scores = [s for s, (_, _, kind) in SCORES.items() if kind == FORMS[form].targets]
-    if pick == "proportional":
+    if method == "nm-augment-soft":
         scores = [s for s in scores if s in NOT_NEGATIVE or not classes]
     is_ramped = method in ("nm-augment", "nm-augment-soft", "nm-sample", "random-sample")
-    is_ahead = draw(st.sampled_from([False, False, True]))
+    is_ahead = random.choice([False, False, True])
     collates = collates_for(FORMS[form])
     changes = CHANGING if method in ("baseline", "batch-augment") and not FORMS[form].words else ()
     return Case(
         method=method,
         form=form,
         pick=pick,
-        score=draw(st.sampled_from(scores)),
-        randomness=draw(st.sampled_from(list(RANDOMNESS))),
-        apart=draw(st.booleans()),
-        n=draw(st.integers(12, 14)),
-        sampler=draw(st.sampled_from(list(SAMPLERS))),
-        batch_size=draw(st.sampled_from([3, 4, 5, 6])),
-        drop_last=draw(st.booleans()),
-        collate=draw(st.sampled_from([*collates, *changes])),
-        body=draw(st.sampled_from(list(BODIES))),
-        balance=draw(st.sampled_from(["none", "stratified", "uniform"])) if classes else "none",
-        ramp=draw(st.sampled_from(list(RAMPS))) if is_ramped else "default",
-        gamma=draw(st.sampled_from([1, 2, 2, 3, 3, 4, 5])),
-        epochs=draw(st.integers(1, 2)) if method in PICKS else 2,
-        update_every=draw(st.sampled_from([1, 2, 3, 100])),
+        score=random.choice(scores),
+        randomness=random.choice(list(RANDOMNESS)),
+        apart=random.choice([False, True]),
+        n=random.randint(12, 14),
+        sampler=random.choice(list(SAMPLERS)),
+        batch_size=random.choice([3, 4, 5, 6]),
+        drop_last=random.choice([False, True]),
+        collate=random.choice([*collates, *changes]),
+        body=random.choice(list(BODIES)),
+        balance=random.choice(["none", "stratified", "uniform"]) if classes else "none",
+        ramp=random.choice(list(RAMPS)) if is_ramped else "default",
+        gamma=random.choice([1, 2, 2, 3, 3, 4, 5]),
+        epochs=random.randint(1, 2) if method in PICKS else 2,
+        update_every=random.choice([1, 2, 3, 100]),
         is_ahead=is_ahead,
-        delay_steps=draw(st.integers(int(is_ahead), 2)),
-        mine_every=draw(st.sampled_from([1, 1, 1, 2, 3])),
-        accumulation_steps=draw(st.sampled_from([1, 1, 2, 3])),
-        steps_at_end=draw(st.booleans()),
-        acknowledged_by=draw(st.sampled_from(["hook", "hook", "two optimisers", "step_done"])),
-        oracle=draw(st.sampled_from(engines)),
-        oracle_chunk=draw(st.sampled_from([None, None, 1, 4, 7])),
-        num_workers=draw(st.sampled_from(workers)),
-        keeps_workers=draw(st.booleans()),
-        seed=draw(st.integers(0, 3)),
+        delay_steps=random.randint(int(is_ahead), 2),
+        mine_every=random.choice([1, 1, 1, 2, 3]),
+        accumulation_steps=random.choice([1, 1, 2, 3]),
+        steps_at_end=random.choice([False, True]),
+        acknowledged_by=random.choice(["hook", "hook", "two optimisers", "step_done"]),
+        oracle=random.choice(engines),
+        oracle_chunk=random.choice([None, None, 1, 4, 7]),
+        num_workers=random.choice(workers),
+        keeps_workers=random.choice([False, True]),
+        seed=random.randint(0, 3),
     )
