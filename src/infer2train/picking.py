@@ -173,7 +173,7 @@ class Picker:
         if not has_classes(scores.targets):
             return
         share = largest_class(scores.targets.cpu().long(), picked)
-        self._watch.see_classes(share, len(mined))
+        self._watch.see_classes(share)
         self._shares[planned.slots.draw] = share
 
     def _scores(self, planned: Planned) -> Scores | None:
@@ -225,7 +225,9 @@ class Picker:
         if self._plan.method.candidates == "samples":
             self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
         if (share := self._shares.pop(drawn.draw, None)) is not None:
-            self._meter.add(class_draws=1, class_share_sum=share.of_picks, candidates_share_sum=share.of_candidates)
+            self._meter.add(
+                class_picked=share.picked, class_picks=share.picks, class_there=share.there, class_all=share.candidates
+            )
         if drawn.version is not None:
             self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
         if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
