@@ -244,10 +244,9 @@ class MinedLoader:
 
     def _start_log(self) -> None:
         """Begin to write, unless the folder holds another run: nothing of that is touched."""
-        if self._open_log is None:
-            return
-        open_log, self._open_log = self._open_log, None
-        self._log = open_log(self._epoch_steps is None), self._log_every
+        if self._open_log is not None:
+            self._log = self._open_log(self._epoch_steps is None), self._log_every
+            self._open_log = None
 
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
