@@ -36,8 +36,8 @@ RECALIBRATION_FACTOR = 8
 """How many times more of them a version is calibrated on again whose program failed its check."""
 PROBE_ROWS = 4
 """Rows on which a new program is compared with its simulation."""
-RANKED_ROWS = 2 * PROBE_VIEWS
-"""Rows on which it is compared with float32: two samples' views."""
+RANKED_ROWS = PROBE_VIEWS
+"""Rows on which it is compared with float32: a sample's views, or those of two where tails are long."""
 LEAST_RANK_CORRELATION = 0.5
 """Between the order of views that integers give and that of float32; below it a version is not worth its picks."""
 RANKED_BITS = 8
@@ -155,7 +155,8 @@ class LoweredEngine(Engine):
         self._tails = own_tails if chosen.tails is None else chosen.tails
         self._calibration_rows = TAILS_ROWS if self._tails else CALIBRATION_ROWS
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
-        self._probe = to_device(samples.probe(self._fixed_rows or RANKED_ROWS)[0], device)
+        ranked_rows = RANKED_ROWS * (2 if self._tails else 1)
+        self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
         self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which it might be, as far as its compiled graph tells."""
