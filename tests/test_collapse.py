@@ -28,17 +28,21 @@ def test_the_largest_class_is_what_counting_says(rows: list[tuple[int, bool]]) -
 
 
 def test_the_excess_goes_from_what_is_there_to_all() -> None:
-    assert ClassShare(of_picks=0.1, of_candidates=0.1).excess == 0
-    assert ClassShare(of_picks=1.0, of_candidates=0.1).excess == 1
-    assert ClassShare(of_picks=0.75, of_candidates=0.5).excess == 0.5
-    assert ClassShare(of_picks=1.0, of_candidates=1.0).excess == 0, "there is one class only"
+    assert share_of(0.1, 0.1).excess == 0
+    assert share_of(1.0, 0.1).excess == 1
+    assert share_of(0.75, 0.5).excess == 0.5
+    assert share_of(1.0, 1.0).excess == 0, "there is one class only"
 
 
-def said(watch: CollapseWatch, shares: list[float], picks: int = 64, losses: Any = ()) -> list[str]:
+def share_of(picks: float, candidates: float, number: int = 100) -> ClassShare:
+    return ClassShare(picked=round(number * picks), picks=number, there=round(100 * candidates), candidates=100)
+
+
+def said(watch: CollapseWatch, shares: list[float], picks: int = 100, losses: Any = ()) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for share in shares:
-            watch.see_classes(ClassShare(of_picks=share, of_candidates=0.1), picks)
+            watch.see_classes(share_of(share, 0.1, picks))
         for loss in losses:
             scores = torch.tensor([loss, 1.5 * loss, float("nan")])
             watch.see_scores(scores, torch.tensor([False, True, True]), epoch=0)

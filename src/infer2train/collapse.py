@@ -30,10 +30,29 @@ tells no sample from another."""
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:
-    """Of the class that has most of a draw's picks: its share of them, and of the candidates."""
+    """Of the class that has most of a draw's picks.
 
-    of_picks: float
-    of_candidates: float
+    Args:
+        picked: picks of that class.
+        picks: all picks.
+        there: candidates of that class.
+        candidates: all candidates.
+    """
+
+    picked: int
+    picks: int
+    there: int
+    candidates: int
+
+    @property
+    def of_picks(self) -> float:
+        """Its share of the picks."""
+        return self.picked / self.picks
+
+    @property
+    def of_candidates(self) -> float:
+        """Its share of the candidates."""
+        return self.there / self.candidates
 
     @property
     def excess(self) -> float:
@@ -51,13 +70,16 @@ def largest_class(classes: Int64[Tensor, " n"], picked: Bool[Tensor, " n"]) -> C
 
     Example:
         >>> largest_class(torch.tensor([0, 0, 1, 1]), torch.tensor([False, False, True, True]))
-        ClassShare(of_picks=1.0, of_candidates=0.5)
+        ClassShare(picked=2, picks=2, there=2, candidates=4)
     """
     kinds, index = torch.unique(classes, return_inverse=True)
     counts = torch.bincount(index[picked], minlength=len(kinds))
     largest = int(counts.argmax())
     return ClassShare(
-        of_picks=float(counts[largest] / counts.sum()), of_candidates=float((index == largest).double().mean())
+        picked=int(counts[largest]),
+        picks=int(counts.sum()),
+        there=int((index == largest).sum()),
+        candidates=len(classes),
     )
 
 
@@ -77,9 +99,9 @@ class CollapseWatch:
         self._lowest, self._draws = float("inf"), 0
         self._warned: set[str] = set()
 
-    def see_classes(self, share: ClassShare, picks: int) -> None:
+    def see_classes(self, share: ClassShare) -> None:
         """Take in the classes of one draw's picks."""
-        if picks < FEWEST_PICKS:
+        if share.picks < FEWEST_PICKS:
             return
         self._excess.append(share.excess)
         if len(self._excess) == WINDOW and fmean(self._excess) > MOST_EXCESS:

@@ -84,6 +84,7 @@ class MinedLoader:
         self._pace = Pace()
         self._is_step_due, self._has_warned_of_skips = False, False
         self._handed_out: float | None = None
+        self._newest_scored = -1
         self._meter = Meter()
         self._picker = Picker(plan, pool, trainer, self._meter)
         self._started = perf_counter()
@@ -164,7 +165,11 @@ class MinedLoader:
     def note(self, last: Draw, **amounts: float) -> None:
         """Take in what a trainer that makes its draws itself has seen: the last draw, and amounts for the totals."""
         self.last = last
+        self._note_version(last)
         self._meter.add(**amounts)
+
+    def _note_version(self, last: Draw) -> None:
+        self._newest_scored = max(self._newest_scored, -1 if last.version is None else last.version)
 
     @property
     def position(self) -> int:
@@ -239,10 +244,9 @@ class MinedLoader:
 
     def _start_log(self) -> None:
         """Begin to write, unless the folder holds another run: nothing of that is touched."""
-        if self._open_log is None:
-            return
-        open_log, self._open_log = self._open_log, None
-        self._log = open_log(self._epoch_steps is None), self._log_every
+        if self._open_log is not None:
+            self._log = self._open_log(self._epoch_steps is None), self._log_every
+            self._open_log = None
 
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
@@ -272,6 +276,7 @@ class MinedLoader:
         self._submit_ahead()
         self.last, batch = self._picker.take()
         assert self.last.draw == self._draws, (self.last.draw, self._draws)
+        self._note_version(self.last)
         self._hand_out()
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
@@ -506,6 +511,7 @@ class MinedLoader:
             "steps": self._steps,
             "is_open": self._is_open,
             "is_one_by_one": self._pace.is_one_by_one,
+            "newest_scored": self._newest_scored,
             "order": self._order,
             "first_draw": steps.first_draw if steps else 0,
             "first_step": steps.first_step if steps else 0,
@@ -513,7 +519,8 @@ class MinedLoader:
                 str(version): {
                     "tensors": dict(record.tensors),
                     "ranges": dict(record.ranges),
-                    "probe_scores": record.probe_scores,
+                    # An oracle is measured once at each version, when it first scores.
+                    "probe_scores": record.probe_scores if version > self._newest_scored else None,
                 }
                 for version, record in self._pool.records.items()
             },
@@ -539,6 +546,7 @@ class MinedLoader:
             )
         self._picker.stop()
         self._is_step_due, self._pace.is_one_by_one = False, state["is_one_by_one"]
+        self._newest_scored = state["newest_scored"]
         self._epoch, self._position = state["epoch"], state["position"]
         self._draws, self._steps = state["draws"], state["steps"]
         self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]

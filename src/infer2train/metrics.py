@@ -65,7 +65,7 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         `skipped_draws`, `skipped_steps`, `oracle_lost_draws` and `worker_restarts` where there were any, and
         `outgrown_versions`, published while the model's outputs depended on something that no oracle sees change.
         Where samples with class labels are mined, `largest_class_share`: of the class that has most of a draw's picks
-        its share of them, and `its_candidates_share`, of the candidates, means over draws.
+        its share of them, and `its_candidates_share`, of the candidates.
         Where an oracle that rounds was refreshed, also `refreshes`, `recalibrations` and `fp32_versions` (versions
         whose program failed its check), `deviation` (mean over refreshes, output quantisation steps), `int8_share` (of
         the model's multiply-adds, made in integers, mean over refreshes) and the means of `captured_gain`, `same_view`
@@ -110,11 +110,11 @@ def _lanes(new: Mapping[str, float]) -> dict[str, float]:
 
 def _classes(new: Mapping[str, float], ratio: Callable[[str, str], float]) -> dict[str, float]:
     """What of a draw's picks is of one class, where samples with classes were mined."""
-    if not new.get("class_draws"):
+    if not new.get("class_picks"):
         return {}
     return {
-        "largest_class_share": ratio("class_share_sum", "class_draws"),
-        "its_candidates_share": ratio("candidates_share_sum", "class_draws"),
+        "largest_class_share": ratio("class_picked", "class_picks"),
+        "its_candidates_share": ratio("class_there", "class_all"),
     }
 
 

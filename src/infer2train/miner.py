@@ -183,7 +183,7 @@ def mine(
     plan = MiningPlan(
         method=choices,
         score=choices.score if own_score is None else getattr(own_score, "__qualname__", type(own_score).__qualname__),
-        oracle=resolve_engine(oracle, is_used=choices.has_oracle),
+        oracle=_named(oracle, choices),
         quantization=quantization,
         oracle_chunk=oracle_chunk or _default_chunk(dataloader, model, gamma),
         gamma=gamma,
@@ -219,7 +219,10 @@ def mine(
         hybrid = pool if choices.asks_the_pool else "inline"  # a control that looks at no candidate has no oracle
         cpu = torch.device("cpu") if hybrid == "process" else None
         task = _task(dataloader, model, scored, reader, plan, scores_with, split, cpu)
-        notes += task.engine.notes if task.engine is not None else ()
+        if task.engine is not None:
+            notes += task.engine.notes
+            if plan.oracle == "int8":
+                plan = replace(plan, oracle=task.engine.name)
         if hybrid == "process":
             started, more_notes = _process_pool(task, plan, oracle_workers, oracle_cores, queue_depth)
             notes += more_notes
@@ -255,6 +258,16 @@ def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new
     log = RunLog(folder)
     log.start(str(device_of(model)), torch.get_num_threads())
     return log
+
+
+def _named(oracle: str, method: Method) -> str:
+    """The engine asked for, as far as its name alone tells: which one `int8` is, this model decides.
+
+    Raises:
+        ValueError: there is no such engine, or a package is missing.
+    """
+    resolved = resolve_engine(oracle, is_used=method.has_oracle)
+    return oracle if oracle == "int8" and method.has_oracle else resolved
 
 
 def _taking_any_size(oracle: str, varying: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.collapse import CollapseWatch, largest_class
+from infer2train.collapse import ClassShare, CollapseWatch, largest_class
 from infer2train.methods import ALWAYS, Selection, Slots, candidates, has_classes, select, unmined
 from infer2train.metrics import Meter
 from infer2train.oracle.scorer import Scores
@@ -100,6 +100,7 @@ class Picker:
         self._watch = CollapseWatch(remedy_of(plan), is_loss=plan.score == "loss")
         self._submitted: deque[Planned] = deque()
         self._picked: deque[Draw] = deque()
+        self._shares: dict[int, ClassShare] = {}
         self._is_lost = False
 
     def __len__(self) -> int:
@@ -143,6 +144,7 @@ class Picker:
         self._trainer.forget()
         self._submitted.clear()
         self._picked.clear()
+        self._shares.clear()
 
     def close(self) -> None:
         """Forget them and stop the workers that make views. May be called twice."""
@@ -154,10 +156,10 @@ class Picker:
         selection = unmined(planned.slots) if planned.scored and scores is None else self._select(planned, scores)
         self._trainer.put(selection.addresses)
         if scores is not None and scores.values is not None and self._plan.method.candidates == "samples":
-            self._look(scores, selection, planned.slots.epoch)
+            self._look(planned, selection, scores)
         return finished_draw(self._plan, planned, selection, scores)
 
-    def _look(self, scores: Scores, selection: Selection, epoch: int) -> None:
+    def _look(self, planned: Planned, selection: Selection, scores: Scores) -> None:
         """See whether mining samples has collapsed."""
         assert scores.values is not None
         assert selection.chosen is not None
@@ -167,12 +169,12 @@ class Picker:
             return
         picked = torch.zeros(len(scores.values), dtype=torch.bool)
         picked[mined] = True
-        self._watch.see_scores(scores.values.cpu(), picked, epoch)
+        self._watch.see_scores(scores.values.cpu(), picked, planned.slots.epoch)
         if not has_classes(scores.targets):
             return
         share = largest_class(scores.targets.cpu().long(), picked)
-        self._meter.add(class_draws=1, class_share_sum=share.of_picks, candidates_share_sum=share.of_candidates)
-        self._watch.see_classes(share, len(mined))
+        self._watch.see_classes(share)
+        self._shares[planned.slots.draw] = share
 
     def _scores(self, planned: Planned) -> Scores | None:
         """What the oracle says of a draw; None where the run goes on without."""
@@ -222,6 +224,10 @@ class Picker:
             self._meter.add(oracle_lost_draws=1)
         if self._plan.method.candidates == "samples":
             self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
+        if (share := self._shares.pop(drawn.draw, None)) is not None:
+            self._meter.add(
+                class_picked=share.picked, class_picks=share.picks, class_there=share.there, class_all=share.candidates
+            )
         if drawn.version is not None:
             self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
         if drawn.scores is None or drawn.mined is None or drawn.chosen is None:

@@ -36,8 +36,8 @@ RECALIBRATION_FACTOR = 8
 """How many times more of them a version is calibrated on again whose program failed its check."""
 PROBE_ROWS = 4
 """Rows on which a new program is compared with its simulation."""
-RANKED_ROWS = 2 * PROBE_VIEWS
-"""Rows on which it is compared with float32: two samples' views."""
+RANKED_ROWS = PROBE_VIEWS
+"""Rows on which it is compared with float32: a sample's views, or those of two where tails are long."""
 LEAST_RANK_CORRELATION = 0.5
 """Between the order of views that integers give and that of float32; below it a version is not worth its picks."""
 RANKED_BITS = 8
@@ -155,7 +155,8 @@ class LoweredEngine(Engine):
         self._tails = own_tails if chosen.tails is None else chosen.tails
         self._calibration_rows = TAILS_ROWS if self._tails else CALIBRATION_ROWS
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
-        self._probe = to_device(samples.probe(self._fixed_rows or RANKED_ROWS)[0], device)
+        ranked_rows = RANKED_ROWS * (2 if self._tails else 1)
+        self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
         self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which it might be, as far as its compiled graph tells."""
@@ -337,12 +338,9 @@ class LoweredEngine(Engine):
         program = self.specified(tensors, ranges)
         lowered = self._lower(tensors if program is None else program.tensors, program)
         few = self._probe if self._fixed_rows else take_rows(self._probe, PROBE_ROWS)
-        if program is None:
-            expected = tensors_of(self.graph.run(tensors, few))
-        else:
-            expected = Simulation(self.graph, program, self._clipped)(few)
+        rows = batch_size(few)
         all_got = self._call(lowered, self.graph.canonical(self._probe))
-        got = [take_rows(tensor, batch_size(few)) for tensor in all_got]
+        got, expected = _of_rows(all_got, rows), self._meant(tensors, program, self._clipped, few)
         shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -351,7 +349,7 @@ class LoweredEngine(Engine):
             )
         found = deviation(got, expected, self._bits or 8)
         if program is not None and self.may_clip != self._clipped and found > 0:
-            other = deviation(got, Simulation(self.graph, program, self.may_clip)(few), self._bits or 8)
+            other = deviation(got, self._meant(tensors, program, self.may_clip, few), self._bits or 8)
             if other < found:
                 self._clipped, found = self.may_clip, other
         if not is_visible(got) and not is_visible(expected):
@@ -360,8 +358,16 @@ class LoweredEngine(Engine):
         if program is not None and (self._bits or 0) >= RANKED_BITS:
             real = tensors_of(self.graph.run(tensors, self._probe))
             rank = rank_correlation(all_got, real)
-            limit = max(limit, CHAOS * deviation(expected, [take_rows(tensor, batch_size(few)) for tensor in real]))
+            limit = max(limit, CHAOS * deviation(expected, _of_rows(real, rows)))
         return Checked(lowered, found, rank, found <= limit and rank >= LEAST_RANK_CORRELATION)
+
+    def _meant(
+        self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int], inputs: Any
+    ) -> list[Tensor]:
+        """What a program should say of inputs; in floating point, what torch does."""
+        if program is None:
+            return _of_rows(tensors_of(self.graph.run(tensors, inputs)), batch_size(inputs))
+        return _of_rows(Simulation(self.graph, program, clipped)(inputs), batch_size(inputs))
 
     def _try(self, model: nn.Module) -> None:
         """One program, of the weights that the model has now, to know and to say what runs in integers."""
@@ -444,4 +450,14 @@ class LoweredEngine(Engine):
             piece = inputs if total == self.rows else map_tensors(lambda t: t[start : start + rows], inputs)  # noqa: B023
             found = lowered(tensors_of(to_device(pad_batch(piece, self.rows), self.device)))
             parts.append([take_rows(tensor, rows) for tensor in found])
-        return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        return parts[0] if len(parts) == 1 else [_joined(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """What several calls gave, as one; the mean of what has no rows, such as a mean loss."""
+    return torch.cat(list(pieces)) if pieces[0].ndim else torch.stack(list(pieces)).mean(0)
+
+
+def _of_rows(outputs: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """The first rows of outputs, without those that have none, which depend on how many there were."""
+    return [tensor[:rows] for tensor in outputs if tensor.ndim]

@@ -97,7 +97,8 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     config = replace(config, **kept)
     oracle = config.oracle
     if oracle in AUTOMATIC_ORACLES and get_method(config.method).has_oracle:
-        oracle = (earlier or {}).get("oracle") or resolve_engine(oracle)
+        resolve_engine(oracle)  # refuses what is not installed; which one it is, mine() finds out with the model
+        oracle = (earlier or {}).get("oracle") or oracle
     oracles, trainers = cores(config)
     chunk = CHUNK_ON_CPU if device.type == "cpu" else config.gamma * config.batch_size
     return replace(
