@@ -16,9 +16,9 @@ from infer2train.batches import split_batch
 from infer2train.methods import METHODS, Ramp
 
 CHEAP = "torch:fp32"
-ENGINES = [CHEAP] * 115 + ["torch:bf16"] * 2 + ["simulated:b8", "openvino:int8", "onnxruntime:int8"]
+ENGINES = [CHEAP] * 195 + ["torch:bf16"] * 2 + ["simulated:b8", "openvino:int8", "onnxruntime:int8"]
 """Converting a model takes a second, so it is done now and then."""
-WORKERS = [0] * 34 + [1, 2]
+WORKERS = [0] * 38 + [1, 2]
 """To start workers takes a second in all, so there are some now and then."""
 PICKS = {"nm-augment": "max", "nm-augment-soft": "proportional"}
 SCORING = ("nm-augment", "nm-augment-soft", "nm-sample")

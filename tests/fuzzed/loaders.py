@@ -112,8 +112,7 @@ def by_hand(items: list[Any]) -> Any:
 
 def with_extras(items: list[Any]) -> dict[str, Any]:
     """The batch beside entries about all of it."""
-    labels = by_hand(items)
-    return {"batch": labels, "count": torch.tensor(len(items)), "names": "of a batch"}
+    return {"batch": by_hand(items), "count": torch.tensor(len(items)), "names": "of a batch"}
 
 
 def padded(items: list[Any]) -> dict[str, Tensor]:
@@ -173,7 +172,8 @@ def _numbers(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, dict):
         return {name: function(value) if name == "x" else value for name, value in batch.items()}
     first = _numbers(batch[0], function)
-    return type(batch)(first, *batch[1:]) if hasattr(batch, "_fields") else type(batch)([first, *batch[1:]])
+    parts = [first, *batch[1:]]
+    return type(batch)(parts) if type(batch) in (tuple, list) else type(batch)(*parts)
 
 
 COLLATES: dict[str, Callable[[list[Any]], Any]] = {

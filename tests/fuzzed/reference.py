@@ -41,7 +41,6 @@ class Reference:
     chosen: list[float] = field(default_factory=list)
     """Scores of the mined."""
     lags: list[int] = field(default_factory=list)
-    trained: int = 0
     num_draws: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +85,6 @@ class Reference:
             assert len(draw.addresses) == len(slots)
             there = {sample for batch in self.epochs[epoch] for sample in batch.ids.tolist()}
             assert there.issuperset(draw.addresses.ids.tolist() + draw.candidates.ids.tolist())
-        self.trained += len(draw.addresses)
         self.num_draws += 1
 
     def check_batch(self, batch: Any, draw: Draw) -> None:
