@@ -296,17 +296,20 @@ def _sources(
                 "collate_fn and score_collate must be left out where the data set makes whole batches: got one; drop it"
             )
         return data, data
-    workers = ViewWorkers.of(dataloader)
+    tried: dict[str, Any] = {
+        "transform": transform,
+        "workers": ViewWorkers.of(dataloader),
+        "ids": readable_ids(dataloader),
+    }
     if score_collate is None or not method.asks_the_pool:
-        source = Replay(data, collate_fn, transform=transform, may_mix=not method.asks_the_pool, workers=workers)
+        source = Replay(data, collate_fn, may_mix=not method.asks_the_pool, **tried)
         return source, source
     if method.loss == "distillation":
         raise ValueError(
             "self-distill compares what the model says of a batch with what the oracle said of the same samples, so "
             "both need one collate function: got score_collate; mix after the loader, or use another method"
         )
-    scored = Replay(data, score_collate, transform=transform, workers=workers)
-    return Replay(data, collate_fn, transform=transform, check=False, may_mix=True), scored
+    return Replay(data, collate_fn, check=False, may_mix=True, **tried), Replay(data, score_collate, **tried)
 
 
 def _default_chunk(dataloader: "DataLoader[Any]", model: nn.Module, gamma: int) -> int:

@@ -238,13 +238,13 @@ class Picker:
 
 def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
     """What is added up of scores: of all candidates, and of those that were picked for theirs."""
-    finite = scores[torch.isfinite(scores)]
+    finite, finite_picked = scores[torch.isfinite(scores)], picked[torch.isfinite(picked)]
     return {
         "mined_examples": len(picked),
         "scored": len(finite),
         "score_sum": float(finite.sum()),
-        "chosen": len(picked),
-        "chosen_sum": float(picked.nan_to_num(0.0, 0.0, 0.0).sum()),
+        "chosen": len(finite_picked),
+        "chosen_sum": float(finite_picked.sum()),
         "nonfinite_scores": count_nonfinite(scores),
     }
 

@@ -7,6 +7,9 @@ may be readable nowhere else, since `worker_init_fn` opens its files.
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from infer2train.addresses import Addresses
 from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.source import Source
@@ -42,6 +45,10 @@ class Reader(Source):
     @property
     def dataset(self) -> Any:
         return self._source.dataset
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        return self._source.ids
 
     def __len__(self) -> int:
         return len(self._source)

@@ -63,6 +63,7 @@ class Replay(Itemwise):
         may_mix: whether `collate_fn` may make something else of a sample in another batch; such batches can be trained
             on, and not be scored.
         workers: how the run reads the data; the check is made in such workers.
+        ids: that may be read, ascending. Default: all.
 
     Raises:
         ValueError: the data set has no ids, or gave something else at the same address when it was read again; or
@@ -85,22 +86,27 @@ class Replay(Itemwise):
         check: bool = True,
         may_mix: bool = False,
         workers: ViewWorkers = ViewWorkers(),  # noqa: B008 -- frozen
+        ids: Int64[np.ndarray, " n"] | None = None,
     ) -> None:
         if isinstance(dataset, IterableDataset):
             raise ValueError(
                 "a data set must be map-style, so that a sample can be read again by its id: got an IterableDataset; "
                 "give it __getitem__ and __len__"
             )
-        self._dataset = dataset
+        self._dataset, self._ids = dataset, ids
         self._collate_fn = collate_fn
         self._transform = transform
         self._albumentations = _find_albumentations([dataset, transform, collate_fn])
-        if check and len(self) > 0:
+        if check and len(self.ids) > 0:
             try_out(self, workers, with_batches=not may_mix)
 
     @property
     def dataset(self) -> Any:
         return self._dataset
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        return super().ids if self._ids is None else self._ids
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -8,6 +8,9 @@ that over images which are decoded when they are needed.
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from infer2train.addresses import Addresses
 
 
@@ -23,6 +26,11 @@ class Source(ABC):
     def dataset(self) -> Any:
         """What the user gave: `get_worker_info().dataset` in the processes that read."""
         return self
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        """The ids that may be read, ascending: all, but for a source that a run reads only a part of."""
+        return np.arange(len(self))
 
     @abstractmethod
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.bits import difference, outline
@@ -40,8 +41,8 @@ def try_out(tried: Itemwise, workers: ViewWorkers, *, with_batches: bool) -> Non
     Raises:
         ValueError: the rule, what was got, the remedy.
     """
-    trial, ids = _Trial(tried, with_batches), integers(len(tried), 0, Purpose.PROBE, slot=np.arange(2))
-    probes = Addresses(np.repeat(ids, 4), seeds(0, Purpose.PROBE, slot=np.arange(8)))
+    trial, at = _Trial(tried, with_batches), integers(len(tried.ids), 0, Purpose.PROBE, slot=np.arange(2))
+    probes = Addresses(np.repeat(tried.ids[at], 4), seeds(0, Purpose.PROBE, slot=np.arange(8)))
     if workers.num_workers == 0:
         found = [trial.batch(probes)]
     else:
@@ -98,15 +99,15 @@ class _Trial(Source):
                 )
         if not self._with_batches:
             return _Finding(None, outline(first))
-        collated = try_collate(self._tried.items(_spread(len(self))), self._tried.collated)
+        collated = try_collate(self._tried.items(_spread(self._tried.ids)), self._tried.collated)
         return _Finding(collated.fault, outline(first), {p: outline(list(r)) for p, r in collated.rows.items()})
 
 
-def _spread(n: int) -> Addresses:
+def _spread(ids: Int64[np.ndarray, " n"]) -> Addresses:
     """Samples from all over a data set; of a small one several views."""
-    slots = np.arange(COLLATED)
-    ids = slots * n // COLLATED if n >= COLLATED else slots % n
-    return Addresses(ids, seeds(0, Purpose.PROBE, slot=slots, view=1))
+    slots, n = np.arange(COLLATED), len(ids)
+    at = slots * n // COLLATED if n >= COLLATED else slots % n
+    return Addresses(ids[at], seeds(0, Purpose.PROBE, slot=slots, view=1))
 
 
 def _require_equal(found: list[_Finding], probes: Addresses) -> None:

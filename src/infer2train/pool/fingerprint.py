@@ -36,8 +36,8 @@ def fingerprint(source: Source) -> dict[str, str]:
 def data_digest(source: Source) -> str:
     """A digest of a few views, by which two processes know that they read the same."""
     digest = hashlib.sha256(f"{len(source)}".encode())
-    ids = integers(len(source), 0, Purpose.PROBE, slot=np.arange(PROBES))
-    batch = source.batch(Addresses(ids, seeds(0, Purpose.PROBE, slot=np.arange(PROBES))))
+    at = integers(len(source.ids), 0, Purpose.PROBE, slot=np.arange(PROBES))
+    batch = source.batch(Addresses(source.ids[at], seeds(0, Purpose.PROBE, slot=np.arange(PROBES))))
     leaves, structure = pytree.tree_flatten(batch)
     digest.update(str(structure).encode())
     for leaf in leaves:
