@@ -58,7 +58,7 @@ class MiningConfig:
     """Engine that scores: int8 (the fastest installed), auto (measured here), or ENGINE:PRECISION[@DEVICE]: torch:fp32,
     torch:bf16, openvino:int8|bf16|fp32, onnxruntime:int8|fp32, simulated:b2 to b8 or b16."""
     quantization: str = "default"
-    """Scales of an int8 oracle: default (per channel), paper (per tensor) or percentile (ranges without outliers)."""
+    """Scales of an int8 oracle: default (per channel), paper (per tensor), percentile (without outliers) or tails."""
     oracle_chunk: int | None = None
     """Candidates that the oracle scores at a time (images). Default: 32 on a CPU, a whole draw elsewhere."""
     update_every: int = 100
