@@ -39,6 +39,7 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
 @given(case=cases())
 def test_what_is_trained_on_is_what_was_scored_and_picked(case: Case) -> None:

@@ -204,7 +204,7 @@ def cases(draw: st.DrawFn, *, engines: list[str] = ENGINES, workers: list[int] =
         balance=random.choice(["none", "stratified", "uniform"]) if classes else "none",
         ramp=random.choice(list(RAMPS)) if is_ramped else "default",
         gamma=random.choice([1, 2, 2, 3, 3, 4, 5]),
-        epochs=random.randint(1, 2) if method in PICKS else 2,
+        epochs=2 if is_ramped and method not in PICKS else random.randint(1, 2),
         update_every=random.choice([1, 2, 3, 100]),
         is_ahead=is_ahead,
         delay_steps=random.randint(int(is_ahead), 2),

@@ -40,6 +40,7 @@ def check(case: Case) -> None:
     assert not asked(dataloader)
     try:
         Loop(case, loader, model, optimizers, reference).run(dataloader)
+        reference.check_precision()
         check_metrics(loader.metrics(), reference)
     finally:
         loader.close()

@@ -22,8 +22,13 @@ from mined_runs import equal
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 """Of fp32 scores against one sample at a time."""
-OF_THE_SPREAD = {"bf16": 0.02, "b8": 0.25, "int8": 0.25}
-"""How far scores of a low precision may be off on average, in parts of how much they differ (outliers are clipped)."""
+OF_THE_SPREAD = {"bf16": 0.005, "b8": 0.12, "int8": 0.12}
+"""How far scores of a low precision may be off on average over a run, in parts of how much they differ.
+
+Measured: at most 0.001 in 39 runs with bf16, 0.078 in 122 with 8 bits; scores of other candidates: 0.24 (median).
+"""
+ENOUGH = 12
+"""Scores, from which on their spread is a measure; a draw may have but two."""
 
 
 @dataclass
@@ -40,6 +45,9 @@ class Reference:
     scores: list[float] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)
     """Scores of the mined."""
+    deviations: list[float] = field(default_factory=list)
+    """Of scores in low precision."""
+    expected: list[float] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
     num_draws: int = 0
 
@@ -138,8 +146,14 @@ class Reference:
         if self.oracle == CHEAP:
             torch.testing.assert_close(said.double(), expected, equal_nan=True, **EXACT)
         elif case.score != "now and then":
-            spread = float(expected.max() - expected.min()) + 0.1
-            assert float((said - expected).abs().mean()) <= OF_THE_SPREAD[self.oracle.split(":")[1]] * spread
+            self.deviations += (said - expected).abs().flatten().tolist()
+            self.expected += expected.flatten().tolist()
+
+    def check_precision(self) -> None:
+        """A low precision is off by a small part of how much the scores differ, over the run."""
+        if len(self.expected) >= ENOUGH:
+            spread = max(self.expected) - min(self.expected) + 0.1
+            assert np.mean(self.deviations) <= OF_THE_SPREAD[self.oracle.split(":")[1]] * spread
 
     def check_pick(self, draw: Draw) -> None:
         """The addresses are the chosen candidates', and those are the rule's."""
