@@ -228,13 +228,9 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-@pytest.mark.parametrize(
-    ("spec", "network"),
-    [
-        ("openvino:int8", "mobilenet"),
-        *[pytest.param(spec, network, marks=pytest.mark.slow) for spec in INT8 for network in GATED][1:],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("network", GATED)
+@pytest.mark.parametrize("spec", INT8)
 def test_gated_networks_pick_as_float32_would_in_integers(spec: str, network: str) -> None:
     needs(spec)
     samples = Rows(*digits())
@@ -251,6 +247,27 @@ def test_gated_networks_pick_as_float32_would_in_integers(spec: str, network: st
     assert totals["fp32_versions"] == 0
     assert window(totals, {})["int8_share"] >= 0.9
     assert sum(gains) / len(gains) >= 0.9
+
+
+def activated(activation: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), activation, nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(128, 10))
+
+
+@pytest.mark.parametrize(("activation", "is_long"), [(nn.SiLU(), True), (nn.Hardswish(), True), (nn.ReLU(), False)])
+def test_a_hard_view_is_not_cut_off_where_tails_are_long(activation: nn.Module, is_long: bool) -> None:
+    model, x = activated(activation), drawn(64, 3, 8, 8)
+    x[::8] *= 4  # one view in eight is hard
+    engine = built("simulated:b8", model, x)
+    record = engine.calibrated(snapshot(model, 0))
+    engine.refresh(record)
+    read = record.ranges["0.weight/input"]
+    asked = engine._samples.calibration(0, 64 if is_long else 16)
+    extremes = asked.flatten(1).amax(1)
+    widest = min(float(extremes.mean() + 3 * extremes.std(correction=0)), float(extremes.max()))
+    assert float(read[1]) == pytest.approx(widest if is_long else float(extremes.mean()))
+    hard = (engine.outputs(x) - engine.reference(x))[::8].square().mean().sqrt() / engine.reference(x)[::8].std()
+    assert (float(hard) < 0.1) == is_long
 
 
 # The alias

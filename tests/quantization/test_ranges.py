@@ -64,6 +64,17 @@ def test_the_extremes_of_each_sample_are_averaged_over_samples() -> None:
     assert high + 1 < float(x.max())
 
 
+@pytest.mark.parametrize("tails", [0.5, 1.0, 100.0])
+def test_tails_widen_a_range_by_deviations_and_never_beyond_what_was_seen(tails: float) -> None:
+    model, x = network(), samples()
+    x[3] *= 5
+    graph = WeightGraph(model, x[:2])
+    low, high = measure_ranges(graph, graph.tensors(model.state_dict()), x, tails=tails)["0.weight/input"].tolist()
+    least, greatest = x.flatten(1).numpy().min(1), x.flatten(1).numpy().max(1)
+    assert low == pytest.approx(max(least.mean() - tails * least.std(), least.min()), rel=1e-5)
+    assert high == pytest.approx(min(greatest.mean() + tails * greatest.std(), greatest.max()), rel=1e-5)
+
+
 def test_a_percentile_cuts_off_both_ends_of_each_sample() -> None:
     model, x = network(), samples()
     x.view(7, -1)[:, 5], x.view(7, -1)[:, 17] = 100.0, -100.0
