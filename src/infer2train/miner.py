@@ -105,7 +105,7 @@ def mine(
         oracle: engine and precision, e.g. `int8` (the fastest int8 engine installed), `openvino:int8`, `torch:bf16`; or
             `auto`, measured now. `loader.plan.oracle` says what it became: pass that to resume.
         oracle_chunk: candidates scored at a time. Default: 32 on a CPU, a whole draw elsewhere.
-        quantization: how an int8 engine chooses scales: default, paper, percentile.
+        quantization: how an int8 engine chooses scales: default, tails, paper, percentile.
         update_every: steps between refreshes of the oracle (T).
         delay_steps: extra staleness (D; steps) for a loop that fetches ahead, e.g. 1 under Accelerate.
         mine_every: mine only draws of every so many steps.
