@@ -103,7 +103,8 @@ def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:
 
 def _outputs(network: nn.Module, batch: Any, inputs: Any) -> Any:
     try:
-        return asked(network, inputs)
+        with seeded(0), _cuda_moved(inputs):  # a model that draws moves nothing before it is refused
+            return asked(network, inputs)
     except Exception as error:  # whatever the user's forward raises
         rule = "the model must take a batch's inputs as split= gives them"
         raise ValueError(

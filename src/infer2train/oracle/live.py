@@ -77,10 +77,9 @@ class LiveModel:
 
 
 def asked(model: nn.Module, inputs: Any) -> Any:
-    """The outputs of a copy of the model, in float32, whatever the caller's autocast; no random state is moved."""
+    """The outputs of a copy of the model, in float32, whatever the caller's autocast."""
     device = device_of(model)
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         return call_model(model, as_float32(to_device(inputs, device)))
 
 

@@ -242,7 +242,8 @@ def test_gated_networks_pick_as_float32_would_in_integers(spec: str, network: st
         gains = []
         for version in range(3):
             engine.refresh(engine.calibrated(snapshot(trained(network), version)))
-            gains.append(monitor.measure(engine).captured_gain)
+            fresh = monitor.scores(engine.reference(monitor.inputs))
+            gains.append(monitor.measure(engine, fresh).captured_gain)
     totals = engine.totals()
     assert totals["fp32_versions"] == 0
     assert window(totals, {})["int8_share"] >= 0.9
