@@ -17,7 +17,6 @@ from torch import Tensor
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
-from infer2train.config import from_plain
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
@@ -25,6 +24,7 @@ from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.runlog import cpu_name
 from infer2train.scores import loss
+from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.schedule import learning_rate
 from infer2train.training.setup import Run, prepare, resolved

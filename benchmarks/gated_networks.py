@@ -3,7 +3,7 @@
 Trains on random crops and flips, stops after each of --steps, and scores the same views with the weights of then in
 float32 and with each engine: captured gain, and the share of multiply-adds that the engine makes in integers. Then, in
 the simulated 8-bit program, what leaving layers in float32 would give: those that are most at fault for their cost, up
-to so many of the multiply-adds, found by quantising one layer at a time.
+to so many of the multiply-adds, found by quantising one layer at a time, with the weights of then or the first.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/gated_networks.py --data FOLDER
 """
@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
-from infer2train.config import from_plain
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import Fidelity, fidelity
@@ -34,6 +33,7 @@ from infer2train.quantization.ranges import measure_ranges
 from infer2train.runlog import cpu_name
 from infer2train.scores import loss
 from infer2train.source import Source
+from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import prepare, resolved
 
@@ -222,7 +222,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="*", default=["openvino:int8", "onnxruntime:int8"])
     parser.add_argument("--steps", nargs="+", type=int, default=[60, 200])
     parser.add_argument("--left-out", nargs="*", type=float, default=[0.0, 0.02, 0.05, 0.1], help="of multiply-adds")
-    parser.add_argument("--groups", type=int, default=64, help="samples that are scored")
+    parser.add_argument("--groups", type=int, default=128, help="samples that are scored")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -242,33 +242,35 @@ def study(name: str, images: Source, options: argparse.Namespace) -> None:
     skeleton, pairs = fold_plan(model)
     graph = WeightGraph(skeleton, samples.calibration(0, CHUNK)) if options.left_out else None
     x, y = views(images, np.arange(8000, 8000 + options.groups), VIEWS, seed=options.seed + 1)
+    probe = x[: 8 * VIEWS]
+    first: list[int] = []
     rng = np.random.default_rng(options.seed)
-    for step in range(1, max(options.steps) + 1):
-        inputs, targets = views(images, rng.integers(8000, size=BATCH), 1, seed=options.seed + 1000 + step)
+    for step in range(max(options.steps) + 1):
+        now = copy.deepcopy(model).eval()
+        if graph is not None and step in (0, *options.steps):
+            tensors = graph.tensors(folded_tensors(pairs, now.state_dict()))
+            sensitivity = Sensitivity(graph, tensors, samples.calibration(step, CALIBRATION))
+            order = sensitivity.at_fault(probe, graph.run(tensors, probe))
+            first = first or order
+            reference = torch.cat([graph.run(tensors, part) for part in x.split(CHUNK)])
+            for label, found_by in (("its own", order), ("the first", first))[: 2 if step else 0]:
+                for budget in options.left_out:
+                    real = sensitivity.leaving(budget, found_by) if budget else []
+                    found = compared(sensitivity.outputs(x, real), reference, y)
+                    print(
+                        f"{name}, {step} steps, simulated, {len(real)} of {len(order)} layers in fp32 (up to "
+                        f"{budget:.0%} of the multiply-adds, by {label} weights): captured gain "
+                        f"{found.captured_gain:.3f}, rank correlation {found.rank_correlation:.3f}",
+                        flush=True,
+                    )
+        if step in options.steps:
+            for spec, engine in engines.items():
+                print(f"{name}, {step} steps, {spec}: {with_engine(engine, now, x, y)}", flush=True)
+        inputs, targets = views(images, rng.integers(8000, size=BATCH), 1, seed=options.seed + 1001 + step)
         model.train()
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
-        if step not in options.steps:
-            continue
-        now = copy.deepcopy(model).eval()
-        for spec, engine in engines.items():
-            print(f"{name}, {step} steps, {spec}: {with_engine(engine, now, x, y)}", flush=True)
-        if graph is not None:
-            tensors = graph.tensors(folded_tensors(pairs, now.state_dict()))
-            sensitivity = Sensitivity(graph, tensors, samples.calibration(step, CALIBRATION))
-            probe = x[: 8 * VIEWS]
-            order = sensitivity.at_fault(probe, graph.run(tensors, probe))
-            reference = torch.cat([graph.run(tensors, part) for part in x.split(CHUNK)])
-            for budget in options.left_out:
-                real = sensitivity.leaving(budget, order) if budget else []
-                found = compared(sensitivity.outputs(x, real), reference, y)
-                print(
-                    f"{name}, {step} steps, simulated, {len(real)} of {len(order)} layers in fp32 (up to {budget:.0%} "
-                    f"of the multiply-adds): captured gain {found.captured_gain:.3f}, rank correlation "
-                    f"{found.rank_correlation:.3f}",
-                    flush=True,
-                )
 
 
 def main() -> None:

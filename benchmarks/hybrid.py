@@ -41,7 +41,6 @@ from infer2train.addresses import Addresses
 from infer2train.data.catalogue import load_data
 from infer2train.gamma.plan import hybrid_step_seconds
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.pool.cores import available_cores, on_cores
@@ -129,7 +128,7 @@ def arm(options: argparse.Namespace, source: ImageViews, method: str, precision:
         gamma=options.gamma,
         oracle=options.oracle,
         update_every=options.update_every,
-        ramp=Ramp(rate=1.0) if method == "nm-sample" else None,
+        ramp_rate=1.0 if method == "nm-sample" else None,
         **settings,
     )
     made = Arm(f"{method} {precision}", network, optimizer, endless(loader), precision, loader)

@@ -17,7 +17,7 @@ from pathlib import Path
 CHILD = """
 import sys, time
 import torch._dynamo  # which torch imports when the first optimiser is made
-from infer2train.config import from_plain
+from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import prepare, resolved
 from infer2train.training.step import EpochSums, train_step

@@ -54,6 +54,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """As users call: nothing looks at annotations."""
+    import jaxtyping
+
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread for torch's arithmetic: small networks are slower with two, above all beside other work."""
     before = torch.get_num_threads()

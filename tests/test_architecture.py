@@ -8,10 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
-config timeline trace addresses source device batches bits pipeline reader collation trial replay views data models
-scores losses selection methods versions quantization state oracle pool metrics keeping_up runlog manifest checkpoint
-statistics reporting order acknowledgement admission remedies rehearsal plan collapse picking audit loader miner
-training compare gamma demo integrations reproduce cli __main__
+settings ramp versions mining timeline trace addresses source device batches bits pipeline reader collation trial replay
+views data models scores losses selection methods quantization state oracle pool metrics keeping_up runlog manifest
+checkpoint statistics reporting order acknowledgement admission remedies rehearsal draw collapse picking audit loader
+assembly miner training compare gamma demo integrations reproduce cli __main__
 """
 LAYERS = ORDER.split()
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -67,7 +67,7 @@ def test_an_import_from_below_is_seen(source: str) -> None:
 
 
 def test_configuration_is_free_of_torch() -> None:
-    names = {name.split(".")[0] for name in imported((PACKAGE / "config.py").read_text("utf-8"), "infer2train")}
+    names = {name.split(".")[0] for name in imported((PACKAGE / "settings.py").read_text("utf-8"), "infer2train")}
     assert "torch" not in names
     assert "dataclasses" in names, "the reader of imports saw nothing"
 

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, default_collate
 
 from infer2train.addresses import Addresses
 from infer2train.audit import as_pixels, audit_draw
+from infer2train.draw import Draw
 from infer2train.loader import MinedLoader
-from infer2train.methods import METHODS, Ramp, Slots, candidates, select
+from infer2train.methods import METHODS, Slots, candidates, select
 from infer2train.miner import mine
-from infer2train.plan import Draw
 from infer2train.replay import Replay
 from infer2train.views.crops import PadCropFlip
 from infer2train.views.image_views import ImageViews
@@ -44,7 +44,7 @@ def mined(method: str, **settings: Any) -> MinedLoader:
 
 @pytest.mark.parametrize("method", ["nm-augment", "nm-augment-soft", "nm-sample"])
 def test_the_marked_view_is_the_one_trained_on(method: str) -> None:
-    loader = mined(method, ramp=Ramp())
+    loader = mined(method, ramp_stop=0.0)
     for pixels, targets in loader:
         loader.step_done()
         draw = loader.last
@@ -98,7 +98,7 @@ def test_where_nothing_was_scored_nothing_is_shown(field: str) -> None:
 
 @pytest.mark.parametrize("method", ["baseline", "random-sample", "self-distill"])
 def test_methods_without_a_score_show_nothing(method: str) -> None:
-    loader = mined(method, **({"ramp": Ramp()} if method == "random-sample" else {}))
+    loader = mined(method, **({"ramp_stop": 0.0} if method == "random-sample" else {}))
     next(iter(loader))
     assert loader.last is not None
     assert audit_draw(loader.last, VIEWS, gamma=GAMMA) == []

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from infer2train.config import DataConfig, MachineConfig, MiningConfig, RunConfig, TrainingConfig, from_plain
 from infer2train.runlog import read_config, read_rows
+from infer2train.training.config import RunConfig, from_plain
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
-from infer2train.cli import VERBS, field_texts, main, parse
+from infer2train.cli import VERBS, main, parse, setting_texts
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
 
@@ -383,8 +383,7 @@ def test_each_flag_has_words_and_a_default(verb: str, command: Command, monkeypa
 
 
 def test_every_number_has_its_unit() -> None:
-    groups = (DataConfig, MiningConfig, MachineConfig, TrainingConfig)
-    texts = {name: text for group in groups for name, text in field_texts(group).items()}
+    texts = {name: text for name, (_, text) in setting_texts().items()}
     assert texts.keys() == {field.name for field in fields(RunConfig)}
     units = r"images?|pixels|epochs?|steps?|candidates|draws|part of the training|share|threads|processes|seed|λ|rate"
     dimensionless = {"momentum", "weight_decay"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from infer2train import MinedLoader, Ramp, mine
+from infer2train import MinedLoader, mine
 from infer2train.collapse import FEWEST_PICKS, FIRST_DRAWS, WINDOW, ClassShare, CollapseWatch, largest_class
 from mined_runs import draws
 
@@ -108,16 +108,16 @@ def trained(**settings: Any) -> tuple[MinedLoader, list[str]]:
 
 
 def test_hard_top_k_without_quotas_and_ramp_under_a_stale_oracle_is_said_within_the_first_epoch() -> None:
-    loader, messages = trained(balance="none", ramp=Ramp())
+    loader, messages = trained(balance="none", ramp_stop=0.0)
     assert any("of one class at a time" in message for message in messages), messages
-    assert all("pass balance='stratified', or ramp=Ramp(stop=1.0) with epochs=" in message for message in messages)
+    assert all("pass balance='stratified', or ramp_stop=1.0 with epochs=" in message for message in messages)
     assert loader.metrics()["largest_class_share"] > 0.45
 
 
 def test_the_methods_own_quotas_and_ramp_give_no_reason_to_speak() -> None:
     loader, messages = trained(epochs=5)
     assert messages == []
-    loader, messages = trained(epochs=5, ramp=Ramp(start=0.0, stop=0.0), balance="stratified")
+    loader, messages = trained(epochs=5, ramp_stop=0.0, balance="stratified")
     assert not any("of one class" in message for message in messages)
     measured = loader.metrics()
     assert measured["largest_class_share"] < 0.2

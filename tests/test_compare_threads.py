@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from infer2train.compare import Comparison, compare, train_in_threads
-from infer2train.config import RunConfig, from_plain
 from infer2train.order import epoch_batches
 from infer2train.runlog import read_rows
 from infer2train.training import loop
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.interrupt import Interrupted
 from infer2train.training.loop import DivergedError, train
 from infer2train.training.regimes import regime_defaults

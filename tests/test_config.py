@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from infer2train.config import RunConfig, as_plain, differences, from_plain, resolve, unknown
+from infer2train.settings import as_plain, differences, resolve, unknown
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES
 
 
@@ -78,6 +79,6 @@ def test_unknown_lists_all_and_suggests_only_what_is_near() -> None:
 
 
 def test_resolve_finds_what_it_names() -> None:
-    assert resolve("infer2train.config:RunConfig") is RunConfig
+    assert resolve("infer2train.training.config:RunConfig") is RunConfig
     with pytest.raises(AttributeError):
-        resolve("infer2train.config:Nothing")
+        resolve("infer2train.training.config:Nothing")

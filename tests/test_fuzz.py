@@ -5,10 +5,8 @@ The contract is what the docstrings of `mine()` and `Draw` and docs/ say; nothin
 
 import os
 import random
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, given, note, seed, settings
@@ -20,23 +18,17 @@ from fuzzed.loaders import CHANGING, SAMPLERS
 from fuzzed.loop import check
 from infer2train import mine
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:the oracle gets new weights every:RuntimeWarning", "ignore:batches change their size:RuntimeWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("unchecked_types"),  # every other test checks them; here they take two thirds of the time
+    pytest.mark.filterwarnings(
+        "ignore:the oracle gets new weights every:RuntimeWarning", "ignore:batches change their size:RuntimeWarning"
+    ),
+]
 
 SLOWLY = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """An example trains a network, and a few convert one."""
 SEED = int(os.environ.get("INFER2TRAIN_FUZZ_SEED", random.SystemRandom().getrandbits(32)))
 """Of the long run, whose combinations are others each time."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def unchecked_types() -> Iterator[None]:
-    """Every other test checks them; here they would take two thirds of the time."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.timeout(900)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from infer2train import mine
-from infer2train.methods import METHODS, Ramp
+from infer2train.methods import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, UPDATE_EVERY, EXACT_DRAWS = 25, 10, 9
@@ -81,7 +81,7 @@ def traced(method: str) -> dict[str, Any]:
         method=method,
         gamma=4,
         update_every=UPDATE_EVERY,
-        ramp=Ramp(rate=0.25) if METHODS[method].schedule.needs_length else None,
+        ramp_rate=0.25 if METHODS[method].schedule.needs_length else None,
         distill_weight=0.5,
         seed=1,
     )

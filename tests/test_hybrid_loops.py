@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 import infer2train
 from infer2train.addresses import Purpose, seeds
+from infer2train.draw import Draw
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp
-from infer2train.plan import Draw
 from infer2train.pool.cores import as_text, available_cores
 from mined_runs import draws, equal, jittered, network, sgd, state_of
 
@@ -25,7 +24,7 @@ IN_PROCESS = {"pool": "process", "oracle_cores": as_text(available_cores()[-1:])
 METHODS = {
     "nm-augment": {"delay_steps": 2, "num_workers": 2},
     "self-distill": {"distill_weight": 0.1},
-    "nm-sample": {"ramp": Ramp(rate=0.5)},
+    "nm-sample": {"ramp_rate": 0.5},
 }
 
 

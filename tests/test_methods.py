@@ -15,7 +15,9 @@ from scipy import stats
 from conformance.method import GAMMA, Functions, check_method, some_slots
 from infer2train import methods
 from infer2train.addresses import Addresses
-from infer2train.methods import METHODS, Method, Ramp, Selection, Slots, class_targets, get_method, get_score, unmined
+from infer2train.methods import METHODS, Method, Selection, Slots, class_targets, get_method, get_score, unmined
+from infer2train.mining import Mining
+from infer2train.ramp import Ramp
 from infer2train.scores import SCORES
 from infer2train.selection import PICKS
 
@@ -27,7 +29,7 @@ def test_conformance(name: str) -> None:
 
 @pytest.mark.parametrize("pick", PICKS)
 def test_conformance_under_every_pick(pick: str) -> None:
-    check_method(get_method("nm-augment", pick=pick))
+    check_method(get_method(Mining(pick=pick)))
 
 
 def ignores_scores(method: Method, slots: Slots, gamma: int, *, scores: Any = None, **others: Any) -> Selection:
@@ -163,7 +165,7 @@ def test_distillation_never_shows_the_oracle_the_anchor() -> None:
 
 def test_picking_views_uniformly_is_the_baseline_in_distribution() -> None:
     """Which view is trained on follows chance alone, whatever the scores: no view is preferred."""
-    method, slots, seen = get_method("nm-augment", pick="uniform"), next(some_slots()), Counter()
+    method, slots, seen = get_method(Mining(pick="uniform")), next(some_slots()), Counter()
     scores = torch.arange(GAMMA * len(slots.ids)).float()
     for draw in range(300):
         chosen = methods.select(method, replace(slots, draw=draw), GAMMA, scores=scores).chosen
@@ -202,15 +204,15 @@ def test_what_a_method_needs_follows_from_its_choices(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_as_it_is(name: str) -> None:
-    assert get_method(name) == METHODS[name]
+    assert get_method(Mining(method=name, epochs=3)) == METHODS[name]
 
 
 def test_what_the_user_chose_replaces_the_methods_own() -> None:
     ramp = Ramp(rate=0.1)
-    method = get_method("nm-augment", score="entropy", pick="quantile", schedule=ramp)
+    method = get_method(Mining(method="nm-augment", score="entropy", pick="quantile", ramp_rate=0.1))
     assert method == replace(METHODS["nm-augment"], score="entropy", pick="quantile", schedule=ramp)
-    assert get_method("nm-sample", score="margin").schedule == METHODS["nm-sample"].schedule
-    assert get_method("random-sample", schedule=ramp).schedule == ramp
+    assert get_method(Mining(method="nm-sample", score="margin", epochs=3)).schedule == METHODS["nm-sample"].schedule
+    assert get_method(Mining(method="random-sample", ramp_rate=0.1)).schedule == ramp
 
 
 @pytest.mark.parametrize(
@@ -223,27 +225,28 @@ def test_what_the_user_chose_replaces_the_methods_own() -> None:
         ("random-sample", {"score": "loss"}, "got 'loss' for random-sample; drop it"),
         ("self-distill", {"score": "loss"}, "got 'loss' for self-distill"),
         ("self-distill", {"pick": "max"}, "got 'max' for self-distill"),
-        ("self-distill", {"schedule": Ramp(rate=1.0)}, "got one for self-distill"),
+        ("self-distill", {"ramp_rate": 1.0}, "got one for self-distill"),
         *[(name, {"score": "loss"}, "where nothing is scored") for name in ("baseline", "batch-augment")],
         *[(name, {"pick": "max"}, "where no view is picked") for name in ("baseline", "batch-augment")],
-        *[(name, {"schedule": Ramp()}, "where nothing is mined") for name in ("baseline", "batch-augment")],
+        *[(name, {"ramp_stop": 0.0}, "where nothing is mined") for name in ("baseline", "batch-augment")],
     ],
 )
 def test_a_choice_without_effect_is_refused(name: str, choice: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        get_method(name, **choice)
+        get_method(Mining(method=name, epochs=3, **choice))
 
 
 def test_the_score_is_the_users_or_ours_by_name() -> None:
     def own(outputs: Any, targets: Any) -> torch.Tensor:
         return outputs
 
-    assert get_score(get_method("nm-augment", score="entropy")) is SCORES["entropy"]
-    assert get_score(METHODS["nm-sample"], own) is own
+    assert get_score(Mining(method="nm-augment", score="entropy")) is SCORES["entropy"]
+    assert get_score(Mining(method="nm-sample", score=own, epochs=3)) is own
+    assert get_method(Mining(score=own)).score == own.__qualname__
     for name in ("baseline", "batch-augment", "random-sample", "self-distill"):
-        assert get_score(METHODS[name]) is None
+        assert get_score(Mining(method=name, epochs=3)) is None
         with pytest.raises(ValueError, match="where nothing is scored"):
-            get_score(METHODS[name], own)
+            get_method(Mining(method=name, score=own, epochs=3))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
 from infer2train import MinedLoader, Replay, mine
 from infer2train.addresses import Addresses, Purpose, seeds
-from infer2train.methods import METHODS, Ramp
+from infer2train.draw import Draw
+from infer2train.methods import METHODS
 from infer2train.oracle.snapshot import NotFiniteError
-from infer2train.plan import Draw
 from infer2train.runlog import read_config, read_rows
 from mined_runs import (
     CLASSES,
@@ -231,7 +231,7 @@ def test_nm_augment_picks_the_hardest_view_of_each_sample() -> None:
 
 def test_a_ramp_mines_a_share_of_the_slots_and_leaves_the_others_to_the_baseline() -> None:
     base = uniform_loader(labels=(0, 1) * 20, batch_size=10)
-    seen = untrained(base, "nm-augment", gamma=6, ramp=Ramp(rate=0.3), epochs=5)
+    seen = untrained(base, "nm-augment", gamma=6, ramp_rate=0.3, epochs=5)
     mined_slots = []
     for draw, plain in zip(seen, untrained(base, "baseline", epochs=5), strict=True):
         if draw.epoch == 0:
@@ -321,7 +321,7 @@ def test_nm_sample_mines_the_hardest_of_each_class_and_as_many_as_its_ramp_says(
 def test_what_fills_an_nm_sample_batch_is_not_the_hard_part() -> None:
     base = uniform_loader(labels=(0, 1) * 100, batch_size=50)
     fill = []
-    for draw in untrained(base, "nm-sample", gamma=4, epochs=2, ramp=Ramp(rate=0.5)):
+    for draw in untrained(base, "nm-sample", gamma=4, epochs=2, ramp_rate=0.5):
         if draw.mined is not None:
             assert draw.mined.sum() == 25
             fill.append(numbers(base, draw.addresses[~draw.mined]))
@@ -334,7 +334,7 @@ def test_what_fills_an_nm_sample_batch_is_not_the_hard_part() -> None:
 def test_random_sample_is_class_balanced_and_blind() -> None:
     labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
     base = uniform_loader(labels, batch_size=12, drop_last=True)
-    options: dict[str, Any] = {"gamma": 8, "classes": 3, "epochs": 2, "balance": "uniform", "ramp": Ramp()}
+    options: dict[str, Any] = {"gamma": 8, "classes": 3, "epochs": 2, "balance": "uniform", "ramp_stop": 0.0}
     blind, mined = untrained(base, "random-sample", **options), untrained(base, "nm-sample", **options)
     for draw in blind:
         assert draw.version is None
@@ -438,7 +438,8 @@ def test_it_is_algorithm_1(norm: bool) -> None:
         ({"accumulation_steps": 0}, "accumulation_steps must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"oracle_chunk": 0}, "oracle_chunk must be at least 1"),
-        ({"seed": -1}, r"seed must be in \[0, 2\^63\): got -1"),
+        ({"seed": -1}, "seed must be at least 0: got -1"),
+        ({"seed": 1 << 63}, r"seed must be in \[0, 2\^63\): got 9223372036854775808"),
         ({"method": "nm-augmet"}, "unknown method 'nm-augmet': there is .*did you mean 'nm-augment'"),
         ({"score": "los"}, "unknown score 'los': there is .*did you mean 'loss'"),
         ({"pick": "maks"}, "unknown pick 'maks': there is .*did you mean 'max'"),
@@ -449,8 +450,8 @@ def test_it_is_algorithm_1(norm: bool) -> None:
         ({"method": "baseline", "score": squared_error}, "score must be left out where nothing is scored"),
         ({"method": "random-sample", "epochs": 3, "score": squared_error}, "score must be left out"),
         ({"method": "self-distill", "score": squared_error}, "score must be left out"),
-        ({"method": "self-distill", "ramp": Ramp(rate=0.1)}, "a ramp must be left out .* for self-distill; drop it"),
-        ({"method": "nm-sample"}, r"nm-sample needs epochs=.*or pass ramp=Ramp\(rate=0.01\)"),
+        ({"method": "self-distill", "ramp_rate": 0.1}, "a ramp must be left out .* for self-distill; drop it"),
+        ({"method": "nm-sample"}, r"nm-sample needs epochs=.*or pass ramp_rate=0.01"),
         ({"method": "random-sample"}, "random-sample needs epochs="),
         ({"scaler": torch.amp.GradScaler("cpu")}, "scaler needs the optimizer .*pass optimizer= too"),
     ],
@@ -475,12 +476,12 @@ def scalar_score(outputs: Tensor, targets: Tensor) -> Tensor:
 )
 def test_what_only_a_batch_can_tell_is_refused_at_once(data: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        mine(DataLoader(data, batch_size=4), network(), ramp=Ramp(), **settings)
+        mine(DataLoader(data, batch_size=4), network(), ramp_stop=0.0, **settings)
 
 
 def test_nm_sample_takes_float_targets_without_balance() -> None:
     base = DataLoader(Measured(), batch_size=4)
-    loader = mine(base, network(), method="nm-sample", score=squared_error, balance="none", ramp=Ramp(), gamma=3)
+    loader = mine(base, network(), method="nm-sample", score=squared_error, balance="none", ramp_stop=0.0, gamma=3)
     assert next(iter(loader))[1].dtype == torch.float32
 
 

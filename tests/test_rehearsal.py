@@ -297,7 +297,7 @@ def test_batches_that_change_their_size_are_scored_in_fp32_and_that_is_said(orac
         RuntimeWarning, match=r"batches change their size \(\[n, 6\] or \[n, 7\]\), .*are scored in fp32 by torch:fp32"
     ):
         loader = mine(base, model, sgd(model), gamma=2, oracle=oracle)
-    assert loader.plan.oracle == "torch:fp32"
+    assert loader.mining.oracle == "torch:fp32"
     assert any("pad them to one length in collate_fn" in note for note in loader.notes)
     for x, y in loader:
         assert loader.last is not None

@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from infer2train.config import from_plain
 from infer2train.data.images import ImageData, ImageSplit
+from infer2train.training.config import from_plain
 from infer2train.training.device_steps import DeviceSteps
 from infer2train.training.interrupt import Interrupt
 from infer2train.training.loop import _batch_by_batch

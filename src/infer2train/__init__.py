@@ -15,17 +15,17 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from infer2train.loader import MinedLoader
-    from infer2train.methods import Ramp
     from infer2train.miner import mine
+    from infer2train.mining import Mining
     from infer2train.replay import Replay
     from infer2train.views.image_views import ImageViews
 
-__all__ = ["mine", "MinedLoader", "Ramp", "Replay", "ImageViews", "__version__"]
+__all__ = ["mine", "Mining", "MinedLoader", "Replay", "ImageViews", "__version__"]
 
 _PUBLIC = {
     "mine": "infer2train.miner:mine",
     "MinedLoader": "infer2train.loader:MinedLoader",
-    "Ramp": "infer2train.methods:Ramp",
+    "Mining": "infer2train.mining:Mining",
     "Replay": "infer2train.replay:Replay",
     "ImageViews": "infer2train.views.image_views:ImageViews",
 }
@@ -34,6 +34,6 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'infer2train' has no attribute {name!r}")
-    from infer2train.config import resolve
+    from infer2train.settings import resolve
 
     return resolve(_PUBLIC[name])

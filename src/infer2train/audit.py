@@ -10,8 +10,8 @@ from torch import Tensor
 
 from infer2train.addresses import Addresses
 from infer2train.batches import split_batch, tensors_of
+from infer2train.draw import Draw
 from infer2train.oracle.scorer import Split
-from infer2train.plan import Draw
 from infer2train.reporting.gallery import GalleryRow
 from infer2train.source import Source
 

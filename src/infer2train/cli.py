@@ -7,20 +7,22 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from infer2train import __version__
-from infer2train.config import DataConfig, MachineConfig, MiningConfig, RunConfig, TrainingConfig, at_least, from_plain
+from infer2train.mining import Mining
+from infer2train.settings import at_least
+from infer2train.training.config import DataConfig, RunConfig, TrainingConfig, from_plain
 from infer2train.training.regimes import regime_defaults
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 WIDTH_OF_A_FILE = 120
 """Columns of a table where nobody has a terminal's width."""
-GROUPS = {"data": DataConfig, "mining": MiningConfig, "machine": MachineConfig, "training": TrainingConfig}
+GROUPS = {"data": DataConfig, "mining": Mining, "training": TrainingConfig}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -264,14 +266,22 @@ def _add_folder(parser: jsonargparse.ArgumentParser, name_help: str) -> None:
 
 def _add_settings(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """A flag for each field of a run, with the field's own words as its help."""
-    defaults = _defaults_for(arguments)
-    for title, group_type in GROUPS.items():
-        group = parser.add_argument_group(f"{title} settings")
-        texts = field_texts(group_type)
-        for field in fields(group_type):
-            assert field.default is not MISSING
-            flag = "--" + field.name.replace("_", "-")
-            group.add_argument(flag, type=field.type, default=defaults[field.name], help=texts[field.name])
+    defaults, types = _defaults_for(arguments), {field.name: field.type for field in fields(RunConfig)}
+    groups = {title: parser.add_argument_group(f"{title} settings") for title in GROUPS}
+    for name, (title, text) in setting_texts().items():
+        flag = "--" + name.replace("_", "-")
+        groups[title].add_argument(flag, type=types[name], default=defaults[name], help=text)
+
+
+def setting_texts() -> dict[str, tuple[str, str]]:
+    """Setting -> its group and the docstring under it."""
+    from docstring_parser import parse_from_object
+
+    return {
+        entry.arg_name: (title, " ".join((entry.description or "").split()))
+        for title, kind in GROUPS.items()
+        for entry in parse_from_object(kind).params
+    }
 
 
 def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
@@ -286,25 +296,8 @@ def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
 
         loaded = yaml.safe_load(Path(named.config).read_text(encoding="utf-8"))
         stored = loaded if isinstance(loaded, dict) else {}
-    regime = named.regime or stored.get("regime") or TrainingConfig.regime
-    return regime_defaults(regime, named.method or stored.get("method") or MiningConfig.method)
-
-
-def field_texts(group_type: type) -> dict[str, str]:
-    """The docstring under each field of a configuration class."""
-    import ast
-    import inspect
-    import textwrap
-
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(group_type))).body
-    assert isinstance(body, ast.ClassDef)
-    texts = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            assert isinstance(following.value, ast.Constant)
-            texts[statement.target.id] = str(following.value.value)
-    return texts
+    regime = named.regime or stored.get("regime") or RunConfig.regime
+    return regime_defaults(regime, named.method or stored.get("method") or RunConfig.method)
 
 
 def _config_of(options: dict[str, Any], **changes: Any) -> RunConfig:
@@ -331,8 +324,8 @@ def _compare(options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from infer2train.compare import Comparison, compare, print_comparison
-    from infer2train.config import unknown
     from infer2train.methods import METHODS
+    from infer2train.settings import unknown
 
     for arm in options["methods"]:
         if arm.partition("@")[0] not in METHODS:
@@ -383,7 +376,7 @@ def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
     from infer2train.methods import METHODS
     from infer2train.selection import PICKS
 
-    general = regime_defaults(options["regime"], MiningConfig.method)
+    general = regime_defaults(options["regime"], RunConfig.method)
     own = {
         name: value
         for name, value in regime_defaults(options["regime"], method).items()
@@ -465,10 +458,10 @@ def _demo(options: dict[str, Any]) -> None:
 def _reproduce(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.config import unknown
     from infer2train.reproduce.experiments import EXPERIMENTS
     from infer2train.reproduce.plan import Plan
     from infer2train.reproduce.run import Place, print_lines, reproduce
+    from infer2train.settings import unknown
 
     name = options["experiment"]
     if name not in EXPERIMENTS:

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infer2train.config import RunConfig
 from infer2train.reporting.report import write_report
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.runlog import CONFIG
+from infer2train.training.config import RunConfig
 from infer2train.training.folder import Result, enter_folder, is_finished
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.loop import train, train_run

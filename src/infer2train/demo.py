@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from infer2train.compare import Comparison, compare, print_comparison
-from infer2train.config import from_plain
 from infer2train.gamma.step_times import step_times
 from infer2train.oracle.catalogue import resolve_engine
 from infer2train.pool.cores import available_cores
+from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")

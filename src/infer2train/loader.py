@@ -20,17 +20,19 @@ from infer2train.admission import refuse_ranks
 from infer2train.batches import logits_of
 from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.device import device_of
+from infer2train.draw import Draw
 from infer2train.losses import distillation
-from infer2train.methods import Slots
+from infer2train.methods import Slots, get_method
 from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
+from infer2train.mining import Mining
 from infer2train.oracle.live import LiveModel
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
-from infer2train.picking import Picker, Planned, plan_draw
+from infer2train.picking import Picker, Planned, is_mined, plan_draw
 from infer2train.pipeline import AddressPipeline
-from infer2train.plan import Draw, MiningPlan, plan_fields
 from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
+from infer2train.settings import as_plain, decisive, differences
 from infer2train.timeline import TRAINER, Span, Timeline
 from infer2train.versions import EpochSteps
 
@@ -67,12 +69,12 @@ class MinedLoader:
         self,
         dataloader: "DataLoader[Any]",
         model: nn.Module,
-        plan: MiningPlan,
+        mining: Mining,
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
     ) -> None:
-        self.plan = plan
+        self.mining, self._method, self._rule = mining, get_method(mining), mining.rule
         self._dataloader, self._model, self._pool, self._live = dataloader, model, pool, live
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
         self._is_open, self._is_resumed, self._has_warned = False, False, False
@@ -86,7 +88,7 @@ class MinedLoader:
         self._handed_out: float | None = None
         self._newest_scored = -1
         self._meter = Meter()
-        self._picker = Picker(plan, pool, trainer, self._meter)
+        self._picker = Picker(mining, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._log: tuple[RunLog, int] | None = None
@@ -159,8 +161,8 @@ class MinedLoader:
         version = self._version_of(draw)
         if version is not None and version not in self._pool.records:
             return None
-        slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
-        return plan_draw(self.plan, slots, self._step_of(draw), version)
+        slots = Slots(seed=self.mining.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
+        return plan_draw(self.mining, self._method, slots, self._step_of(draw), version)
 
     def note(self, last: Draw, **amounts: float) -> None:
         """Take in what a trainer that makes its draws itself has seen: the last draw, and amounts for the totals."""
@@ -203,14 +205,14 @@ class MinedLoader:
         else:
             if self._is_open and not self._is_resumed:
                 self._epoch, self._position = self._epoch + 1, 0
-            self._batches = epoch_batches(self._dataloader, self.plan.seed, self._epoch)
+            self._batches = epoch_batches(self._dataloader, self.mining.seed, self._epoch)
             self._epoch_ids = np.concatenate(self._batches)
         self._start_log()
         self._warn_of_stale_weights()
         order = fingerprint(self._batches)
         if not self._is_resumed or self._epoch_steps is None:
             self._epoch_steps = EpochSteps(
-                first_draw=self._draws, first_step=self._steps, accumulation_steps=self.plan.accumulation_steps
+                first_draw=self._draws, first_step=self._steps, accumulation_steps=self.mining.accumulation_steps
             )
         elif order != self._order:
             raise ValueError(
@@ -218,11 +220,7 @@ class MinedLoader:
                 "global state of torch, NumPy or random, which mine() seeds, and leave the data as it was"
             )
         self._order, self._is_resumed, self._is_open = order, False, True
-        if (
-            self.plan.method.has_oracle
-            and self._steps not in self._pool.records
-            and self.plan.rule.is_published(self._steps)
-        ):
+        if self._method.has_oracle and self._steps not in self._pool.records and self._rule.is_published(self._steps):
             self._publish()
 
     def _is_peeked(self) -> bool:
@@ -231,7 +229,7 @@ class MinedLoader:
         if not self._is_open or self._is_resumed or steps is None or self._steps > steps.first_step:
             return False
         # Where nobody counts steps, two draws may have been trained on.
-        return self.plan.method.has_oracle or self._draws - steps.first_draw <= 1
+        return self._method.has_oracle or self._draws - steps.first_draw <= 1
 
     def _warn_of_a_long_look(self, draws: int) -> None:
         if draws > 1:
@@ -250,17 +248,17 @@ class MinedLoader:
 
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
-        plan, steps = self.plan, self._epoch_steps
-        if self._is_resumed or self._has_warned or not plan.method.has_oracle:
+        mining, steps = self.mining, self._epoch_steps
+        if self._is_resumed or self._has_warned or not self._method.has_oracle:
             return
-        steps_per_epoch = -(-len(self._batches) // plan.accumulation_steps)
+        steps_per_epoch = -(-len(self._batches) // mining.accumulation_steps)
         message = None
-        if steps is None and plan.rule.update_every > STALE_EPOCHS * steps_per_epoch:
+        if steps is None and mining.update_every > STALE_EPOCHS * steps_per_epoch:
             message = (
-                f"the oracle gets new weights every {plan.rule.update_every} steps, an epoch has {steps_per_epoch}: "
+                f"the oracle gets new weights every {mining.update_every} steps, an epoch has {steps_per_epoch}: "
                 f"lower update_every, to {max(1, steps_per_epoch // 2)} for example"
             )
-        elif steps is not None and self._steps < self._step_of(max(self._draws - 1, 0)) - plan.rule.delay_steps:
+        elif steps is not None and self._steps < self._step_of(max(self._draws - 1, 0)) - mining.delay_steps:
             message = f"{self._steps} steps were done after {self._draws} draws. If these were trained on: {REMEDIES}"
         if message is not None:
             self._has_warned = True
@@ -300,11 +298,11 @@ class MinedLoader:
 
     def _version_of(self, draw: int) -> int | None:
         step = self._step_of(draw)
-        if not self.plan.method.has_oracle or not self.plan.is_mined(step):
+        if not self._method.has_oracle or not is_mined(self.mining, self._method, step):
             return None
-        if self.plan.staleness == "freshest":
+        if self.mining.staleness == "freshest":
             return max(self._pool.records, default=0)
-        return self.plan.rule.version_of_step(step)
+        return self._rule.version_of_step(step)
 
     def _require_version(self, draw: int) -> None:
         version = self._version_of(draw)
@@ -341,7 +339,7 @@ class MinedLoader:
         self._count_what_is_due()
         assert self._epoch_steps is not None
         first = self._epoch_steps.first_step
-        if self.plan.rule.delay_steps == 0 and self._pace.has_skipped(
+        if self.mining.delay_steps == 0 and self._pace.has_skipped(
             self._step_of(self._draws) - first, self._steps - first
         ):
             self._meter.add(skipped_steps=1)
@@ -365,16 +363,16 @@ class MinedLoader:
         Raises:
             RuntimeError: more steps were done than draws were handed out for.
         """
-        if self.plan.method.has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
+        if self._method.has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
             raise RuntimeError(
                 f"a step trains on at least one draw: got step {self._steps + 1} after {self._draws} draws of "
-                f"accumulation_steps={self.plan.accumulation_steps}; pass the accumulation_steps= of the loop or, if "
+                f"accumulation_steps={self.mining.accumulation_steps}; pass the accumulation_steps= of the loop or, if "
                 "the optimizer steps more than once a draw or elsewhere too, leave it out of mine() and call "
                 "loader.step_done() once"
             )
         self._note_training()
         self._steps += 1
-        if self.plan.method.has_oracle and self.plan.rule.is_published(self._steps):
+        if self._method.has_oracle and self._rule.is_published(self._steps):
             self._publish()
         if self._log is not None and self.last is not None and self._steps % self._log[1] == 0:
             self._write_step(self._log[0], self.last)
@@ -391,9 +389,9 @@ class MinedLoader:
 
     def _retire_records(self) -> None:
         # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
-        oldest = self.plan.rule.version_of_step(min(self._step_of(self._draws), self._steps))
+        oldest = self._rule.version_of_step(min(self._step_of(self._draws), self._steps))
         records = self._pool.records
-        if self.plan.staleness == "freshest":
+        if self.mining.staleness == "freshest":
             oldest = max(records, default=0)
         if any(version < oldest for version in records):
             self._pool.retire(oldest)
@@ -422,7 +420,7 @@ class MinedLoader:
                 f"the draw handed out last must be the one trained on: got draw {self.last.draw} of step "
                 f"{self.last.step} and {self._steps} steps done; turn off what fetches ahead to train with a penalty"
             )
-        return self.plan.distill_weight * distillation(logits, self.last.log_probabilities.to(logits.device))
+        return self.mining.distill_weight * distillation(logits, self.last.log_probabilities.to(logits.device))
 
     # What was measured
 
@@ -450,7 +448,7 @@ class MinedLoader:
         now = self.totals()
         measured = window(now, self._mark)
         self._mark = now
-        return {"epoch": float(self._epoch), "steps": float(self._steps), "gamma": float(self.plan.gamma), **measured}
+        return {"epoch": float(self._epoch), "steps": float(self._steps), "gamma": float(self.mining.gamma), **measured}
 
     def log_to(self, open_log: Callable[[bool], RunLog], every_steps: int) -> None:
         """Write a step row every so many steps to what `open_log` opens, when the first epoch begins or goes on.
@@ -472,7 +470,7 @@ class MinedLoader:
             draw=last.draw,
             epoch=last.epoch,
             version=last.version,
-            steps_per_second=draws_per_second(measured) / self.plan.accumulation_steps,
+            steps_per_second=draws_per_second(measured) / self.mining.accumulation_steps,
             **{name: measured[name] for name in LOGGED if name in measured},
         )
 
@@ -524,9 +522,13 @@ class MinedLoader:
                 }
                 for version, record in self._pool.records.items()
             },
-            "plan": plan_fields(self.plan),
+            "mining": self._settings(),
             "rng": rng_state(),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """What a result depends on, by which two loaders are compared."""
+        return decisive(Mining, as_plain(self.mining, Mining))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`: the next iteration continues the epoch where it stood.
@@ -534,12 +536,7 @@ class MinedLoader:
         Raises:
             ValueError: the state is of a loader with other settings.
         """
-        fields = plan_fields(self.plan)
-        differ = [
-            f"{name}: {state['plan'].get(name)!r} -> {value!r}"
-            for name, value in fields.items()
-            if state["plan"].get(name) != value
-        ]
+        differ = differences(state["mining"], self._settings())
         if differ:
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
@@ -553,7 +550,7 @@ class MinedLoader:
         self._epoch_steps = EpochSteps(
             first_draw=state["first_draw"],
             first_step=state["first_step"],
-            accumulation_steps=self.plan.accumulation_steps,
+            accumulation_steps=self.mining.accumulation_steps,
         )
         self._start_log()
         if self._log is not None:

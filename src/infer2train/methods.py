@@ -5,7 +5,7 @@ Reads top down: the table first, then what its words mean. A draw asks `candidat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,56 +14,11 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from infer2train.addresses import Addresses, Purpose, seeds, uniforms
-from infer2train.config import unknown
-from infer2train.scores import SCORES
+from infer2train.mining import Mining
+from infer2train.ramp import ALWAYS, OVER_THE_TRAINING, Ramp
+from infer2train.scores import SCORES, Score
 from infer2train.selection import PICKS, Balance, Pick, fill, num_mined, pick_hardest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ramp:
-    """The mined share r of a draw, by epoch.
-
-    r = min{1, rate · epoch} where `rate` is given (the paper), else r grows from 0 at `start` to 1 at `stop`, both
-    parts of the whole training. `start == stop` switches mining on there; the default mines from the beginning.
-
-    Source: paper, section 5.1 (rates 0.01 and 0.1 over 90 epochs) and figure 3: mining hard early does harm.
-    """
-
-    rate: float | None = None
-    start: float = 0.0
-    stop: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rate is not None and not self.rate > 0:
-            raise ValueError(f"ramp_rate must be positive: got {self.rate}; the paper uses 0.01 and 0.1")
-        if self.rate is not None and (self.start, self.stop) != (0, 0):
-            raise ValueError("a ramp is given by its rate or by start and stop: got both; drop one")
-        if not 0 <= self.start <= self.stop <= 1:
-            raise ValueError(
-                f"a ramp must have 0 <= start <= stop <= 1, parts of the whole training: got start {self.start}, stop "
-                f"{self.stop}; divide epochs by their number, or pass a rate"
-            )
-
-    @property
-    def needs_length(self) -> bool:
-        """Whether the share depends on how long the training is."""
-        return self.rate is None and self.stop > 0
-
-    def share(self, epoch: int, epochs: int | None) -> float:
-        """The mined share r in [0, 1] in `epoch` (counted from 0) of `epochs`."""
-        if self.rate is not None:
-            return min(1.0, self.rate * epoch)
-        if not self.needs_length:
-            return 1.0
-        assert epochs is not None
-        progress = epoch / epochs
-        if self.stop == self.start:
-            return float(progress >= self.start)
-        return min(1.0, max(0.0, (progress - self.start) / (self.stop - self.start)))
-
-
-ALWAYS = Ramp()
-OVER_THE_TRAINING = Ramp(start=0.0, stop=1.0)
+from infer2train.settings import name_of, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,32 +79,38 @@ METHODS: dict[str, Method] = {
 }
 
 
-def get_method(name: str, *, score: str | None = None, pick: str | None = None, schedule: Ramp | None = None) -> Method:
-    """The method of that name, with what the user chose instead of its own score, pick and schedule.
+def get_method(mining: Mining) -> Method:
+    """The method asked for, with what the user chose instead of its own score, pick and schedule.
+
+    A score of the user's own stands in it by its name; `get_score` gives the function.
 
     Raises:
         ValueError: an unknown name, or a choice that this method does not have.
     """
+    name, score, pick = mining.method, mining.score, mining.pick
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     method = METHODS[name]
-    if (score is not None and not method.has_oracle) or (score is not None and method.score is None):
-        raise ValueError(f"score must be left out where nothing is scored: got {score!r} for {name}; drop it")
-    if score is not None and score not in SCORES:
+    if score is not None and (not method.has_oracle or method.score is None):
+        raise ValueError(f"score must be left out where nothing is scored: got {score!r:.80} for {name}; drop it")
+    if isinstance(score, str) and score not in SCORES:
         raise unknown("score", score, SCORES)
     if pick is not None and method.pick not in PICKS:
         raise ValueError(f"pick must be left out where no view is picked: got {pick!r} for {name}; use nm-augment")
     if pick is not None and pick not in PICKS:
         raise unknown("pick", pick, PICKS)
-    if schedule is not None and not method.is_rampable:
+    if mining.ramp is not None and not method.is_rampable:
         raise ValueError(f"a ramp must be left out where nothing is mined: got one for {name}; drop it")
-    return Method(
-        candidates=method.candidates,
-        score=score or method.score,
+    schedule = mining.ramp or method.schedule
+    if schedule.needs_length and mining.epochs is None:
+        raise ValueError(
+            f"{name} needs epochs=, the length of the training, for its ramp: got none; or pass ramp_rate=0.01"
+        )
+    return replace(
+        method,
+        score=method.score if score is None else name_of(score),
         pick=pick or method.pick,
-        schedule=schedule or method.schedule,
-        loss=method.loss,
-        source=method.source,
+        schedule=schedule,
     )
 
 
@@ -339,14 +300,9 @@ def class_targets(targets: Any) -> Int64[Tensor, " n"]:
     return targets.long()
 
 
-def get_score(method: Method, score: Callable[[Any, Any], Tensor] | None = None) -> Callable[[Any, Any], Tensor] | None:
-    """The score function of a method: the user's own, ours by name, or None where the oracle gives no score.
-
-    Raises:
-        ValueError: a score of the user's own where the oracle gives none.
-    """
-    if method.score is None or method.score == "uniform":
-        if score is not None:
-            raise ValueError(f"score must be left out where nothing is scored: got {score!r:.80}; drop it")
-        return None
-    return score or SCORES[method.score]
+def get_score(mining: Mining) -> Score | None:
+    """The score function: the user's own, or ours by name; None where the oracle gives no score."""
+    if callable(mining.score):
+        return mining.score
+    name = get_method(mining).score
+    return None if name is None or name == "uniform" else SCORES[name]

@@ -17,12 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infer2train.collapse import ClassShare, CollapseWatch, largest_class
-from infer2train.methods import ALWAYS, Selection, Slots, candidates, has_classes, select, unmined
+from infer2train.draw import Draw
+from infer2train.methods import Method, Selection, Slots, candidates, get_method, has_classes, select, unmined
 from infer2train.metrics import Meter
+from infer2train.mining import Mining
 from infer2train.oracle.scorer import Scores
 from infer2train.pipeline import AddressPipeline
-from infer2train.plan import Draw, MiningPlan
 from infer2train.pool.pool import OracleLostError, Pool, check_scores
+from infer2train.ramp import ALWAYS
 from infer2train.selection import count_nonfinite, num_mined
 from infer2train.timeline import TRAINER
 
@@ -42,23 +44,29 @@ class Planned:
     """Whether its candidates are looked at."""
 
 
-def plan_draw(plan: MiningPlan, slots: Slots, step: int, version: int | None) -> Planned:
+def is_mined(mining: Mining, method: Method, step: int) -> bool:
+    """Whether draws of this step are mined."""
+    return method.asks_the_pool and step % mining.mine_every == 0
+
+
+def plan_draw(mining: Mining, method: Method, slots: Slots, step: int, version: int | None) -> Planned:
     """The draw of `step` as it is to be made."""
-    method = plan.method
-    share = method.schedule.share(slots.epoch, plan.epochs)
+    share = method.schedule.share(slots.epoch, mining.epochs)
     # Nothing is asked of the oracle where the ramp mines nothing yet.
-    scored = plan.is_mined(step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
+    scored = is_mined(mining, method, step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
     return Planned(slots=slots, step=step, share=share, version=version, scored=scored)
 
 
-def unscored_selection(plan: MiningPlan, planned: Planned) -> Selection:
+def unscored_selection(mining: Mining, method: Method, planned: Planned) -> Selection:
     """What a draw is trained on that nobody scored."""
-    if planned.step % plan.mine_every:
+    if planned.step % mining.mine_every:
         return unmined(planned.slots)
-    return select(plan.method, planned.slots, plan.gamma, share=planned.share, balance=plan.balance)
+    return select(method, planned.slots, mining.gamma, share=planned.share, balance=mining.balance)
 
 
-def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scores: Scores | None) -> Draw:
+def finished_draw(
+    mining: Mining, method: Method, planned: Planned, selection: Selection, scores: Scores | None
+) -> Draw:
     """The draw as it was made."""
     slots = planned.slots
     return Draw(
@@ -67,7 +75,7 @@ def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scor
         step=planned.step,
         version=scores.version if scores else None,
         addresses=selection.addresses,
-        candidates=candidates(plan.method, slots, plan.gamma) if scores else selection.addresses[:0],
+        candidates=candidates(method, slots, mining.gamma) if scores else selection.addresses[:0],
         scores=scores.values if scores else None,
         chosen=selection.chosen if scores else None,
         mined=selection.mined if scores else None,
@@ -75,12 +83,12 @@ def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scor
     )
 
 
-def remedy_of(plan: MiningPlan) -> str:
+def remedy_of(mining: Mining, method: Method) -> str:
     """What a run that collapses could do that it does not do yet."""
-    ways = [f"a lower update_every (now {plan.rule.update_every})", f"a lower gamma (now {plan.gamma})"]
-    if plan.method.schedule == ALWAYS:
-        ways.insert(0, "ramp=Ramp(stop=1.0) with epochs=, which mines little at first")
-    if plan.balance == "none":
+    ways = [f"a lower update_every (now {mining.update_every})", f"a lower gamma (now {mining.gamma})"]
+    if method.schedule == ALWAYS:
+        ways.insert(0, "ramp_stop=1.0 with epochs=, which mines little at first")
+    if mining.balance == "none":
         ways.insert(0, "balance='stratified'")
     return f"pass {', or '.join(ways)}"
 
@@ -89,15 +97,16 @@ class Picker:
     """Takes draws in, gives batches out; called by one thread.
 
     Args:
-        plan: what is mined.
+        mining: what is mined.
         pool: scores candidates.
         trainer: makes the picked views.
         meter: where what was picked is counted.
     """
 
-    def __init__(self, plan: MiningPlan, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
-        self._plan, self._pool, self._trainer, self._meter = plan, pool, trainer, meter
-        self._watch = CollapseWatch(remedy_of(plan), is_loss=plan.score == "loss")
+    def __init__(self, mining: Mining, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
+        self._mining, self._method = mining, get_method(mining)
+        self._pool, self._trainer, self._meter = pool, trainer, meter
+        self._watch = CollapseWatch(remedy_of(mining, self._method), is_loss=self._method.score == "loss")
         self._submitted: deque[Planned] = deque()
         self._picked: deque[Draw] = deque()
         self._shares: dict[int, ClassShare] = {}
@@ -117,7 +126,7 @@ class Picker:
         slots = planned.slots
         if planned.scored and not self._is_lost:
             with self._surviving():
-                self._pool.submit(slots.draw, candidates(self._plan.method, slots, self._plan.gamma), planned.version)
+                self._pool.submit(slots.draw, candidates(self._method, slots, self._mining.gamma), planned.version)
         self._submitted.append(planned)
 
     def take(self) -> tuple[Draw, Any]:
@@ -155,9 +164,9 @@ class Picker:
         scores = self._scores(planned) if planned.scored else None
         selection = unmined(planned.slots) if planned.scored and scores is None else self._select(planned, scores)
         self._trainer.put(selection.addresses)
-        if scores is not None and scores.values is not None and self._plan.method.candidates == "samples":
+        if scores is not None and scores.values is not None and self._method.candidates == "samples":
             self._look(planned, selection, scores)
-        return finished_draw(self._plan, planned, selection, scores)
+        return finished_draw(self._mining, self._method, planned, selection, scores)
 
     def _look(self, planned: Planned, selection: Selection, scores: Scores) -> None:
         """See whether mining samples has collapsed."""
@@ -178,10 +187,10 @@ class Picker:
 
     def _scores(self, planned: Planned) -> Scores | None:
         """What the oracle says of a draw; None where the run goes on without."""
-        plan, slots, pool = self._plan, planned.slots, self._pool
+        mining, slots, pool = self._mining, planned.slots, self._pool
         if self._is_lost:
             return None
-        if plan.when_late == "skip" and not pool.is_ready(slots.draw):
+        if mining.when_late == "skip" and not pool.is_ready(slots.draw):
             pool.cancel(slots.draw)
             self._meter.add(skipped_draws=1)
             return None
@@ -190,8 +199,8 @@ class Picker:
             scores = pool.collect(slots.draw)
         if scores is None:
             return None
-        check_scores(scores, slots.draw, planned.version, is_exact=plan.staleness == "strict")
-        _require_every_candidate(scores, slots, plan)
+        check_scores(scores, slots.draw, planned.version, is_exact=mining.staleness == "strict")
+        _require_every_candidate(scores, slots, mining.gamma)
         return scores
 
     @contextmanager
@@ -200,29 +209,28 @@ class Picker:
         try:
             yield
         except OracleLostError as error:
-            if self._plan.on_oracle_loss == "stop":
+            if self._mining.on_oracle_loss == "stop":
                 raise
             self._is_lost = True
             warnings.warn(f"{error} The run goes on without mining.", RuntimeWarning)
 
     def _select(self, planned: Planned, scores: Scores | None) -> Selection:
-        plan = self._plan
         if scores is None:
-            return unscored_selection(plan, planned)
+            return unscored_selection(self._mining, self._method, planned)
         return select(
-            plan.method,
+            self._method,
             planned.slots,
-            plan.gamma,
+            self._mining.gamma,
             scores=scores.values,
             targets=scores.targets,
             share=planned.share,
-            balance=plan.balance,
+            balance=self._mining.balance,
         )
 
     def _measure(self, drawn: Draw) -> None:
         if self._is_lost:
             self._meter.add(oracle_lost_draws=1)
-        if self._plan.method.candidates == "samples":
+        if self._method.candidates == "samples":
             self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
         if (share := self._shares.pop(drawn.draw, None)) is not None:
             self._meter.add(
@@ -249,13 +257,13 @@ def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]
     }
 
 
-def _require_every_candidate(scores: Scores, slots: Slots, plan: MiningPlan) -> None:
+def _require_every_candidate(scores: Scores, slots: Slots, gamma: int) -> None:
     """Refuse scores that cannot be matched with their candidates.
 
     Raises:
         ValueError: there are more or fewer than candidates.
     """
-    pairs = ((scores.values, plan.gamma * len(slots.ids)), (scores.log_probabilities, len(slots.ids)))
+    pairs = ((scores.values, gamma * len(slots.ids)), (scores.log_probabilities, len(slots.ids)))
     for found, expected in pairs:
         if found is not None and len(found) != expected:
             raise ValueError(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.config import resolve
 from infer2train.data.catalogue import DATA, default_cache_dir, load_data
+from infer2train.settings import resolve
 
 
 def test_every_name_leads_to_a_loader() -> None:

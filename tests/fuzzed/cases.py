@@ -13,7 +13,7 @@ from fuzzed.data import FORMS, RANDOMNESS, Form, Jitter, Samples
 from fuzzed.loaders import CHANGING, COLLATES, SAMPLERS, collates_for, recording
 from fuzzed.models import BODIES, NOT_NEGATIVE, SCORES, model_for
 from infer2train.batches import split_batch
-from infer2train.methods import METHODS, Ramp
+from infer2train.methods import METHODS
 
 CHEAP = "torch:fp32"
 ENGINES = [CHEAP] * 195 + ["torch:bf16"] * 2 + ["simulated:b8", "openvino:int8", "onnxruntime:int8"]
@@ -163,7 +163,7 @@ class Case:
         if self.method in PICKS:
             settings["pick"] = self.pick
         if RAMPS[self.ramp] is not None:
-            settings["ramp"] = Ramp(**RAMPS[self.ramp])  # type: ignore[arg-type]
+            settings |= {f"ramp_{name}": value for name, value in RAMPS[self.ramp].items()}
         if self.scored_by_hand:
             settings["score_collate"] = default_collate
         return settings

@@ -33,7 +33,7 @@ def check(case: Case) -> None:
     given_ones = None if case.acknowledged_by == "step_done" else optimizers if len(optimizers) > 1 else optimizers[0]
     now = random_states()
     loader = mine(dataloader, model, given_ones, **case.settings())
-    reference.oracle = loader.plan.oracle
+    reference.oracle = loader.mining.oracle
     assert reference.oracle == case.expected_oracle
     assert now == random_states()
     assert before == look(model)

@@ -17,7 +17,7 @@ from fuzzed.models import SCORES, rows_of
 from infer2train import Replay
 from infer2train.addresses import Addresses
 from infer2train.batches import call_model
-from infer2train.plan import Draw
+from infer2train.draw import Draw
 from mined_runs import equal
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}

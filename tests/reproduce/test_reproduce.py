@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import from_plain
 from infer2train.reporting.runs import read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
@@ -21,6 +20,7 @@ from infer2train.reproduce.plan import Plan, as_long_as
 from infer2train.reproduce.results import Line
 from infer2train.reproduce.run import Place, reproduce
 from infer2train.runlog import read_config, read_rows
+from infer2train.training.config import from_plain
 from infer2train.training.evaluation import random_views
 from infer2train.training.setup import prepare
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from infer2train.compare import train_in_threads
-from infer2train.config import RunConfig, from_plain
 from infer2train.oracle.snapshot import snapshot
 from infer2train.oracle.torch_engine import TorchEngine
 from infer2train.scores import SCORES
 from infer2train.training import loop
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.device_steps import DeviceSteps
 from infer2train.training.device_tables import EpochTables
 from infer2train.training.graphs import captured

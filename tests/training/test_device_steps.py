@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from infer2train.addresses import Addresses
-from infer2train.config import RunConfig, from_plain
 from infer2train.metrics import LANES
 from infer2train.pool.inline import InlinePool
 from infer2train.runlog import read_rows
 from infer2train.training import loop
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.device_steps import DeviceSteps
 from infer2train.training.interrupt import Interrupt
 from infer2train.training.loop import train

@@ -9,9 +9,10 @@ import torch
 import yaml
 
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import RunConfig, as_plain, from_plain
 from infer2train.reporting.gallery import load_gallery
 from infer2train.runlog import read_config, read_rows
+from infer2train.settings import as_plain
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import Result, evaluate_folder, is_finished, result_of
 from infer2train.training.loop import train
 from infer2train.training.regimes import regime_defaults

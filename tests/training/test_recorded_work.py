@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from infer2train.config import from_plain
 from infer2train.oracle import snapshot as snapshots
 from infer2train.oracle.snapshot import snapshot
 from infer2train.pool.inline import InlinePool
 from infer2train.training import device_work
+from infer2train.training.config import from_plain
 from infer2train.training.device_tables import EpochTables
 from infer2train.training.device_work import ScoringWork, TrainingWork
 from infer2train.training.regimes import regime_defaults

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from infer2train.addresses import Addresses
-from infer2train.config import RunConfig, from_plain
 from infer2train.methods import METHODS
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES, regime_defaults
-from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model, ramp_of
+from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model
 from infer2train.views.catalogue import make_view
 from infer2train.views.image_views import ImageViews
 
@@ -27,7 +27,7 @@ def test_every_field_is_there_and_the_ramp_fits_the_method(name: str, method: st
     config = from_plain(defaults)
     assert (config.regime, config.method) == (name, method)
     if not METHODS[method].is_rampable:
-        assert ramp_of(config) is None
+        assert config.ramp is None
 
 
 @pytest.mark.parametrize("name", REGIMES)

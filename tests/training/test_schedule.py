@@ -2,7 +2,7 @@
 
 import pytest
 
-from infer2train.config import TrainingConfig, from_plain
+from infer2train.training.config import TrainingConfig, from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.schedule import learning_rate
 

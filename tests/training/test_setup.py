@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from infer2train.checkpoint import restore_rng, rng_state
-from infer2train.config import RunConfig, as_plain, from_plain
 from infer2train.data.digits import load
 from infer2train.data.images import ImageSplit
-from infer2train.methods import Ramp
+from infer2train.settings import as_plain
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import regime_defaults
-from infer2train.training.setup import load_splits, parameter_groups, prepare, ramp_of, resolved
+from infer2train.training.setup import load_splits, parameter_groups, prepare, resolved
 
 
 @pytest.fixture(autouse=True)
@@ -92,27 +92,6 @@ def test_the_same_seed_gives_the_same_first_weights() -> None:
     one, same, other = (prepare(digits(seed=seed)).model.state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(same[name], tensor) for name, tensor in one.items())
     assert any(not torch.equal(other[name], tensor) for name, tensor in one.items())
-
-
-@pytest.mark.parametrize(
-    ("settings", "ramp"),
-    [
-        ({}, None),
-        ({"ramp_rate": 0.1}, Ramp(rate=0.1)),
-        ({"ramp_start": 0.25}, Ramp(start=0.25, stop=1.0)),
-        ({"ramp_stop": 0.5}, Ramp(start=0.0, stop=0.5)),
-        ({"ramp_start": 0.0, "ramp_stop": 0.0}, Ramp()),
-    ],
-)
-def test_ramps(settings: dict[str, float], ramp: Ramp | None) -> None:
-    assert ramp_of(digits(**settings)) == ramp
-
-
-def test_ramps_that_contradict_themselves() -> None:
-    with pytest.raises(ValueError, match="got both"):
-        ramp_of(digits(ramp_rate=0.1, ramp_stop=0.5))
-    with pytest.raises(ValueError, match=r"got start 0\.5, stop 0\.2"):
-        ramp_of(digits(ramp_start=0.5, ramp_stop=0.2))
 
 
 def test_weight_decay_of_shared_and_of_unusual_parameters() -> None:

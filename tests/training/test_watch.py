@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from infer2train.config import RunConfig, from_plain
 from infer2train.keeping_up import FEWEST_DRAWS
 from infer2train.reporting.lanes import lanes, load_timeline
 from infer2train.runlog import RunLog, read_rows
 from infer2train.timeline import TRAINER, Span, Timeline
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.health import Health
 from infer2train.training.loop import train
 from infer2train.training.progress import RunProgress

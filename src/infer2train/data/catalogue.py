@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from infer2train.config import resolve, unknown
 from infer2train.data.encoded import EncodedData
 from infer2train.data.images import ImageData
+from infer2train.settings import resolve, unknown
 
 DATA: dict[str, str] = {
     "digits": "infer2train.data.digits:load",

@@ -13,7 +13,6 @@ from torch import nn
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import RunConfig, at_least, from_plain
 from infer2train.data.catalogue import default_cache_dir, load_data
 from infer2train.gamma.contest import Contest, Place
 from infer2train.gamma.energy import joules_of
@@ -28,6 +27,8 @@ from infer2train.pool.cores import available_cores, shared_out
 from infer2train.pool.heap import keep_freed_memory
 from infer2train.runlog import CONFIG, cpu_name, read_config
 from infer2train.scores import loss
+from infer2train.settings import at_least
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS
 from infer2train.training.setup import pixel_model
 from infer2train.views.catalogue import make_view

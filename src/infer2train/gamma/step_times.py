@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from infer2train.config import RunConfig
 from infer2train.miner import mine
 from infer2train.pool.cores import as_text, on_cores, shared_out
+from infer2train.training.config import RunConfig
 from infer2train.training.setup import pixel_model
 from infer2train.views.crops import PadCropFlip
 from infer2train.views.image_views import ImageViews

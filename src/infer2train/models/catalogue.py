@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from infer2train.addresses import Purpose, check_seed, seeds
-from infer2train.config import resolve, unknown
+from infer2train.settings import resolve, unknown
 
 MODELS = {
     "resnet8": "infer2train.models.cifar_resnet:resnet8",

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infer2train.batches import tensors_of
-from infer2train.config import unknown
 from infer2train.quantization.affine import Affine, affine_of_range, symmetric
 from infer2train.quantization.graph import WeightGraph
+from infer2train.settings import unknown
 
 SMALLEST_CHANNEL = 2.0**-12
 """A channel's range is at least this part of its weight's: a dead channel's S would overflow the integer bias."""

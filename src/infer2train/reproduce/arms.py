@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infer2train.config import MiningConfig
+from infer2train.training.config import RunConfig
 
 ORACLE_8_BIT = "8-bit"
 """An oracle by what it shall be; `plan` names the engine that is it on the device at hand."""
@@ -36,7 +36,7 @@ class Arm:
     @property
     def method(self) -> str:
         """Of its runs, as far as its own settings say."""
-        return str(self.settings.get("method", MiningConfig.method))
+        return str(self.settings.get("method", RunConfig.method))
 
 
 @dataclass(frozen=True, kw_only=True)

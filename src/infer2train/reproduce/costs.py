@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer2train.config import RunConfig
 from infer2train.methods import METHODS
 from infer2train.pool.cores import named_cores
 from infer2train.reporting.runs import read_run
 from infer2train.reproduce.plan import as_long_as
+from infer2train.training.config import RunConfig
 from infer2train.training.folder import is_finished
 from infer2train.training.loop import train
 

@@ -11,8 +11,8 @@ from torch.optim.swa_utils import update_bn
 
 from infer2train.addresses import Addresses
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import from_plain
 from infer2train.runlog import RunLog, read_config, read_rows
+from infer2train.training.config import from_plain
 from infer2train.training.evaluation import BATCH, evaluate, random_views
 from infer2train.training.folder import CHECKPOINTS
 from infer2train.training.setup import Run, prepare

@@ -7,9 +7,9 @@ threads, on a GPU that trainer and oracle share it gets the time.
 from dataclasses import replace
 from pathlib import Path
 
-from infer2train.config import RunConfig
 from infer2train.reproduce.costs import devices, epoch_seconds
 from infer2train.reproduce.plan import as_long_as
+from infer2train.training.config import RunConfig
 
 
 def with_all_devices(baseline: RunConfig, hybrid: RunConfig, timing: Path, *, quiet: bool = False) -> RunConfig:

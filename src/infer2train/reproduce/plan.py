@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infer2train.config import RunConfig, from_plain, unknown
 from infer2train.methods import METHODS
 from infer2train.oracle.catalogue import resolve_engine
 from infer2train.reproduce.arms import ORACLE_8_BIT, Arm
 from infer2train.reproduce.experiments import CIFAR, IMAGENET
+from infer2train.settings import unknown
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import regime_defaults
 
 PAPER_EPOCHS = 90

@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.console import Console
 
 from infer2train.compare import Comparison, compare, write_comparison
-from infer2train.config import RunConfig, from_plain
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import RunSet, read, read_run
 from infer2train.reproduce.archive import restore, store
@@ -28,6 +27,7 @@ from infer2train.reproduce.page import table, write_page
 from infer2train.reproduce.plan import Plan
 from infer2train.reproduce.results import Line
 from infer2train.statistics import mean_std
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS, is_finished
 
 RUNS, DECIDED, TIMING = "runs", "decided.json", "timing"

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from infer2train.addresses import Addresses, Purpose, integers, seeds
-from infer2train.config import RunConfig
 from infer2train.methods import get_method
 from infer2train.oracle.measurement import step_seconds, timed
 from infer2train.pool.cores import available_cores, parse_cores
+from infer2train.training.config import RunConfig
 from infer2train.training.setup import Run
 
 PROBED_IMAGES = 32
@@ -24,7 +24,7 @@ def decoding_warning(run: Run) -> str | None:
 
     γ = images decoded in a second · seconds between two mined draws / B
     """
-    config, method = run.config, get_method(run.config.method)
+    config, method = run.config, get_method(run.config)
     if config.decode == "once" or method.candidates != "samples" or not method.asks_the_pool:
         return None
     processes = _processes(config)

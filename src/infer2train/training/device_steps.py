@@ -13,11 +13,11 @@ from time import perf_counter
 from jaxtyping import UInt8
 from torch import Tensor
 
+from infer2train.draw import Draw
 from infer2train.methods import views_selected
 from infer2train.metrics import Totals
 from infer2train.oracle.scorer import Scores
 from infer2train.picking import Planned, finished_draw, score_amounts, unscored_selection
-from infer2train.plan import Draw
 from infer2train.pool.inline import LANE, InlinePool
 from infer2train.timeline import TRAINER, Span
 from infer2train.training.device_tables import EpochTables

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from infer2train.checkpoint import load_checkpoint
-from infer2train.config import WITHOUT_EFFECT_ON_RESULTS, RunConfig, as_plain, differences, from_plain
 from infer2train.runlog import CONFIG, read_config, read_rows
+from infer2train.settings import as_plain, decisive, differences
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.evaluation import Evaluation, evaluate
 from infer2train.training.setup import prepare, resolved
 
@@ -39,7 +39,7 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
             )
         stored = as_plain(from_plain(read_config(folder)))  # settings that a newer release added have their defaults
         config = resolved(config, stored)
-        if differ := differences(_decisive(stored), _decisive(as_plain(config))):
+        if differ := differences(decisive(RunConfig, stored), decisive(RunConfig, as_plain(config))):
             raise ValueError(
                 f"a resumed run needs the configuration it was started with: {'; '.join(differ)}; pass the same "
                 "settings, or --name for a new run"
@@ -49,10 +49,6 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"a new run needs a new folder: got {folder}, which holds other files; pass another --name")
     return resolved(config)
-
-
-def _decisive(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT_ON_RESULTS}
 
 
 def result_of(folder: Path) -> Result:

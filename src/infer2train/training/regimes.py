@@ -7,7 +7,8 @@ balance) stands apart, so that it does not leak into the others.
 from dataclasses import dataclass, field
 from typing import Any
 
-from infer2train.config import as_plain, from_plain, unknown
+from infer2train.settings import as_plain, unknown
+from infer2train.training.config import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from infer2train.config import TrainingConfig
+from infer2train.training.config import TrainingConfig
 
 WARMUP_FROM = 0.1
 """Where a warm-up starts; there is none where the learning rate is not above it (Goyal et al. 2017)."""

@@ -14,15 +14,15 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from infer2train.addresses import Addresses
-from infer2train.config import RunConfig
+from infer2train.assembly import CHUNK_ON_CPU
 from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
 from infer2train.data.encoded import EncodedData, EncodedSplit, Split
 from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.device import allow_tf32, torch_device
 from infer2train.loader import MinedLoader
-from infer2train.methods import Ramp, get_method
-from infer2train.miner import CHUNK_ON_CPU, mine
+from infer2train.methods import get_method
+from infer2train.miner import mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
@@ -30,6 +30,7 @@ from infer2train.oracle.catalogue import resolve_engine
 from infer2train.pipeline import ViewWorkers
 from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.pool.heap import keep_freed_memory
+from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
 from infer2train.views.identity import EvaluationCrop, Identity
@@ -96,7 +97,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
     oracle = config.oracle
-    if oracle in AUTOMATIC_ORACLES and get_method(config.method).has_oracle:
+    if oracle in AUTOMATIC_ORACLES and get_method(config).has_oracle:
         resolve_engine(oracle)  # refuses what is not installed; which one it is, mine() finds out with the model
         oracle = (earlier or {}).get("oracle") or oracle
     oracles, trainers = cores(config)
@@ -113,7 +114,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
 
 def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The oracle's cores and the trainer's; none are the oracle's alone where it scores in the trainer's time."""
-    if config.pool != "process" or not get_method(config.method).asks_the_pool:
+    if config.pool != "process" or not get_method(config).asks_the_pool:
         return (), available_cores()
     return shared_out(config.oracle_cores, config.oracle_workers)
 
@@ -211,9 +212,10 @@ def assembled(
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
-    loader = mined(base, model, config)
+    # Steps are counted by step_done(): a hook of the optimiser would see none that is replayed as a CUDA graph.
+    loader = mine(base, model, mining=config)
     return Run(
-        config=replace(config, oracle=loader.plan.oracle),  # what `auto` was found to be
+        config=replace(config, oracle=loader.mining.oracle),  # what `auto` was found to be
         data=data,
         model=model,
         optimizer=optimizer,
@@ -251,52 +253,6 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
     network = build_model(config.model, num_classes=num_classes, in_channels=channels, seed=config.seed)
     mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (RGB_MEAN, RGB_STD)
     return Pixels(network, mean, std)
-
-
-def mined(base: "DataLoader[Any]", model: nn.Module, config: RunConfig) -> MinedLoader:
-    """The run's loader: `mine()` as any user would call it who counts steps by `step_done()`.
-
-    A hook of the optimiser would see no step that is replayed as a CUDA graph, and those that are only recorded.
-    """
-    return mine(
-        base,
-        model,
-        method=config.method,
-        gamma=config.gamma,
-        oracle=config.oracle,
-        oracle_chunk=config.oracle_chunk,
-        quantization=config.quantization,
-        update_every=config.update_every,
-        delay_steps=config.delay_steps,
-        mine_every=config.mine_every,
-        score=config.score,
-        pick=config.pick,
-        balance=config.balance,
-        ramp=ramp_of(config),
-        epochs=config.epochs,
-        distill_weight=config.distill_weight,
-        seed=config.seed,
-        pool=config.pool,
-        oracle_workers=config.oracle_workers,
-        oracle_cores=config.oracle_cores,
-        queue_depth=config.queue_depth,
-        staleness=config.staleness,
-        when_late=config.when_late,
-        on_oracle_loss=config.on_oracle_loss,
-    )
-
-
-def ramp_of(config: RunConfig) -> Ramp | None:
-    """The ramp that was asked for; None for the method's own."""
-    if config.ramp_rate is not None:
-        if config.ramp_start is not None or config.ramp_stop is not None:
-            raise ValueError(
-                "a ramp is given by its rate or by start and stop: got both; pass --ramp-rate null or drop the others"
-            )
-        return Ramp(rate=config.ramp_rate)
-    if config.ramp_start is None and config.ramp_stop is None:
-        return None
-    return Ramp(start=config.ramp_start or 0.0, stop=1.0 if config.ramp_stop is None else config.ramp_stop)
 
 
 def _form(split: Split) -> tuple[int | None, int]:

@@ -1,6 +1,6 @@
 """Which views there are, by name. One class and one entry here add a view; the conformance suite then covers it."""
 
-from infer2train.config import resolve, unknown
+from infer2train.settings import resolve, unknown
 from infer2train.views.view import View
 
 VIEWS: dict[str, str] = {

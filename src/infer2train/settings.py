@@ -1,0 +1,119 @@
+"""Settings as frozen dataclasses: bounds beside their fields, plain values for files, registries by name.
+
+Free of torch, so that `--help` answers at once. Registries elsewhere are plain dictionaries {name: "module:attribute"};
+`resolve` and `unknown` serve them all. What a field does is said in the docstring under it, which is also its help.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+
+def setting(default: Any, *, at_least: int | None = None, is_place: bool = False) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: what it is where nobody says it.
+        at_least: the least that it may be, where it is given.
+        is_place: it says where something is computed, not what: a run that goes on may have another.
+    """
+    return dataclasses.field(default=default, metadata={"at_least": at_least, "is_place": is_place})
+
+
+def check_fields(settings: Any) -> None:
+    """Refuse values below their bounds, and words that are none of a field's.
+
+    Raises:
+        ValueError: the rule, what was got, the remedy.
+    """
+    for field in dataclasses.fields(settings):
+        value, bound = getattr(settings, field.name), field.metadata.get("at_least")
+        if bound is not None and value is not None:
+            at_least(field.name, value, bound)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            raise unknown(field.name, value, get_args(field.type))
+
+
+def at_least(name: str, value: float, bound: int) -> None:
+    """Refuse a setting below its bound.
+
+    Raises:
+        ValueError: it is.
+    """
+    if value < bound:
+        raise ValueError(f"{name} must be at least {bound}: got {value}; pass {name}={bound} or more")
+
+
+def changed(kind: type[Any], settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with some of them changed.
+
+    Args:
+        kind: the dataclass that has them.
+        settings: to be changed; None for the defaults.
+        changes: by name.
+
+    Raises:
+        ValueError: there is no such setting; it names the nearest.
+    """
+    known = {field.name for field in dataclasses.fields(kind if settings is None else settings)}
+    for name in changes:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return kind(**changes) if settings is None else dataclasses.replace(settings, **changes)
+
+
+def as_plain(settings: Any, kind: type[Any] | None = None) -> dict[str, Any]:
+    """Settings as a flat mapping of JSON types, as `config.yaml` holds them; a function is its name.
+
+    Args:
+        settings: a dataclass.
+        kind: one that it inherits from: only the fields of that.
+    """
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(kind or settings)}
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return name_of(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def name_of(value: Any) -> str:
+    """A name, or that of a function or of an object that can be called."""
+    return value if isinstance(value, str) else str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def decisive(kind: type[Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of plain settings that a result depends on: not where it is computed."""
+    places = {field.name for field in dataclasses.fields(kind) if field.metadata.get("is_place")}
+    return {name: value for name, value in plain.items() if name not in places}
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configurations differ, each as `name: stored -> wanted`."""
+    return [
+        f"{name}: {stored.get(name)!r} -> {wanted.get(name)!r}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+
+
+def resolve(spec: str) -> Any:
+    """The object that `package.module:attribute` names.
+
+    Example:
+        >>> resolve("math:floor")(1.5)
+        1
+    """
+    module, _, attribute = spec.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that a registry does not have: what there is, and the nearest."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}: there is {', '.join(names)}{suggestion}")
