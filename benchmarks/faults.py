@@ -165,7 +165,7 @@ def campaign_workers(oracle: str, kills: int, seed: int) -> bool:
                 for batch in loader:
                     train_on(model, optimizer, batch)
                     assert loader.last is not None
-                    versions.append((loader.last.draw, loader.last.version))
+                    versions.append((loader.last.number, loader.last.version))
                     wrong += loader.last.version != rule.version_of_step(loader.last.step)
                     if time.monotonic() - progress > 2:
                         progress = time.monotonic()

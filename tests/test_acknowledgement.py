@@ -43,7 +43,7 @@ def test_accumulation_counts_steps_not_draws_and_anew_in_each_epoch() -> None:
     seen = [draw for _ in range(2) for draw in accumulated(loader, model, optimizer, 4)]
     assert [draw.step for draw in seen] == [0] * 4 + [1] * 4 + [2] * 2 + [3] * 4 + [4] * 4 + [5] * 2
     assert [draw.version for draw in seen] == [draw.step for draw in seen]
-    assert (loader.steps, seen[-1].draw) == (6, 19)
+    assert (loader.steps, seen[-1].number) == (6, 19)
 
 
 def test_a_host_that_carries_gradients_into_the_next_epoch_goes_on() -> None:
@@ -66,7 +66,7 @@ def test_accumulation_that_is_not_declared_is_refused_with_the_remedy() -> None:
     with pytest.raises(RuntimeError, match=r"got 0 steps done.*accumulation_steps= if the loop accumulates gradients"):
         list(accumulated(loader, model, optimizer, 4))
     assert loader.last is not None
-    assert loader.last.draw == 0, "the draw before was handed out"
+    assert loader.last.number == 0, "the draw before was handed out"
 
 
 def test_accumulation_that_is_declared_but_not_done_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_accelerate_fetches_one_ahead_and_is_told_delay_steps_1() -> None:
     loader, model, optimizer = made(delay_steps=1)
     fetched_ahead(loader, model, optimizer)
     assert loader.last is not None
-    assert (loader.last.draw, loader.last.step, loader.last.version) == (9, 9, 8)
+    assert (loader.last.number, loader.last.step, loader.last.version) == (9, 9, 8)
 
 
 def test_the_penalty_of_a_draw_that_is_not_trained_on_yet_is_refused() -> None:
@@ -266,7 +266,7 @@ def test_after_a_break_draws_and_steps_go_on(update_every: int, trained: int, fe
             assert loader.last is not None
             step = epoch * trained + number
             assert (loader.last.epoch, loader.last.step) == (epoch, step)
-            assert loader.last.draw == epoch * (trained + fetched_in_vain) + number
+            assert loader.last.number == epoch * (trained + fetched_in_vain) + number
             assert loader.last.version == step // update_every * update_every
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -291,7 +291,7 @@ def test_a_break_stops_the_workers_and_the_next_epoch_starts_others() -> None:
             if draw.step % 3 == 2:
                 break
         assert workers() == 0
-    assert [draw.draw for draw in draws(loader, model, optimizer)] == list(range(6, 16))
+    assert [draw.number for draw in draws(loader, model, optimizer)] == list(range(6, 16))
     assert workers() == 0
 
 
@@ -300,12 +300,12 @@ def test_an_exception_in_the_loop_leaves_a_loader_that_goes_on() -> None:
 
     def fails_once() -> None:
         for draw in draws(loader, model, optimizer):
-            if draw.draw == 2:
+            if draw.number == 2:
                 raise KeyError("the user's own")
 
     with pytest.raises(KeyError, match="own"):
         fails_once()
-    assert [draw.draw for draw in draws(loader, model, optimizer)] == list(range(3, 13))
+    assert [draw.number for draw in draws(loader, model, optimizer)] == list(range(3, 13))
 
 
 def test_a_closed_loader_counts_no_more_steps() -> None:

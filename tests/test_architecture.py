@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
 settings ramp versions mining timeline trace addresses source device batches bits pipeline reader collation trial replay
-views data models scores losses selection methods quantization state oracle pool metrics keeping_up runlog manifest
-checkpoint statistics reporting order acknowledgement admission remedies rehearsal draw collapse picking audit loader
+views data models scores losses selection draw methods quantization state oracle pool metrics keeping_up runlog manifest
+checkpoint statistics reporting order acknowledgement admission remedies rehearsal collapse picking audit loader
 assembly miner training compare gamma demo integrations reproduce cli __main__
 """
 LAYERS = ORDER.split()

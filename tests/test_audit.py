@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from infer2train.addresses import Addresses
+from conformance.method import draw_at, made
 from infer2train.audit import as_pixels, audit_draw
 from infer2train.draw import Draw
 from infer2train.loader import MinedLoader
-from infer2train.methods import METHODS, Slots, candidates, select
 from infer2train.miner import mine
 from infer2train.replay import Replay
 from infer2train.views.crops import PadCropFlip
@@ -55,7 +54,7 @@ def test_the_marked_view_is_the_one_trained_on(method: str) -> None:
             assert np.array_equal(row.pixels[row.chosen], pixels[place].permute(1, 2, 0).numpy())
             assert (row.sample_id, row.label) == (int(draw.addresses.ids[place]), NAMES[int(targets[place])])
             assert row.scores[row.chosen] == draw.scores[draw.chosen[place]]
-            assert (row.epoch, row.draw) == (draw.epoch, draw.draw)
+            assert (row.epoch, row.draw) == (draw.epoch, draw.number)
             assert len(row.pixels) == GAMMA
 
 
@@ -168,21 +167,8 @@ def test_labels_are_names_where_there_are_names(targets: Any, names: tuple[str, 
 
 def drawn(method: str, share: float = 1.0, gamma: int = GAMMA) -> Draw:
     """A draw of that method with scores of chance."""
-    ids = np.array([3, 9, 4, 20, 29, 11])
-    slots = Slots(seed=0, epoch=2, draw=5, ids=ids, epoch_ids=np.arange(30))
-    offered = candidates(METHODS[method], slots, gamma)
-    scores = torch.rand(len(offered), generator=torch.Generator().manual_seed(1))
-    targets = torch.from_numpy(TARGETS[offered.ids])
-    selection = select(METHODS[method], slots, gamma, scores=scores, targets=targets, share=share)
-    return Draw(
-        draw=5,
-        epoch=2,
-        step=5,
-        version=0,
-        addresses=selection.addresses,
-        candidates=Addresses(offered.ids, offered.seeds),
-        scores=scores,
-        chosen=selection.chosen,
-        mined=selection.mined,
-        log_probabilities=None,
-    )
+    own = made(method, gamma=gamma, balance="stratified")
+    draw = draw_at(own, share, number=5, epoch=2, ids=np.array([3, 9, 4, 20, 29, 11]), epoch_ids=np.arange(30))
+    scores = torch.rand(len(draw.candidates), generator=torch.Generator().manual_seed(1))
+    targets = torch.from_numpy(TARGETS[draw.candidates.ids])
+    return own.select(replace(draw, scores=scores), scores, targets)

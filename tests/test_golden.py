@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from infer2train import mine
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, UPDATE_EVERY, EXACT_DRAWS = 25, 10, 9
@@ -82,6 +82,8 @@ def traced(method: str) -> dict[str, Any]:
         gamma=4,
         update_every=UPDATE_EVERY,
         ramp_rate=0.25 if METHODS[method].schedule.needs_length else None,
+        epochs=2 if method == "infobatch" else None,
+        irreducible=np.linspace(0, 1, SAMPLES, dtype=np.float32) if method == "rho" else None,
         distill_weight=0.5,
         seed=1,
     )

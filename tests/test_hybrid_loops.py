@@ -79,7 +79,7 @@ def test_a_run_goes_on_in_another_pool_than_it_was_begun_in() -> None:
     rest = [draw for _ in range(loader.epoch, 2) for draw in draws(loader, model, optimizer)]
     loader.close()
     assert equal(state_of(model), weights)
-    assert [draw.draw for draw in rest] == [draw.draw for draw in told[5:]]
+    assert [draw.number for draw in rest] == [draw.number for draw in told[5:]]
 
 
 def slow_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def test_late_draws_are_trained_on_unmined_where_that_was_asked_for() -> None:
     assert skipped
     assert figures["skipped_draws"] == len(skipped)
     for draw in skipped:
-        own_views = seeds(0, Purpose.VIEW, epoch=draw.epoch, draw=draw.draw, slot=torch.arange(4).numpy())
+        own_views = seeds(0, Purpose.VIEW, epoch=draw.epoch, draw=draw.number, slot=torch.arange(4).numpy())
         assert (draw.addresses.seeds == own_views).all(), "a skipped draw is the baseline's"
         assert draw.version is None
     for draw in mined:

@@ -134,7 +134,7 @@ class Run:
     def train(self, until: int = EPOCHS * DRAWS) -> None:
         for _ in range(self.loader.epoch, EPOCHS):
             for draw in draws(self.loader, self.model, self.optimizer):
-                if draw.draw == until - 1:
+                if draw.number == until - 1:
                     return
 
     def saved(self) -> io.BytesIO:
@@ -192,7 +192,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stop: int) -> None:
     whole, resumed = undisturbed(), interrupted(stop)
     assert equal(state_of(resumed.model), state_of(whole.model))
     assert resumed.loader.last is not None
-    assert resumed.loader.last.draw == EPOCHS * DRAWS - 1
+    assert resumed.loader.last.number == EPOCHS * DRAWS - 1
     assert same_states(rng_state(), (undisturbed(), rng_state())[1]), "random states go on too"
 
 
@@ -386,12 +386,12 @@ def test_a_look_at_a_batch_changes_nothing() -> None:
     others = sgd(other)
     plain = mine(jittered(40), other, others, gamma=2, update_every=3)
     for mine_, theirs in zip(seen, draws(plain, other, others), strict=True):
-        assert (mine_.draw, mine_.epoch, mine_.step, mine_.version) == (theirs.draw, 0, theirs.step, theirs.version)
+        assert (mine_.number, mine_.epoch, mine_.step, mine_.version) == (theirs.number, 0, theirs.step, theirs.version)
         assert list(mine_.addresses) == list(theirs.addresses)
     assert equal(state_of(model), state_of(other))
     next(iter(looked))
     assert looked.epoch == 1, "nor does a look at the next epoch's first batch"
-    assert [draw.draw for draw in draws(looked, model, optimizer)] == list(range(10, 20))
+    assert [draw.number for draw in draws(looked, model, optimizer)] == list(range(10, 20))
 
 
 def test_a_look_at_several_batches_is_told_from_training_that_nobody_counted() -> None:
@@ -401,7 +401,7 @@ def test_a_look_at_several_batches_is_told_from_training_that_nobody_counted() -
         pass
     with pytest.warns(RuntimeWarning, match=r"4 draws were handed out and no step was done: .* If they were trained"):
         next(iter(loader))
-    assert (loader.epoch, loader.last.draw if loader.last else None) == (0, 0)
+    assert (loader.epoch, loader.last.number if loader.last else None) == (0, 0)
 
 
 def test_an_epoch_that_was_broken_off_after_steps_is_over() -> None:

@@ -12,128 +12,159 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from conformance.method import GAMMA, Functions, check_method, some_slots
-from infer2train import methods
+from conformance.method import BATCH, GAMMA, IDS, check_method, draw_at, made
 from infer2train.addresses import Addresses
-from infer2train.methods import METHODS, Method, Selection, Slots, class_targets, get_method, get_score, unmined
+from infer2train.draw import Draw
+from infer2train.methods.method import Method
+from infer2train.methods.samples import class_targets
+from infer2train.methods.table import METHODS, choices_of, get_method, get_score
 from infer2train.mining import Mining
 from infer2train.ramp import Ramp
 from infer2train.scores import SCORES
-from infer2train.selection import PICKS
+from infer2train.selection import BALANCES, PICKS
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_conformance(name: str) -> None:
-    check_method(METHODS[name])
+    check_method(made(name))
 
 
 @pytest.mark.parametrize("pick", PICKS)
 def test_conformance_under_every_pick(pick: str) -> None:
-    check_method(get_method(Mining(pick=pick)))
+    check_method(made("nm-augment", pick=pick))
 
 
-def ignores_scores(method: Method, slots: Slots, gamma: int, *, scores: Any = None, **others: Any) -> Selection:
-    return methods.select(method, slots, gamma, scores=None if scores is None else torch.zeros_like(scores), **others)
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("name", [name for name, choices in METHODS.items() if choices.candidates == "samples"])
+def test_conformance_under_every_balance(name: str, balance: str) -> None:
+    check_method(made(name, balance=balance))
 
 
-def prefers_the_easy(method: Method, slots: Slots, gamma: int, *, scores: Any = None, **others: Any) -> Selection:
-    return methods.select(method, slots, gamma, scores=None if scores is None else 2 - scores, **others)
+class Broken(Method):
+    """Another method, with one thing wrong."""
+
+    def __init__(self, inner: Method, select: Any = None, candidates: Any = None) -> None:
+        super().__init__(inner.mining, inner.choices)
+        self.inner, self.by_select, self.by_candidates = inner, select, candidates
+
+    def candidates(self, draw: Draw) -> Addresses:
+        return self.by_candidates(self.inner, draw) if self.by_candidates else self.inner.candidates(draw)
+
+    def select(self, draw: Draw, scores: Any, targets: Any) -> Draw:
+        args = (draw, scores, targets)
+        return self.by_select(self.inner, *args) if self.by_select else self.inner.select(*args)
 
 
-def ignores_the_seed(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    return methods.select(method, replace(slots, seed=0, epoch=0), gamma, **others)
+def ignores_scores(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    return method.select(draw, None if scores is None else torch.zeros_like(scores), targets)
 
 
-def one_slot_twice(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    selection = methods.select(method, slots, gamma, **others)
-    order = [0, 0, *range(2, len(selection.addresses))]
-    chosen, mined = selection.chosen, selection.mined
-    return Selection(
-        addresses=selection.addresses[order],
+def prefers_the_easy(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    return method.select(draw, None if scores is None else 2 - scores, targets)
+
+
+def one_slot_twice(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    picked = method.select(draw, scores, targets)
+    order = [0, 0, *range(2, len(picked.addresses))]
+    chosen, mined = picked.chosen, picked.mined
+    return replace(
+        picked,
+        addresses=picked.addresses[order],
         chosen=None if chosen is None else chosen[order],
         mined=None if mined is None else mined[order],
     )
 
 
-def other_ids(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    selection = methods.select(method, slots, gamma, **others)
-    return replace(selection, addresses=Addresses(selection.addresses.ids - 1, selection.addresses.seeds))
+def other_ids(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    picked = method.select(draw, scores, targets)
+    return replace(picked, addresses=Addresses(picked.addresses.ids - 1, picked.addresses.seeds))
 
 
-def too_few(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    selection = methods.select(method, slots, gamma, **others)
-    if selection.chosen is None or selection.mined is None:
-        return Selection(addresses=selection.addresses[:-1])
-    return Selection(addresses=selection.addresses[:-1], chosen=selection.chosen[:-1], mined=selection.mined[:-1])
+def too_few(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    picked = method.select(draw, scores, targets)
+    chosen, mined = picked.chosen, picked.mined
+    return replace(
+        picked,
+        addresses=picked.addresses[:-1],
+        chosen=None if chosen is None else chosen[:-1],
+        mined=None if mined is None else mined[:-1],
+    )
 
 
-def another_view_for_the_unmined(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    selection = methods.select(method, slots, gamma, **others)
-    if selection.mined is None or selection.chosen is None:
-        return replace(selection, addresses=slots.views(1, 1))
-    chosen = np.where(selection.mined, selection.chosen, selection.chosen + 1)
-    return replace(selection, chosen=chosen, addresses=slots.views(0, gamma)[chosen])
+def another_view_for_the_unmined(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    picked = method.select(draw, scores, targets)
+    if picked.mined is None or picked.chosen is None:
+        return replace(picked, addresses=draw.views(1, 1))
+    chosen = np.where(picked.mined, picked.chosen, picked.chosen + 1)
+    return replace(picked, chosen=chosen, addresses=draw.candidates[chosen])
 
 
-def mask_of_another_order(method: Method, slots: Slots, gamma: int, **others: Any) -> Selection:
-    selection = methods.select(method, slots, gamma, **others)
-    return selection if selection.mined is None else replace(selection, mined=selection.mined[::-1].copy())
+def mask_of_another_order(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    picked = method.select(draw, scores, targets)
+    return picked if picked.mined is None else replace(picked, mined=picked.mined[::-1].copy())
 
 
-def mines_more(method: Method, slots: Slots, gamma: int, *, share: float = 1.0, **others: Any) -> Selection:
-    return methods.select(method, slots, gamma, share=min(1.0, share + 0.1) if others else share, **others)
+def mines_more(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    return method.select(replace(draw, share=min(1.0, draw.share + 0.1)), scores, targets)
 
 
-def at_random(method: Method, slots: Slots, gamma: int, *, scores: Any = None, **others: Any) -> Selection:
+def at_random(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
     if scores is not None:
         scores = scores + 1e-6 * torch.rand(len(scores), generator=torch.Generator().manual_seed(torch.seed()))
-    return methods.select(method, slots, gamma, scores=scores, **others)
+    return method.select(draw, scores, targets)
 
 
-SUITED = ["nm-sample", "nm-augment"]
+def another_draw(method: Method, draw: Draw, scores: Any, targets: Any) -> Draw:
+    return replace(method.select(draw, scores, targets), number=0)
+
+
+SUITED = ["nm-sample", "nm-augment", "rho"]
+ALL = [name for name in METHODS if name != "baseline"]
 BROKEN = [
     *[(ignores_scores, name, "by far the hardest") for name in SUITED],
     *[(prefers_the_easy, name, "by far the hardest") for name in SUITED],
-    *[(ignores_the_seed, name, "disagree|baseline's views|do not depend on the run's seed") for name in METHODS],
-    *[(one_slot_twice, name, "trained on twice") for name in METHODS],
-    *[(other_ids, name, "trained ids must be of this epoch") for name in METHODS],
-    *[(too_few, name, "instead of") for name in METHODS],
-    *[
-        (another_view_for_the_unmined, name, "the baseline's views")
-        for name in ("baseline", "nm-augment", "self-distill")
-    ],
+    *[(one_slot_twice, name, "trained on twice") for name in ALL],
+    *[(other_ids, name, "trained ids must be of this epoch") for name in ALL],
+    *[(too_few, name, "instead of|has a weight") for name in ALL],
+    *[(another_draw, name, "another draw") for name in ALL],
+    *[(another_view_for_the_unmined, name, "the baseline's views") for name in ("nm-augment", "self-distill")],
     *[(mask_of_another_order, name, "not the reference's") for name in SUITED],
-    *[(mines_more, name, "a share of 0.0 mines 0|the baseline's views") for name in SUITED],
+    *[(mines_more, name, "a share of 0.05 mines 1") for name in SUITED],
     *[(at_random, name, "moved torch's|it is random|not the reference's") for name in SUITED],
 ]
 
 
 @pytest.mark.parametrize(("select", "name", "said"), BROKEN)
-def test_the_suite_sees_a_broken_selection(select: Any, name: str, said: str) -> None:
+def test_the_suite_sees_a_broken_pick(select: Any, name: str, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
-        check_method(METHODS[name], Functions(select=select))
+        check_method(Broken(made(name), select=select))
 
 
-def views_of_the_draw_before(method: Method, slots: Slots, gamma: int) -> Addresses:
-    return methods.candidates(method, replace(slots, draw=0), gamma)
+def views_of_the_draw_before(method: Method, draw: Draw) -> Addresses:
+    return method.candidates(replace(draw, number=0))
 
 
-def anchors_among_the_views(method: Method, slots: Slots, gamma: int) -> Addresses:
-    return slots.views(0, gamma)
+def views_of_seed_0(method: Method, draw: Draw) -> Addresses:
+    return method.candidates(replace(draw, seed=0))
 
 
-def samples_of_the_batch_only(method: Method, slots: Slots, gamma: int) -> Addresses:
-    return methods.candidates(method, replace(slots, epoch_ids=slots.ids), gamma)
+def anchors_among_the_views(method: Method, draw: Draw) -> Addresses:
+    return draw.views(0, GAMMA)
 
 
-def half_as_many(method: Method, slots: Slots, gamma: int) -> Addresses:
-    return methods.candidates(method, slots, gamma // 2)
+def samples_of_the_batch_only(method: Method, draw: Draw) -> Addresses:
+    return method.candidates(replace(draw, epoch_ids=draw.ids))
+
+
+def half_as_many(method: Method, draw: Draw) -> Addresses:
+    return method.candidates(draw)[::2]
 
 
 @pytest.mark.parametrize(
     ("candidates", "name", "said"),
     [
         (views_of_the_draw_before, "nm-augment", "not those of the table"),
+        (views_of_seed_0, "infobatch", "not those of the table"),
         (anchors_among_the_views, "self-distill", "not those of the table"),
         (samples_of_the_batch_only, "nm-sample", "not those of the table"),
         (half_as_many, "random-sample", "got 20 instead of 40"),
@@ -141,49 +172,84 @@ def half_as_many(method: Method, slots: Slots, gamma: int) -> Addresses:
 )
 def test_the_suite_sees_broken_candidates(candidates: Any, name: str, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
-        check_method(METHODS[name], Functions(candidates=candidates))
+        check_method(Broken(made(name), candidates=candidates))
+
+
+class Forgetful(Broken):
+    """Its memory does not survive a resume."""
+
+    def observe(self, draw: Draw) -> None:
+        self.inner.observe(draw)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.inner.begin_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return made("infobatch").state_dict()
+
+
+class Hasty(Forgetful):
+    """Takes over at once what it is told."""
+
+    def observe(self, draw: Draw) -> None:
+        self.inner.observe(draw)
+        self.inner.begin_epoch(draw.epoch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Forgetful, "does not survive its state"), (Hasty, "what was there before")]
+)
+def test_the_suite_sees_a_broken_memory(kind: type[Broken], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_method(kind(made("infobatch")))
 
 
 def test_samples_are_drawn_uniformly_with_replacement_from_the_whole_epoch() -> None:
-    slots, drawn = next(some_slots()), Counter()
+    method, drawn = made("nm-sample"), Counter()
     repeated = 0
-    for draw in range(200):
-        ids = methods.candidates(METHODS["nm-sample"], replace(slots, draw=draw), GAMMA).ids.tolist()
+    for number in range(200):
+        ids = method.candidates(draw_at(method, 1.0, number=number, ids=IDS[:BATCH])).ids.tolist()
         repeated += len(ids) - len(set(ids))
         drawn.update(ids)
-    assert drawn.keys() == set(slots.epoch_ids.tolist())
+    assert drawn.keys() == set(IDS.tolist())
     assert stats.chisquare(list(drawn.values())).pvalue > 1e-3
     assert repeated > 0
 
 
 def test_distillation_never_shows_the_oracle_the_anchor() -> None:
     """Equation 1 compares a sample with *other* views of it."""
-    slots = next(some_slots())
-    anchors = set(methods.select(METHODS["self-distill"], slots, GAMMA).addresses)
-    assert not anchors & set(methods.candidates(METHODS["self-distill"], slots, GAMMA))
+    method = made("self-distill")
+    draw = draw_at(method, 1.0)
+    assert not set(method.select(draw, None, None).addresses) & set(draw.candidates)
 
 
 def test_picking_views_uniformly_is_the_baseline_in_distribution() -> None:
     """Which view is trained on follows chance alone, whatever the scores: no view is preferred."""
-    method, slots, seen = get_method(Mining(pick="uniform")), next(some_slots()), Counter()
-    scores = torch.arange(GAMMA * len(slots.ids)).float()
-    for draw in range(300):
-        chosen = methods.select(method, replace(slots, draw=draw), GAMMA, scores=scores).chosen
+    method, seen = made("nm-augment", pick="uniform"), Counter()
+    scores = torch.arange(GAMMA * BATCH).float()
+    for number in range(300):
+        chosen = method.select(draw_at(method, 1.0, number=number, ids=IDS[:BATCH]), scores, None).chosen
         assert chosen is not None
         seen.update((chosen % GAMMA).tolist())
     assert stats.chisquare(list(seen.values())).pvalue > 1e-3
 
 
 @given(
-    seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 500), draw=st.integers(0, 2**32 - 1), gamma=st.integers(1, 6)
+    seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 500), number=st.integers(0, 2**32 - 1), gamma=st.integers(1, 6)
 )
-def test_any_two_methods_share_the_baselines_views(seed: int, epoch: int, draw: int, gamma: int) -> None:
-    slots = replace(next(some_slots()), seed=seed, epoch=epoch, draw=draw)
-    baseline = list(unmined(slots).addresses)
-    assert list(methods.select(METHODS["baseline"], slots, gamma).addresses) == baseline
-    assert list(methods.select(METHODS["batch-augment"], slots, gamma).addresses)[::gamma] == baseline
-    assert list(methods.candidates(METHODS["nm-augment"], slots, gamma))[::gamma] == baseline
-    assert len(set(slots.views(0, gamma + 1))) == (gamma + 1) * len(slots.ids), "every view has a seed of its own"
+def test_any_two_methods_share_the_baselines_views(seed: int, epoch: int, number: int, gamma: int) -> None:
+    def at(name: str) -> tuple[Method, Draw]:
+        method = made(name, gamma=gamma)
+        return method, draw_at(method, 1.0, seed=seed, epoch=epoch, number=number)
+
+    _, draw = at("baseline")
+    every, views = at("batch-augment")
+    baseline = list(draw.addresses)
+    assert list(every.select(views, None, None).addresses)[::gamma] == baseline
+    for name in ("nm-augment", "nm-augment-soft"):
+        assert list(at(name)[1].candidates)[::gamma] == baseline
+    assert list(at("infobatch")[1].candidates) == baseline
+    assert len(set(draw.views(0, gamma + 1))) == (gamma + 1) * len(draw.ids), "every view has a seed of its own"
 
 
 # What a method asks for
@@ -197,6 +263,7 @@ def test_what_a_method_needs_follows_from_its_choices(name: str) -> None:
         "batch-augment": (False, False, False),
         "random-sample": (False, True, True),
         "self-distill": (True, True, False),
+        "infobatch": (True, True, False),
     }
     assert (method.has_oracle, method.asks_the_pool, method.is_rampable) == wanted.get(name, (True, True, True))
     assert method.source
@@ -204,15 +271,15 @@ def test_what_a_method_needs_follows_from_its_choices(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_as_it_is(name: str) -> None:
-    assert get_method(Mining(method=name, epochs=3)) == METHODS[name]
+    assert choices_of(Mining(method=name, epochs=3)) == METHODS[name]
 
 
 def test_what_the_user_chose_replaces_the_methods_own() -> None:
     ramp = Ramp(rate=0.1)
-    method = get_method(Mining(method="nm-augment", score="entropy", pick="quantile", ramp_rate=0.1))
+    method = choices_of(Mining(method="nm-augment", score="entropy", pick="quantile", ramp_rate=0.1))
     assert method == replace(METHODS["nm-augment"], score="entropy", pick="quantile", schedule=ramp)
-    assert get_method(Mining(method="nm-sample", score="margin", epochs=3)).schedule == METHODS["nm-sample"].schedule
-    assert get_method(Mining(method="random-sample", ramp_rate=0.1)).schedule == ramp
+    assert choices_of(Mining(method="nm-sample", score="margin", epochs=3)).schedule == METHODS["nm-sample"].schedule
+    assert choices_of(Mining(method="random-sample", ramp_rate=0.1)).schedule == ramp
 
 
 @pytest.mark.parametrize(
@@ -242,7 +309,7 @@ def test_the_score_is_the_users_or_ours_by_name() -> None:
 
     assert get_score(Mining(method="nm-augment", score="entropy")) is SCORES["entropy"]
     assert get_score(Mining(method="nm-sample", score=own, epochs=3)) is own
-    assert get_method(Mining(score=own)).score == own.__qualname__
+    assert choices_of(Mining(score=own)).score == own.__qualname__
     for name in ("baseline", "batch-augment", "random-sample", "self-distill"):
         assert get_score(Mining(method=name, epochs=3)) is None
         with pytest.raises(ValueError, match="where nothing is scored"):
@@ -269,14 +336,12 @@ def test_classes_may_be_of_any_integer_type() -> None:
 
 
 def test_without_balance_any_targets_will_do() -> None:
-    slots = next(some_slots())
-    scores = torch.arange(GAMMA * len(slots.ids)).float()
+    method = made("nm-sample", balance="none")
+    draw, scores = draw_at(method, 1.0), torch.arange(GAMMA * BATCH).float()
     for targets in (None, torch.zeros(len(scores), 2), {"boxes": torch.zeros(len(scores), 4)}):
-        selection = methods.select(
-            METHODS["nm-sample"], slots, GAMMA, scores=scores, targets=targets, balance="none", share=1.0
-        )
-        assert selection.chosen is not None
-        assert sorted(selection.chosen.tolist()) == list(range(len(scores) - len(slots.ids), len(scores)))
+        chosen = method.select(draw, scores, targets).chosen
+        assert chosen is not None
+        assert sorted(chosen.tolist()) == list(range(len(scores) - BATCH, len(scores)))
 
 
 # The ramp

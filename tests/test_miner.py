@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 from infer2train import MinedLoader, Replay, mine
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.draw import Draw
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 from infer2train.oracle.snapshot import NotFiniteError
 from infer2train.runlog import read_config, read_rows
 from mined_runs import (
@@ -524,7 +524,7 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     next(seen)
     loader, model, optimizer = resumable()
     loader.load_state_dict(state)
-    assert [draw.draw for draw in draws(loader, model, optimizer)] == [3, 4, 5]
+    assert [draw.number for draw in draws(loader, model, optimizer)] == [3, 4, 5]
     loader.close()
     rows = [row for row in read_rows(tmp_path) if row["kind"] == "step"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -579,7 +579,7 @@ def test_every_method_trains() -> None:
         optimizer = sgd(model)
         loader = mine(jittered(), model, optimizer, method=method, gamma=3, update_every=4, epochs=2)
         seen = [draw for _ in range(2) for draw in draws(loader, model, optimizer)]
-        assert [draw.draw for draw in seen] == list(range(12))
+        assert [draw.number for draw in seen] == list(range(12))
         assert {len(draw.addresses) for draw in seen} == {12 if method == "batch-augment" else 4}
         assert not equal(state_of(model), network().state_dict())
         assert max(draw.addresses.ids.max() for draw in seen) < 24 <= CLASSES * 8

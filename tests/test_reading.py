@@ -193,7 +193,7 @@ def test_leaving_an_epoch_keeps_them_and_their_old_batches_out(tmp_path: Path) -
         for _ in range(3):
             for draw in draws(loader, model, optimizer):
                 batches.append(copy.deepcopy(draw.scores))
-                if draw.draw % 6 == 2:
+                if draw.number % 6 == 2:
                     break
         loader.close()
         return batches

@@ -65,6 +65,10 @@ class Purpose(IntEnum):
     """The score of a control that picks at random."""
     LABEL_NOISE = 16
     """Which training samples `--label-noise` gives another label, and which."""
+    PRUNE = 17
+    """The uniform number by which a sample of a batch is left out, one a slot."""
+    IRREDUCIBLE = 18
+    """The view of each sample on which its irreducible loss is measured."""
 
 
 @dataclass(frozen=True)

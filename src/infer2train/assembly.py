@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-from infer2train.addresses import check_seed
+from infer2train.addresses import Addresses, check_seed
 from infer2train.device import device_of
-from infer2train.methods import Method, get_method, get_score
+from infer2train.methods.method import Choices
+from infer2train.methods.table import choices_of, get_score
 from infer2train.mining import Mining
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
@@ -56,6 +57,10 @@ class Host:
     reader: Reader
     """Reads the source beside the draws."""
 
+    def read(self, addresses: Addresses) -> tuple[Any, Any]:
+        """(inputs, targets) at addresses, as they are scored."""
+        return self.split(self.reader.batch(addresses))
+
     def samples(self, seed: int) -> SourceSamples:
         """Views of what the loop trains on, for engines to calibrate and check themselves on."""
         return SourceSamples(self.reader, lambda: readable_ids(self.dataloader), seed=seed, split=self.split)
@@ -79,7 +84,7 @@ def sources(
     mining: Mining,
 ) -> tuple[Source, Source]:
     """What is trained on, and what is scored: two sources only where they are collated in two ways."""
-    method, data, collate_fn = get_method(mining), dataloader.dataset, dataloader.collate_fn
+    choices, data, collate_fn = choices_of(mining), dataloader.dataset, dataloader.collate_fn
     if isinstance(data, Source):
         if transform is not None:
             raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
@@ -93,10 +98,10 @@ def sources(
         "workers": ViewWorkers.of(dataloader),
         "ids": readable_ids(dataloader),
     }
-    if score_collate is None or not method.asks_the_pool:
-        source = Replay(data, collate_fn, may_mix=not method.asks_the_pool, **tried)
+    if score_collate is None or not choices.asks_the_pool:
+        source = Replay(data, collate_fn, may_mix=not choices.asks_the_pool, **tried)
         return source, source
-    if method.loss == "distillation":
+    if choices.loss == "distillation":
         raise ValueError(
             "self-distill compares what the model says of a batch with what the oracle said of the same samples, so "
             "both need one collate function: got score_collate; mix after the loader, or use another method"
@@ -115,21 +120,21 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
     Raises:
         ValueError: a name is unknown, or data and model do not go with it.
     """
-    method = get_method(wanted)
+    choices = choices_of(wanted)
     get_scheme(wanted.quantization)
     check_seed(wanted.seed)
     notes: Notes = (SCORED_APART,) if is_scored_apart else ()
     chunk = wanted.oracle_chunk or _default_chunk(host, wanted.gamma)
-    mining = replace(wanted, oracle=_named(wanted.oracle, method), oracle_chunk=chunk)
+    mining = replace(wanted, oracle=_named(wanted.oracle, choices), oracle_chunk=chunk)
     for decide in (_for_any_size, _for_this_machine):
-        mining, more = decide(host, mining, method)
+        mining, more = decide(host, mining, choices)
         notes += more
-    task = _task(host, mining, method)
+    task = _task(host, mining, choices)
     if task.engine is not None:
         notes += task.engine.notes
         if mining.oracle == "int8":
             mining = replace(mining, oracle=task.engine.name)
-    pool, more = _started(host, mining, method, task)
+    pool, more = _started(host, mining, choices, task)
     return Assembly(mining=mining, pool=pool, monitor=task.monitor, notes=notes + more)
 
 
@@ -138,30 +143,30 @@ def _default_chunk(host: Host, gamma: int) -> int:
     return CHUNK_ON_CPU if is_on_cpu else gamma * (usual_batch_size(host.dataloader) or CHUNK_ON_CPU)
 
 
-def _named(oracle: str, method: Method) -> str:
+def _named(oracle: str, choices: Choices) -> str:
     """The engine asked for, as far as its name alone tells: which one `int8` is, this model decides.
 
     Raises:
         ValueError: there is no such engine, or a package is missing.
     """
-    resolved = resolve_engine(oracle, is_used=method.has_oracle)
-    return oracle if oracle == "int8" and method.has_oracle else resolved
+    resolved = resolve_engine(oracle, is_used=choices.has_oracle)
+    return oracle if oracle == "int8" and choices.has_oracle else resolved
 
 
-def _for_any_size(host: Host, mining: Mining, method: Method) -> tuple[Mining, Notes]:
+def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
     """Try one batch; where batches change their size, an engine that takes them all."""
-    if not method.asks_the_pool:
+    if not choices.asks_the_pool:
         return mining, ()
     tried = rehearse(
         host.model,
         host.reader.batch,
         readable_ids(host.dataloader),
-        method=method,
+        choices=choices,
         split=host.split,
         score=get_score(mining),
         balance=mining.balance,
     )
-    if not tried.varying or not method.has_oracle or mining.oracle.startswith("torch"):
+    if not tried.varying or not choices.has_oracle or mining.oracle.startswith("torch"):
         return mining, ()
     reason = (
         f"batches change their size ({tried.varying}), and int8 engines take inputs of one size: they are scored in "
@@ -171,9 +176,9 @@ def _for_any_size(host: Host, mining: Mining, method: Method) -> tuple[Mining, N
     return replace(mining, oracle=ANY_SIZE), (reason,)
 
 
-def _for_this_machine(host: Host, mining: Mining, method: Method) -> tuple[Mining, Notes]:
+def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
     """What `auto` is here, and why: measured once, and a setting from then on."""
-    if not method.has_oracle or mining.oracle != "auto":
+    if not choices.has_oracle or mining.oracle != "auto":
         return mining, ()
     from infer2train.oracle.measurement import fastest_engine, step_seconds
 
@@ -191,40 +196,40 @@ def _for_this_machine(host: Host, mining: Mining, method: Method) -> tuple[Minin
     return replace(mining, oracle=chosen), (f"oracle auto is {chosen} here", *lines)
 
 
-def _task(host: Host, mining: Mining, method: Method) -> ScoringTask:
+def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
     """What the pool does. A torch engine that does not say where it runs does so where the model is, or in a process on
     the CPU."""
-    is_elsewhere = mining.pool == "process" and method.asks_the_pool
+    is_elsewhere = mining.pool == "process" and choices.asks_the_pool
     device = torch.device("cpu") if is_elsewhere else device_of(host.model)
     samples, chunk = host.samples(mining.seed), mining.oracle_chunk
     assert chunk is not None
     engine, score = None, get_score(mining)
-    if method.has_oracle:
+    if choices.has_oracle:
         engine = build_engine(
             mining.oracle, host.model, device, samples=samples, scheme=mining.quantization, rows=chunk
         )
     scores_on = device if engine is None else engine.device
     scorer = Scorer(
         score=score,
-        distill_views=mining.gamma if method.loss == "distillation" else 0,
+        distill_views=mining.gamma if choices.loss == "distillation" else 0,
         split=host.split,
         device=scores_on,
         chunk=chunk,
     )
     monitor = None
     if engine is not None and score is not None:
-        monitor = FidelityMonitor(samples, score, engine.device, mines_views=method.candidates == "views")
+        monitor = FidelityMonitor(samples, score, engine.device, mines_views=choices.candidates == "views")
     workers = ViewWorkers.of(host.dataloader, scores_on)
     return ScoringTask(
         source=host.source, reader=host.reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
     )
 
 
-def _started(host: Host, mining: Mining, method: Method, task: ScoringTask) -> tuple[Pool, Notes]:
+def _started(host: Host, mining: Mining, choices: Choices, task: ScoringTask) -> tuple[Pool, Notes]:
     """The pool, and what its user should know. A control that looks at no candidate has no oracle to put anywhere."""
-    if mining.pool == "process" and method.asks_the_pool:
+    if mining.pool == "process" and choices.asks_the_pool:
         return _process_pool(task, mining)
-    if mining.pool == "stream" and method.asks_the_pool:
+    if mining.pool == "stream" and choices.asks_the_pool:
         return _stream_pool(task, host.model, mining.queue_depth), ()
     return InlinePool(task.engine, task.scorer, AddressPipeline(task.source, like=task.view_workers), task.monitor), ()
 

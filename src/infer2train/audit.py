@@ -55,7 +55,7 @@ def audit_draw(
         sheet.append(
             GalleryRow(
                 epoch=draw.epoch,
-                draw=draw.draw,
+                draw=draw.number,
                 sample_id=int(draw.candidates.ids[chosen]),
                 label=_label(targets, place, class_names),
                 pixels=as_pixels(images),

@@ -324,7 +324,7 @@ def _compare(options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from infer2train.compare import Comparison, compare, print_comparison
-    from infer2train.methods import METHODS
+    from infer2train.methods.table import METHODS
     from infer2train.settings import unknown
 
     for arm in options["methods"]:
@@ -373,7 +373,7 @@ def _settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
     """What a method has instead of a comparison's common settings: its regime's own, and nothing without effect."""
-    from infer2train.methods import METHODS
+    from infer2train.methods.table import METHODS
     from infer2train.selection import PICKS
 
     general = regime_defaults(options["regime"], RunConfig.method)

@@ -21,14 +21,13 @@ from infer2train.batches import logits_of
 from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.device import device_of
 from infer2train.draw import Draw
-from infer2train.losses import distillation
-from infer2train.methods import Slots, get_method
+from infer2train.methods.method import Method
 from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
 from infer2train.mining import Mining
 from infer2train.oracle.live import LiveModel
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
-from infer2train.picking import Picker, Planned, is_mined, plan_draw
+from infer2train.picking import Picker, planned
 from infer2train.pipeline import AddressPipeline
 from infer2train.pool.pool import Pool
 from infer2train.runlog import RunLog
@@ -69,12 +68,13 @@ class MinedLoader:
         self,
         dataloader: "DataLoader[Any]",
         model: nn.Module,
-        mining: Mining,
+        method: Method,
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
     ) -> None:
-        self.mining, self._method, self._rule = mining, get_method(mining), mining.rule
+        self.mining, self._method, self._rule = method.mining, method, method.mining.rule
+        self._has_oracle = method.choices.has_oracle
         self._dataloader, self._model, self._pool, self._live = dataloader, model, pool, live
         self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
         self._is_open, self._is_resumed, self._has_warned = False, False, False
@@ -88,7 +88,7 @@ class MinedLoader:
         self._handed_out: float | None = None
         self._newest_scored = -1
         self._meter = Meter()
-        self._picker = Picker(mining, pool, trainer, self._meter)
+        self._picker = Picker(method, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._log: tuple[RunLog, int] | None = None
@@ -136,57 +136,8 @@ class MinedLoader:
         self._settle()
         self._end_epoch()
 
-    def elsewhere(self) -> Iterator[Planned]:
-        """The draws of an epoch for a trainer that makes, scores and picks them itself; a draw is handed out as a plan.
-
-        Everything else is as if it were iterated: the order and the versions of the draws, `step_done()` after each,
-        `state_dict()`. What the trainer measured goes to `note`.
-        """
-        self._begin_epoch()
-        while self._position < len(self._batches):
-            self._settle()
-            self._require_version(self._draws)
-            planned = self.planned()
-            assert planned is not None
-            self._hand_out()
-            yield planned
-        self._settle()
-        self._end_epoch()
-
-    def planned(self, ahead: int = 0) -> Planned | None:
-        """The draw that comes after so many others; None where the epoch ends first or its version is not there yet."""
-        if self._position + ahead >= len(self._batches):
-            return None
-        draw, ids = self._draws + ahead, self._batches[self._position + ahead]
-        version = self._version_of(draw)
-        if version is not None and version not in self._pool.records:
-            return None
-        slots = Slots(seed=self.mining.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
-        return plan_draw(self.mining, self._method, slots, self._step_of(draw), version)
-
-    def note(self, last: Draw, **amounts: float) -> None:
-        """Take in what a trainer that makes its draws itself has seen: the last draw, and amounts for the totals."""
-        self.last = last
-        self._note_version(last)
-        self._meter.add(**amounts)
-
     def _note_version(self, last: Draw) -> None:
         self._newest_scored = max(self._newest_scored, -1 if last.version is None else last.version)
-
-    @property
-    def position(self) -> int:
-        """Draws of the epoch handed out so far."""
-        return self._position
-
-    @property
-    def batches(self) -> Batches:
-        """The ids of every batch of the epoch under way."""
-        return self._batches
-
-    @property
-    def pool(self) -> Pool:
-        """Where the oracle runs."""
-        return self._pool
 
     def _end_epoch(self) -> None:
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
@@ -197,7 +148,8 @@ class MinedLoader:
         self._count_what_is_due()
         self._handed_out = None
         self._iteration += 1
-        if self._is_peeked():
+        is_peeked = self._is_peeked()
+        if is_peeked:
             # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
             assert self._epoch_steps is not None
             self._warn_of_a_long_look(self._draws - self._epoch_steps.first_draw)
@@ -214,13 +166,15 @@ class MinedLoader:
             self._epoch_steps = EpochSteps(
                 first_draw=self._draws, first_step=self._steps, accumulation_steps=self.mining.accumulation_steps
             )
+            if not is_peeked:
+                self._method.begin_epoch(self._epoch)
         elif order != self._order:
             raise ValueError(
                 "a resumed epoch needs a sampler that gives the same order again: got another one; sample from the "
                 "global state of torch, NumPy or random, which mine() seeds, and leave the data as it was"
             )
         self._order, self._is_resumed, self._is_open = order, False, True
-        if self._method.has_oracle and self._steps not in self._pool.records and self._rule.is_published(self._steps):
+        if self._has_oracle and self._steps not in self._pool.records and self._rule.is_published(self._steps):
             self._publish()
 
     def _is_peeked(self) -> bool:
@@ -229,7 +183,7 @@ class MinedLoader:
         if not self._is_open or self._is_resumed or steps is None or self._steps > steps.first_step:
             return False
         # Where nobody counts steps, two draws may have been trained on.
-        return self._method.has_oracle or self._draws - steps.first_draw <= 1
+        return self._has_oracle or self._draws - steps.first_draw <= 1
 
     def _warn_of_a_long_look(self, draws: int) -> None:
         if draws > 1:
@@ -249,7 +203,7 @@ class MinedLoader:
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
         mining, steps = self.mining, self._epoch_steps
-        if self._is_resumed or self._has_warned or not self._method.has_oracle:
+        if self._is_resumed or self._has_warned or not self._has_oracle:
             return
         steps_per_epoch = -(-len(self._batches) // mining.accumulation_steps)
         message = None
@@ -270,11 +224,13 @@ class MinedLoader:
         started = perf_counter()
         self._note_training()
         self._settle()
-        self._require_version(self._draws)
+        if not len(self._picker):
+            self._require_version(self._planned())
         self._submit_ahead()
         self.last, batch = self._picker.take()
-        assert self.last.draw == self._draws, (self.last.draw, self._draws)
+        assert self.last.number == self._draws, (self.last.number, self._draws)
         self._note_version(self.last)
+        self._method.observe(self.last)
         self._hand_out()
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
@@ -287,7 +243,7 @@ class MinedLoader:
     def _note_training(self) -> None:
         """What the host did with the draw that it was handed last."""
         if self._handed_out is not None and self.last is not None:
-            details = {"draw": self.last.draw, "step": self.last.step}
+            details = {"draw": self.last.number, "step": self.last.step}
             seconds = perf_counter() - self._handed_out
             self._pool.timeline.add(Span(TRAINER, "train", self._handed_out, seconds, details))
         self._handed_out = None
@@ -296,32 +252,41 @@ class MinedLoader:
         assert self._epoch_steps is not None
         return self._epoch_steps.step_of(draw)
 
-    def _version_of(self, draw: int) -> int | None:
-        step = self._step_of(draw)
-        if not self._method.has_oracle or not is_mined(self.mining, self._method, step):
-            return None
-        if self.mining.staleness == "freshest":
-            return max(self._pool.records, default=0)
-        return self._rule.version_of_step(step)
+    def _planned(self, ahead: int = 0) -> Draw:
+        """The draw that comes after so many others of the epoch."""
+        number = self._draws + ahead
+        step = self._step_of(number)
+        is_freshest = self.mining.staleness == "freshest"
+        return planned(
+            self._method,
+            number=number,
+            epoch=self._epoch,
+            step=step,
+            ids=self._batches[self._position + ahead],
+            epoch_ids=self._epoch_ids,
+            version=max(self._pool.records, default=0) if is_freshest else self._rule.version_of_step(step),
+        )
 
-    def _require_version(self, draw: int) -> None:
-        version = self._version_of(draw)
-        if version is None or version in self._pool.records:
+    def _is_published(self, draw: Draw) -> bool:
+        return draw.version is None or draw.version in self._pool.records
+
+    def _require_version(self, draw: Draw) -> None:
+        if self._is_published(draw):
             return
-        step = self._step_of(draw)
-        ahead = step - self._steps
+        ahead = draw.step - self._steps
         raise RuntimeError(
-            f"a draw of step {step} is scored by the weights after step {version}: got {self._steps} steps done, the "
-            f"loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; {REMEDIES}"
+            f"a draw of step {draw.step} is scored by the weights after step {draw.version}: got {self._steps} steps "
+            f"done, the loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; "
+            f"{REMEDIES}"
         )
 
     def _submit_ahead(self) -> None:
         """Put every draw on its way whose version is published, as far ahead as views are made."""
-        while len(self._picker) < self._picker.depth:
-            planned = self.planned(ahead=len(self._picker))
-            if planned is None:
+        while len(self._picker) < min(self._picker.depth, len(self._batches) - self._position):
+            draw = self._planned(ahead=len(self._picker))
+            if not self._is_published(draw):
                 return
-            self._picker.submit(planned)
+            self._picker.submit(draw)
 
     # Steps and versions
 
@@ -363,7 +328,7 @@ class MinedLoader:
         Raises:
             RuntimeError: more steps were done than draws were handed out for.
         """
-        if self._method.has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
+        if self._has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
             raise RuntimeError(
                 f"a step trains on at least one draw: got step {self._steps + 1} after {self._draws} draws of "
                 f"accumulation_steps={self.mining.accumulation_steps}; pass the accumulation_steps= of the loop or, if "
@@ -372,7 +337,7 @@ class MinedLoader:
             )
         self._note_training()
         self._steps += 1
-        if self._method.has_oracle and self._rule.is_published(self._steps):
+        if self._has_oracle and self._rule.is_published(self._steps):
             self._publish()
         if self._log is not None and self.last is not None and self._steps % self._log[1] == 0:
             self._write_step(self._log[0], self.last)
@@ -412,15 +377,15 @@ class MinedLoader:
         Example:
             >>> loss = criterion(outputs, y) + loader.penalty(outputs)      # doctest: +SKIP
         """
-        logits = logits_of(outputs)
-        if self.last is None or self.last.log_probabilities is None:
-            return logits.new_zeros(())
-        if self.last.step > self._steps:
+        last = self.last
+        if last is None:
+            return logits_of(outputs).new_zeros(())
+        if last.log_probabilities is not None and last.step > self._steps:
             raise RuntimeError(
-                f"the draw handed out last must be the one trained on: got draw {self.last.draw} of step "
-                f"{self.last.step} and {self._steps} steps done; turn off what fetches ahead to train with a penalty"
+                f"the draw handed out last must be the one trained on: got draw {last.number} of step {last.step} and "
+                f"{self._steps} steps done; turn off what fetches ahead to train with a penalty"
             )
-        return self.mining.distill_weight * distillation(logits, self.last.log_probabilities.to(logits.device))
+        return self._method.penalty(outputs, last)
 
     # What was measured
 
@@ -448,7 +413,13 @@ class MinedLoader:
         now = self.totals()
         measured = window(now, self._mark)
         self._mark = now
-        return {"epoch": float(self._epoch), "steps": float(self._steps), "gamma": float(self.mining.gamma), **measured}
+        return {
+            "epoch": float(self._epoch),
+            "steps": float(self._steps),
+            "gamma": float(self.mining.gamma),
+            **self._method.metrics(),
+            **measured,
+        }
 
     def log_to(self, open_log: Callable[[bool], RunLog], every_steps: int) -> None:
         """Write a step row every so many steps to what `open_log` opens, when the first epoch begins or goes on.
@@ -467,7 +438,7 @@ class MinedLoader:
         log.write(
             "step",
             step=self._steps,
-            draw=last.draw,
+            draw=last.number,
             epoch=last.epoch,
             version=last.version,
             steps_per_second=draws_per_second(measured) / self.mining.accumulation_steps,
@@ -523,6 +494,7 @@ class MinedLoader:
                 for version, record in self._pool.records.items()
             },
             "mining": self._settings(),
+            "method": self._method.state_dict(),
             "rng": rng_state(),
         }
 
@@ -552,6 +524,7 @@ class MinedLoader:
             first_step=state["first_step"],
             accumulation_steps=self.mining.accumulation_steps,
         )
+        self._method.load_state_dict(state["method"])
         self._start_log()
         if self._log is not None:
             self._log[0].take_back(self._steps, self._epoch)

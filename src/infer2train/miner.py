@@ -16,9 +16,11 @@ from infer2train.assembly import Host, assembled, sources
 from infer2train.batches import split_batch
 from infer2train.device import device_of
 from infer2train.loader import MinedLoader
+from infer2train.methods.table import get_method
 from infer2train.mining import Mining
 from infer2train.oracle.live import LiveModel
 from infer2train.oracle.scorer import Split
+from infer2train.order import readable_ids
 from infer2train.pipeline import AddressPipeline, ViewWorkers
 from infer2train.reader import Reader
 from infer2train.runlog import RunLog, read_rows, write_config
@@ -85,9 +87,11 @@ def mine(
     with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
         host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
         hybrid = assembled(host, wanted, is_scored_apart=scored is not trained_on)
+        method = get_method(hybrid.mining)
+        method.survey(host.read, readable_ids(dataloader))
     live = None if hybrid.monitor is None else LiveModel(model, hybrid.monitor, wanted.update_every)
     trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, hybrid.mining, hybrid.pool, trainer, live)
+    loader = MinedLoader(dataloader, model, method, hybrid.pool, trainer, live)
     loader.notes = hybrid.notes
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)

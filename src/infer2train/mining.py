@@ -1,7 +1,7 @@
 """What `mine()` takes: every setting of mining, spelled once, for callers, command line, config.yaml and resume."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from infer2train.ramp import Ramp
@@ -19,7 +19,7 @@ class Mining:
     """
 
     method: str = "nm-augment"
-    """baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft or self-distill."""
+    """baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft, self-distill, infobatch, rho."""
     gamma: int = setting(10, at_least=1)
     """Candidates for each trained example (γ)."""
     oracle: str = "torch:fp32"
@@ -53,6 +53,11 @@ class Mining:
     """Length of the training, for a ramp that is a part of it (epochs)."""
     distill_weight: float = setting(1e-5, at_least=0)
     """Weight λ of the distillation penalty of self-distill (equation 1)."""
+    prune: float = setting(0.5, at_least=0)
+    """Probability with which infobatch leaves out a sample whose loss is below the mean (r; part of 1)."""
+    irreducible: Any = field(default=None, compare=False)
+    """What rho subtracts from each sample's loss: a .npy file of one number for each sample id, and in Python also an
+    array, or a model, which is then asked once for the loss of every sample."""
     accumulation_steps: int = setting(1, at_least=1)
     """Draws in one optimiser step, where the loop accumulates gradients."""
     seed: int = setting(0, at_least=0)
@@ -83,6 +88,8 @@ class Mining:
                 f"a strict run never depends on how fast an oracle is: got {got}; pass staleness='freshest' too, or "
                 "leave it out"
             )
+        if not self.prune < 1:
+            raise ValueError(f"prune must be below 1, so that a sample can count for those left out: got {self.prune}")
         _ = self.ramp  # refuses one that is none
 
     @property

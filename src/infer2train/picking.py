@@ -8,85 +8,79 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.collapse import ClassShare, CollapseWatch, largest_class
-from infer2train.draw import Draw
-from infer2train.methods import Method, Selection, Slots, candidates, get_method, has_classes, select, unmined
+from infer2train.draw import Draw, Kind
+from infer2train.methods.method import Method
+from infer2train.methods.samples import has_classes
 from infer2train.metrics import Meter
-from infer2train.mining import Mining
 from infer2train.oracle.scorer import Scores
 from infer2train.pipeline import AddressPipeline
 from infer2train.pool.pool import OracleLostError, Pool, check_scores
 from infer2train.ramp import ALWAYS
-from infer2train.selection import count_nonfinite, num_mined
+from infer2train.selection import count_nonfinite
 from infer2train.timeline import TRAINER
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A draw that is to be made: all that is known of it before anything is scored."""
-
-    slots: Slots
-    step: int
-    """The step that trains on it."""
-    share: float
-    """Mined share r in [0, 1]."""
-    version: int | None
-    """Version of the weights that may score it; None where no oracle does."""
-    scored: bool
-    """Whether its candidates are looked at."""
-
-
-def is_mined(mining: Mining, method: Method, step: int) -> bool:
-    """Whether draws of this step are mined."""
-    return method.asks_the_pool and step % mining.mine_every == 0
-
-
-def plan_draw(mining: Mining, method: Method, slots: Slots, step: int, version: int | None) -> Planned:
-    """The draw of `step` as it is to be made."""
-    share = method.schedule.share(slots.epoch, mining.epochs)
-    # Nothing is asked of the oracle where the ramp mines nothing yet.
-    scored = is_mined(mining, method, step) and (not method.is_rampable or num_mined(share, len(slots.ids)) > 0)
-    return Planned(slots=slots, step=step, share=share, version=version, scored=scored)
-
-
-def unscored_selection(mining: Mining, method: Method, planned: Planned) -> Selection:
-    """What a draw is trained on that nobody scored."""
-    if planned.step % mining.mine_every:
-        return unmined(planned.slots)
-    return select(method, planned.slots, mining.gamma, share=planned.share, balance=mining.balance)
-
-
-def finished_draw(
-    mining: Mining, method: Method, planned: Planned, selection: Selection, scores: Scores | None
+def planned(
+    method: Method,
+    *,
+    number: int,
+    epoch: int,
+    step: int,
+    ids: Int64[np.ndarray, " b"],
+    epoch_ids: Int64[np.ndarray, " e"],
+    version: int,
 ) -> Draw:
-    """The draw as it was made."""
-    slots = planned.slots
-    return Draw(
-        draw=slots.draw,
-        epoch=slots.epoch,
-        step=planned.step,
-        version=scores.version if scores else None,
-        addresses=selection.addresses,
-        candidates=candidates(method, slots, mining.gamma) if scores else selection.addresses[:0],
-        scores=scores.values if scores else None,
-        chosen=selection.chosen if scores else None,
-        mined=selection.mined if scores else None,
-        log_probabilities=scores.log_probabilities if scores else None,
+    """A draw that is to be made: everything about it but what the oracle will say.
+
+    Args:
+        method: decides what kind of draw it is.
+        number: counted over the run.
+        epoch: counted from 0.
+        step: that trains on it.
+        ids: as the user's loader gave them.
+        epoch_ids: of the whole epoch.
+        version: of the weights that may score it, where the oracle does.
+    """
+    choices, seed = method.choices, method.mining.seed
+    share = method.share(epoch)
+    kind = method.kind_of(step, share, len(ids))
+    given = Addresses(ids, seeds(seed, Purpose.VIEW, epoch=epoch, draw=number, slot=np.arange(len(ids))))
+    draw = Draw(
+        number=number,
+        epoch=epoch,
+        step=step,
+        kind=kind,
+        share=share,
+        seed=seed,
+        ids=ids,
+        epoch_ids=epoch_ids,
+        version=version if choices.has_oracle and kind is not Kind.GIVEN else None,
+        candidates=given[:0],
+        addresses=given,
     )
+    return replace(draw, candidates=method.candidates(draw)) if kind.is_scored else draw
 
 
-def remedy_of(mining: Mining, method: Method) -> str:
+def as_given(draw: Draw) -> Draw:
+    """A planned draw as the batch that the user's loader gave: nobody scores it any more."""
+    return replace(draw, kind=Kind.GIVEN, version=None, candidates=draw.candidates[:0])
+
+
+def remedy_of(method: Method) -> str:
     """What a run that collapses could do that it does not do yet."""
+    mining = method.mining
     ways = [f"a lower update_every (now {mining.update_every})", f"a lower gamma (now {mining.gamma})"]
-    if method.schedule == ALWAYS:
+    if method.choices.schedule == ALWAYS:
         ways.insert(0, "ramp_stop=1.0 with epochs=, which mines little at first")
     if mining.balance == "none":
         ways.insert(0, "balance='stratified'")
@@ -97,17 +91,18 @@ class Picker:
     """Takes draws in, gives batches out; called by one thread.
 
     Args:
-        mining: what is mined.
+        method: what is mined.
         pool: scores candidates.
         trainer: makes the picked views.
         meter: where what was picked is counted.
     """
 
-    def __init__(self, mining: Mining, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
-        self._mining, self._method = mining, get_method(mining)
+    def __init__(self, method: Method, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
+        self._method, self._mining = method, method.mining
         self._pool, self._trainer, self._meter = pool, trainer, meter
-        self._watch = CollapseWatch(remedy_of(mining, self._method), is_loss=self._method.score == "loss")
-        self._submitted: deque[Planned] = deque()
+        is_by_loss = (method.choices.score, method.choices.pick) == ("loss", "hardest")
+        self._watch = CollapseWatch(remedy_of(method), is_loss=is_by_loss)
+        self._submitted: deque[Draw] = deque()
         self._picked: deque[Draw] = deque()
         self._shares: dict[int, ClassShare] = {}
         self._is_lost = False
@@ -121,30 +116,29 @@ class Picker:
         """Draws worth having on their way: the one asked for, those that workers make views of, those scored ahead."""
         return 1 + self._trainer.depth + self._pool.queue_depth
 
-    def submit(self, planned: Planned) -> None:
-        """Take in a draw, whose version is published."""
-        slots = planned.slots
-        if planned.scored and not self._is_lost:
+    def submit(self, draw: Draw) -> None:
+        """Take in a planned draw, whose version is published."""
+        if draw.kind.is_scored and not self._is_lost:
             with self._surviving():
-                self._pool.submit(slots.draw, candidates(self._method, slots, self._mining.gamma), planned.version)
-        self._submitted.append(planned)
+                self._pool.submit(draw.number, draw.candidates, draw.version)
+        self._submitted.append(draw)
 
     def take(self) -> tuple[Draw, Any]:
         """The oldest draw on its way, and its batch; waits for its scores and its views."""
         while self._submitted and self._is_wanted(self._submitted[0]):
             self._picked.append(self._pick(self._submitted[0]))
             self._submitted.popleft()
-        with self._pool.timeline.span(TRAINER, "views", draw=self._picked[0].draw):
+        with self._pool.timeline.span(TRAINER, "views", draw=self._picked[0].number):
             batch = self._trainer.get()
         drawn = self._picked.popleft()
         self._measure(drawn)
         return drawn, batch
 
-    def _is_wanted(self, planned: Planned) -> bool:
+    def _is_wanted(self, draw: Draw) -> bool:
         """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
         if not self._picked:
             return True
-        is_ready = not planned.scored or self._pool.is_ready(planned.slots.draw)
+        is_ready = not draw.kind.is_scored or self._pool.is_ready(draw.number)
         return is_ready and len(self._picked) <= self._trainer.depth
 
     def stop(self) -> None:
@@ -160,47 +154,59 @@ class Picker:
         self._trainer.close()
         self.stop()
 
-    def _pick(self, planned: Planned) -> Draw:
-        scores = self._scores(planned) if planned.scored else None
-        selection = unmined(planned.slots) if planned.scored and scores is None else self._select(planned, scores)
-        self._trainer.put(selection.addresses)
-        if scores is not None and scores.values is not None and self._method.candidates == "samples":
-            self._look(planned, selection, scores)
-        return finished_draw(self._mining, self._method, planned, selection, scores)
+    def _pick(self, draw: Draw) -> Draw:
+        picked = self._selected(draw)
+        self._trainer.put(picked.addresses)
+        return picked
 
-    def _look(self, planned: Planned, selection: Selection, scores: Scores) -> None:
+    def _selected(self, draw: Draw) -> Draw:
+        """The draw with what is trained on."""
+        if draw.kind is Kind.GIVEN:
+            return draw
+        if not draw.kind.is_scored:
+            return replace(self._method.select(draw, None, None), version=None)
+        scores = self._scores(draw)
+        if scores is None:
+            return as_given(draw)
+        scored = replace(draw, version=scores.version, scores=scores.values, log_probabilities=scores.log_probabilities)
+        picked = self._method.select(scored, scores.values, scores.targets)
+        if scores.values is not None and self._method.choices.candidates == "samples":
+            self._look(picked, scores)
+        return picked
+
+    def _look(self, draw: Draw, scores: Scores) -> None:
         """See whether mining samples has collapsed."""
         assert scores.values is not None
-        assert selection.chosen is not None
-        assert selection.mined is not None
-        mined = torch.from_numpy(selection.chosen[selection.mined])
+        assert draw.chosen is not None
+        assert draw.mined is not None
+        mined = torch.from_numpy(draw.chosen[draw.mined])
         if len(mined) == 0:
             return
         picked = torch.zeros(len(scores.values), dtype=torch.bool)
         picked[mined] = True
-        self._watch.see_scores(scores.values.cpu(), picked, planned.slots.epoch)
+        self._watch.see_scores(scores.values.cpu(), picked, draw.epoch)
         if not has_classes(scores.targets):
             return
         share = largest_class(scores.targets.cpu().long(), picked)
         self._watch.see_classes(share)
-        self._shares[planned.slots.draw] = share
+        self._shares[draw.number] = share
 
-    def _scores(self, planned: Planned) -> Scores | None:
+    def _scores(self, draw: Draw) -> Scores | None:
         """What the oracle says of a draw; None where the run goes on without."""
-        mining, slots, pool = self._mining, planned.slots, self._pool
+        mining, pool = self._mining, self._pool
         if self._is_lost:
             return None
-        if mining.when_late == "skip" and not pool.is_ready(slots.draw):
-            pool.cancel(slots.draw)
+        if mining.when_late == "skip" and not pool.is_ready(draw.number):
+            pool.cancel(draw.number)
             self._meter.add(skipped_draws=1)
             return None
         scores = None
-        with self._surviving(), pool.timeline.span(TRAINER, "scores", draw=slots.draw):
-            scores = pool.collect(slots.draw)
+        with self._surviving(), pool.timeline.span(TRAINER, "scores", draw=draw.number):
+            scores = pool.collect(draw.number)
         if scores is None:
             return None
-        check_scores(scores, slots.draw, planned.version, is_exact=mining.staleness == "strict")
-        _require_every_candidate(scores, slots, mining.gamma)
+        check_scores(scores, draw.number, draw.version, is_exact=mining.staleness == "strict")
+        _require_every_candidate(scores, draw)
         return scores
 
     @contextmanager
@@ -214,25 +220,12 @@ class Picker:
             self._is_lost = True
             warnings.warn(f"{error} The run goes on without mining.", RuntimeWarning)
 
-    def _select(self, planned: Planned, scores: Scores | None) -> Selection:
-        if scores is None:
-            return unscored_selection(self._mining, self._method, planned)
-        return select(
-            self._method,
-            planned.slots,
-            self._mining.gamma,
-            scores=scores.values,
-            targets=scores.targets,
-            share=planned.share,
-            balance=self._mining.balance,
-        )
-
     def _measure(self, drawn: Draw) -> None:
         if self._is_lost:
             self._meter.add(oracle_lost_draws=1)
-        if self._method.candidates == "samples":
+        if self._method.choices.candidates == "samples":
             self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
-        if (share := self._shares.pop(drawn.draw, None)) is not None:
+        if (share := self._shares.pop(drawn.number, None)) is not None:
             self._meter.add(
                 class_picked=share.picked, class_picks=share.picks, class_there=share.there, class_all=share.candidates
             )
@@ -257,13 +250,13 @@ def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]
     }
 
 
-def _require_every_candidate(scores: Scores, slots: Slots, gamma: int) -> None:
+def _require_every_candidate(scores: Scores, draw: Draw) -> None:
     """Refuse scores that cannot be matched with their candidates.
 
     Raises:
         ValueError: there are more or fewer than candidates.
     """
-    pairs = ((scores.values, gamma * len(slots.ids)), (scores.log_probabilities, len(slots.ids)))
+    pairs = ((scores.values, len(draw.candidates)), (scores.log_probabilities, len(draw.ids)))
     for found, expected in pairs:
         if found is not None and len(found) != expected:
             raise ValueError(

@@ -16,7 +16,8 @@ from torch import nn
 
 from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import batch_size, logits_of, pad_batch, take_rows, tensors_of
-from infer2train.methods import Method, class_targets
+from infer2train.methods.method import Choices
+from infer2train.methods.samples import class_targets
 from infer2train.oracle.live import are_close, asked, asked_copy
 from infer2train.oracle.scorer import Score, Split, one_each
 from infer2train.remedies import score_to_write, split_to_write
@@ -47,7 +48,7 @@ def rehearse(
     read: Read,
     ids: Int64[np.ndarray, " n"],
     *,
-    method: Method,
+    choices: Choices,
     split: Split,
     score: Score | None,
     balance: Balance,
@@ -58,7 +59,7 @@ def rehearse(
         model: the trainer's; a copy is run.
         read: makes the batch at addresses.
         ids: that may be read.
-        method: the five choices.
+        choices: the method's.
         split: batch -> (inputs, targets).
         score: (outputs, targets) -> [n]; None where nothing is scored.
         balance: class quotas of nm-sample.
@@ -76,14 +77,14 @@ def rehearse(
             f"a collate_fn must keep every sample: got {rows} rows for {len(at)} samples; leave out what cannot be "
             "read by a torch.utils.data.Subset, not in collate_fn"
         )
-    if method.pick == "hardest" and balance != "none":
+    if choices.candidates == "samples" and balance != "none":
         class_targets(targets)
-    if not method.has_oracle:
+    if not choices.has_oracle:
         return Rehearsal(varying=None)
     outputs = _outputs(network, batch, inputs)
     _require_deterministic(network, inputs, outputs)
     _require_rows_apart(network, inputs, outputs)
-    if method.loss == "distillation" and logits_of(outputs).ndim != 2:
+    if choices.loss == "distillation" and logits_of(outputs).ndim != 2:
         raise ValueError(
             f"self-distill needs logits [n, k]: got shape {tuple(logits_of(outputs).shape)}; use another method"
         )

@@ -75,13 +75,13 @@ def as_plain(settings: Any, kind: type[Any] | None = None) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if callable(value):
-        return name_of(value)
-    return list(value) if isinstance(value, tuple) else value
+    if value is None or isinstance(value, bool | int | float | list):
+        return value
+    return list(value) if isinstance(value, tuple) else name_of(value)
 
 
 def name_of(value: Any) -> str:
-    """A name, or that of a function or of an object that can be called."""
+    """A name; that of a function; or that of the type of any other object."""
     return value if isinstance(value, str) else str(getattr(value, "__qualname__", type(value).__qualname__))
 
 

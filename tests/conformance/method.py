@@ -1,13 +1,14 @@
 """What every method must do: an AssertionError says what one did wrong.
 
-Candidates and selection are compared with a reference that follows the methods' table in loops, one candidate at a
-time, and takes every random number from its address one by one.
+Candidates and picks are compared with a reference that follows the methods' table in loops, one candidate at a time,
+and takes every random number from its address one by one. Methods whose pick has no reference here are held to what is
+promised of all.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,178 +17,182 @@ import torch
 from torch import Tensor
 
 from conformance.views import elsewhere
-from infer2train import methods
 from infer2train.addresses import Addresses, Purpose, seeds, uniforms
-from infer2train.methods import Method, Selection, Slots
-from infer2train.selection import BALANCES
+from infer2train.draw import Draw, Kind
+from infer2train.methods.method import Method
+from infer2train.methods.table import get_method
+from infer2train.mining import Mining
 
 BATCH, GAMMA = 10, 4
 CLASSES = 3
 SHARES = (0.0, 0.05, 0.33, 0.5, 1.0)
 QUANTILE = Fraction(3, 4)
+IDS = np.random.default_rng(0).permutation(np.arange(7, 107, 3))
+"""Of an epoch: neither consecutive nor in order."""
+IRREDUCIBLE = np.linspace(0.9, 0.1, 107).astype(np.float32)
 
 Candidate = tuple[int, int]
 """(sample id, seed)"""
 
 
-@dataclass(frozen=True)
-class Functions:
-    """What is checked; picklable, so that another process can be asked."""
-
-    candidates: Callable[[Method, Slots, int], Addresses] = methods.candidates
-    select: Callable[..., Selection] = methods.select
+def made(name: str, **settings: Any) -> Method:
+    """A method as the suite takes it."""
+    own: dict[str, Any] = {"irreducible": IRREDUCIBLE} if name == "rho" else {}
+    return get_method(Mining(**{"method": name, "gamma": GAMMA, "epochs": 90, **own, **settings}))
 
 
-REAL = Functions()
-
-
-def check_method(method: Method, functions: Functions = REAL) -> None:
+def check_method(method: Method) -> None:
     """Everything below.
 
     Args:
-        method: any of `METHODS`, or built as they are.
-        functions: what makes its candidates and selects.
+        method: as `made` makes it, with any settings but γ and the number of epochs.
     """
     for check in CHECKS:
-        check(method, functions)
+        check(method)
 
 
-def check_candidates(method: Method, functions: Functions) -> None:
-    for slots in some_slots():
-        got = functions.candidates(method, slots, GAMMA)
-        expected = GAMMA * BATCH if method.asks_the_pool else 0
-        assert len(got) == expected, f"γ candidates for each trained example: got {len(got)} instead of {expected}"
-        assert set(got.ids.tolist()) <= set(slots.epoch_ids.tolist()), "candidates must be of this epoch's ids"
+def check_candidates(method: Method) -> None:
+    for draw in some_draws(method):
+        got, wanted = draw.candidates, list(_candidates(method, draw))
+        assert len(got) == len(wanted), f"candidates of a draw: got {len(got)} instead of {len(wanted)}"
+        assert set(got.ids.tolist()) <= set(draw.epoch_ids.tolist()), "candidates must be of this epoch's ids"
         assert len(set(got)) == len(got), "no candidate stands in a draw twice"
-        assert list(got) == list(_candidates(method, slots)), "the candidates are not those of the table"
+        assert list(got) == wanted, "the candidates are not those of the table"
 
 
-def check_trained(method: Method, functions: Functions) -> None:
-    wanted = BATCH * GAMMA if method.candidates == "views" and method.pick == "all" else BATCH
-    for slots in some_slots():
-        for share in SHARES:
-            selection = _ask(method, functions, slots, share)
-            assert len(selection.addresses) == wanted, f"trained are {len(selection.addresses)} instead of {wanted}"
-            assert set(selection.addresses.ids.tolist()) <= set(slots.epoch_ids.tolist()), (
-                "trained ids must be of this epoch"
-            )
-            assert len(set(selection.addresses)) == wanted, "a view is trained on twice in one batch"
-            if method.candidates != "samples":
-                ids = np.repeat(slots.ids, wanted // BATCH)
-                assert selection.addresses.ids.tolist() == ids.tolist(), "each slot trains on its own sample, in order"
-
-
-def check_baseline_view(method: Method, functions: Functions) -> None:
-    """Common random numbers: what is not mined is the very view that the baseline would train on."""
-    for slots in some_slots():
-        baseline = [(int(i), _number(slots, seeds, Purpose.VIEW, slot)) for slot, i in enumerate(slots.ids)]
-        if method.candidates == "samples":
+def check_trained(method: Method) -> None:
+    choices = method.choices
+    most = BATCH * GAMMA if choices.kind is Kind.UNSCORED else BATCH
+    for draw in some_draws(method):
+        picked = answer(method, draw)
+        assert (picked.number, picked.ids.tolist()) == (draw.number, draw.ids.tolist()), "it is another draw"
+        ids, count = picked.addresses.ids.tolist(), len(picked.addresses)
+        assert 0 < count <= most, f"trained are {count} instead of at most {most}"
+        assert set(ids) <= set(draw.epoch_ids.tolist()), "trained ids must be of this epoch"
+        assert len(set(picked.addresses)) == count, "a view is trained on twice in one batch"
+        if choices.loss == "weighted" and draw.kind is Kind.MINED:
+            assert picked.weights is not None
+            assert picked.weights.shape == (count,), "every trained example has a weight"
             continue
-        if method.asks_the_pool and method.candidates == "views":
-            views = list(functions.candidates(method, slots, GAMMA))
-            assert views[::GAMMA] == baseline, "view 0 of a slot must be the baseline's"
-        trained = list(_ask(method, functions, slots, share=0.0).addresses)
+        assert picked.weights is None
+        assert count == most, f"trained are {count} instead of {most}"
+        if choices.candidates != "samples":
+            assert ids == np.repeat(draw.ids, most // BATCH).tolist(), "each slot trains on its own sample, in order"
+
+
+def check_baseline_view(method: Method) -> None:
+    """Common random numbers: what is not mined is the very view that the baseline would train on."""
+    if method.choices.candidates == "samples":
+        return
+    for draw in some_draws(method, shares=(0.0,)):
+        baseline = [(int(i), _number(draw, seeds, Purpose.VIEW, slot)) for slot, i in enumerate(draw.ids)]
+        trained = list(answer(method, draw).addresses)
         step = len(trained) // BATCH
         assert trained[::step] == baseline, "where nothing is mined, the baseline's views must be trained on"
+    if method.choices.candidates == "views" and method.choices.kind is Kind.MINED:
+        for draw in some_draws(method):
+            views = [*_views(draw, range(1))]
+            assert [*draw.candidates][::GAMMA] == (views if draw.kind.is_scored else []), "view 0 is the baseline's"
 
 
-def check_indices(method: Method, functions: Functions) -> None:
-    for slots in some_slots():
-        for share in SHARES:
-            selection = _ask(method, functions, slots, share)
-            if method.score is None:
-                assert selection.chosen is None, "nothing was scored, so nothing was chosen"
-                assert selection.mined is None, "nothing was scored, so nothing was mined"
-                continue
-            assert selection.chosen is not None
-            assert selection.mined is not None
-            offered = list(functions.candidates(method, slots, GAMMA))
-            chosen = selection.chosen.tolist()
-            assert list(selection.addresses) == [offered[i] for i in chosen], "chosen indices and addresses disagree"
-            assert len(set(chosen)) == len(chosen), "a candidate was chosen twice"
-            if method.candidates == "views":
-                assert [i // GAMMA for i in chosen] == list(range(BATCH)), "one view of each slot, in their order"
-            wanted = _share_of(share)
-            mined = int(selection.mined.sum())
-            assert mined == wanted, f"of {BATCH}, a share of {share} mines {wanted}: got {mined}"
+def check_indices(method: Method) -> None:
+    for draw in some_draws(method):
+        picked = answer(method, draw)
+        if draw.kind is not Kind.MINED:
+            assert picked.chosen is None, "nothing was scored, so nothing was chosen"
+            assert picked.mined is None, "nothing was scored, so nothing was mined"
+            continue
+        assert picked.chosen is not None
+        assert picked.mined is not None
+        chosen = picked.chosen.tolist()
+        assert list(picked.addresses) == [[*draw.candidates][i] for i in chosen], (
+            "chosen indices and addresses disagree"
+        )
+        assert len(set(chosen)) == len(chosen), "a candidate was chosen twice"
+        if method.choices.candidates == "views":
+            assert [i // GAMMA for i in chosen] == list(range(BATCH)), "one view of each slot, in their order"
+        if method.choices.loss != "weighted":
+            wanted, mined = _share_of(draw.share), int(picked.mined.sum())
+            assert mined == wanted, f"of {BATCH}, a share of {draw.share} mines {wanted}: got {mined}"
 
 
-def check_nothing_mined_needs_no_scores(method: Method, functions: Functions) -> None:
-    for slots in some_slots():
-        scored = _ask(method, functions, slots, share=0.0)
-        alone = functions.select(method, slots, GAMMA, share=0.0)
-        assert list(scored.addresses) == list(alone.addresses), "at a share of 0 scores must not matter"
-
-
-def check_pure(method: Method, functions: Functions) -> None:
-    slots, scores = next(some_slots()), next(some_scores())
-    arguments: dict[str, Any] = {"scores": scores, "targets": _targets(method, slots), "share": 0.5}
-    if method.score is None:
-        arguments = {"share": 0.5}
-    written = [*(scores,), torch.from_numpy(slots.ids), torch.from_numpy(slots.epoch_ids)]
+def check_pure(method: Method) -> None:
+    draw, scores = next(some_draws(method, shares=(1.0,))), next(some_scores(method))
+    written = [scores, torch.from_numpy(draw.ids), torch.from_numpy(draw.epoch_ids)]
     before = [tensor.clone() for tensor in written]
     answers = []
     for state in (1, 2):
         torch.manual_seed(state)
         np.random.seed(state)
         torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        answers.append(_plain(functions.select(method, slots, GAMMA, **arguments)))
-        answers[-1] += tuple(functions.candidates(method, slots, GAMMA))
-        assert torch.equal(torch.get_rng_state(), torch_state), "selection moved torch's random state"
-        assert np.random.get_state()[1].tolist() == numpy_state, "selection moved NumPy's random state"
-    assert answers[0] == answers[1], "the same draw must be selected in the same way: it is random"
-    assert all(torch.equal(a, b) for a, b in zip(written, before, strict=True)), "selection must not write to arguments"
-    there = elsewhere().submit(functions.select, method, slots, GAMMA, **arguments).result()
-    assert _plain(there) == _plain(functions.select(method, slots, GAMMA, **arguments)), (
-        "another process selects others"
-    )
+        answers.append((*_plain(answer(method, draw, scores)), *method.candidates(draw)))
+        assert torch.equal(torch.get_rng_state(), torch_state), "the pick moved torch's random state"
+        assert np.random.get_state()[1].tolist() == numpy_state, "the pick moved NumPy's random state"
+    assert answers[0] == answers[1], "the same draw must be picked in the same way: it is random"
+    assert all(torch.equal(a, b) for a, b in zip(written, before, strict=True)), "a pick must not write to arguments"
+    there = elsewhere().submit(answer, method, draw, scores).result()
+    assert _plain(there) == _plain(answer(method, draw, scores)), "another process picks others"
 
 
-def check_place_in_the_run(method: Method, functions: Functions) -> None:
-    """Every coordinate of a draw decides its views; a method without candidates shows it in what it trains on."""
-    slots = next(some_slots())
-    for other in (
-        replace(slots, seed=1),
-        replace(slots, epoch=8),
-        replace(slots, draw=9),
-        replace(slots, seed=1 << 40),
-    ):
-        for what, look in (
-            ("candidates", lambda s: functions.candidates(method, s, GAMMA)),
-            ("trained views", lambda s: _ask(method, functions, s, share=0.5).addresses),
-        ):
-            here, there = set(look(slots).seeds.tolist()), set(look(other).seeds.tolist())
-            assert not here & there, f"{what} do not depend on the run's seed, the epoch and the draw"
+def check_place_in_the_run(method: Method) -> None:
+    """Every coordinate of a draw decides its views, those offered and those trained on."""
+    here = draw_at(method, share=1.0)
+    for other in ({"seed": 1}, {"epoch": 8}, {"number": 9}, {"seed": 1 << 40}):
+        there = draw_at(method, share=1.0, **other)
+        for what, (a, b) in {
+            "candidates": (here.candidates, there.candidates),
+            "trained views": (answer(method, here).addresses, answer(method, there).addresses),
+        }.items():
+            shared = set(a.seeds.tolist()) & set(b.seeds.tolist())
+            assert not shared, f"{what} do not depend on the run's seed, the epoch and the draw"
 
 
-def check_reference(method: Method, functions: Functions) -> None:
-    balances = BALANCES if method.pick == "hardest" else BALANCES[:1]
-    for slots in some_slots():
-        for scores in some_scores():
-            for share in SHARES:
-                for balance in balances:
-                    targets = _targets(method, slots)
-                    said = {"scores": scores, "targets": targets} if method.score else {}
-                    got = functions.select(method, slots, GAMMA, share=share, balance=balance, **said)
-                    wanted = _reference(method, slots, scores.tolist(), targets.tolist(), share, balance)
-                    assert _plain(got) == wanted, (
-                        f"the selection is not the reference's at a share of {share}, balance {balance}"
-                    )
-
-
-def check_hard_ones_are_chosen(method: Method, functions: Functions) -> None:
-    """What the reference says in other words: a candidate that towers above all others is trained on."""
-    if not method.has_oracle or method.score is None or method.pick in ("uniform", "quantile"):
+def check_reference(method: Method) -> None:
+    if method.choices.pick not in REFERENCED:
         return
-    for slots in some_slots():
-        for towering in (0, 5, GAMMA * BATCH - 1):
-            scores = torch.full((GAMMA * BATCH,), 1e-6)
+    for draw in some_draws(method):
+        for scores in some_scores(method):
+            targets = _targets(draw)
+            wanted = _reference(method, draw, scores.tolist(), targets.tolist())
+            got = _plain(answer(method, draw, scores))
+            if draw.kind is not Kind.MINED:
+                got, wanted = got[:1], wanted[:1]
+            assert got == wanted, f"the pick is not the reference's at a share of {draw.share}"
+
+
+def check_hard_ones_are_chosen(method: Method) -> None:
+    """What the reference says in other words: a candidate that towers above all others is trained on."""
+    choices = method.choices
+    if choices.kind is not Kind.MINED or not choices.has_oracle or choices.pick in ("uniform", "quantile"):
+        return
+    for draw in some_draws(method, shares=(1.0,)):
+        for towering in (0, 5, len(draw.candidates) - 1):
+            scores = torch.full((len(draw.candidates),), 1e-6)
             scores[towering] = 1e6
-            chosen = functions.select(
-                method, slots, GAMMA, scores=scores, targets=_targets(method, slots), share=1.0, balance="none"
-            ).chosen
+            chosen = answer(method, draw, scores).chosen
             assert chosen is not None
             assert towering in chosen.tolist(), f"candidate {towering} is by far the hardest and was not chosen"
+
+
+def check_memory(method: Method) -> None:
+    """A pick changes nothing; what was observed counts from the next epoch on, and survives its state."""
+    draws = list(some_draws(method, shares=(1.0,)))
+    before = [_plain(answer(method, draw)) for draw in draws]
+    again = made(method.mining.method, **_own(method.mining))
+    for draw in draws:
+        picked = answer(method, draw)
+        method.observe(picked)
+        again.observe(picked)
+        assert [_plain(answer(method, draw)) for draw in draws] == before, "a pick follows from what was there before"
+    for one in (method, again):
+        one.begin_epoch(1)
+    later = [_plain(answer(method, draw)) for draw in draws]
+    assert [_plain(answer(again, draw)) for draw in draws] == later, "the same draws leave the same memory"
+    resumed = made(method.mining.method, **_own(method.mining))
+    resumed.load_state_dict(method.state_dict())
+    assert [_plain(answer(resumed, draw)) for draw in draws] == later, "the memory does not survive its state"
+    for value in method.metrics().values():
+        assert math.isfinite(value)
 
 
 CHECKS = (
@@ -195,27 +200,60 @@ CHECKS = (
     check_trained,
     check_baseline_view,
     check_indices,
-    check_nothing_mined_needs_no_scores,
     check_place_in_the_run,
     check_hard_ones_are_chosen,
     check_reference,
     check_pure,
+    check_memory,
 )
 
 
-def some_slots() -> Iterator[Slots]:
-    """Draws of an epoch whose ids are neither consecutive nor in order."""
-    epoch_ids = np.random.default_rng(0).permutation(np.arange(7, 107, 3))
-    for draw, epoch, seed in ((3, 0, 0), (5, 2, 11), (4_000_000_000, 89, (1 << 63) - 1)):
-        ids = epoch_ids[draw % 7 : draw % 7 + BATCH]
-        yield Slots(seed=seed, epoch=epoch, draw=draw, ids=ids, epoch_ids=epoch_ids)
+def _own(mining: Mining) -> dict[str, Any]:
+    return {"score": mining.score, "pick": mining.pick, "balance": mining.balance}
 
 
-def some_scores() -> Iterator[Tensor]:
-    """Of all candidates: different, with many ties, and with non-finite ones among them."""
-    chance = np.random.default_rng(1)
-    yield torch.from_numpy(chance.random(GAMMA * BATCH).astype(np.float32))
-    ties = torch.from_numpy(chance.integers(0, 3, GAMMA * BATCH).astype(np.float32))
+def draw_at(
+    method: Method,
+    share: float,
+    *,
+    number: int = 3,
+    epoch: int = 0,
+    seed: int = 0,
+    ids: Any = None,
+    epoch_ids: Any = IDS,
+) -> Draw:
+    """A planned draw at a place of a run, of which a share may be mined."""
+    ids = IDS[number % 7 : number % 7 + BATCH] if ids is None else ids
+    slot = np.arange(len(ids))
+    given = Addresses(ids, seeds(seed, Purpose.VIEW, epoch=epoch, draw=number, slot=slot))
+    draw = Draw(
+        number=number,
+        epoch=epoch,
+        step=number,
+        kind=method.kind_of(0, share, len(ids)),
+        share=share,
+        seed=seed,
+        ids=ids,
+        epoch_ids=epoch_ids,
+        version=0,
+        candidates=given[:0],
+        addresses=given,
+    )
+    return replace(draw, candidates=method.candidates(draw)) if draw.kind.is_scored else draw
+
+
+def some_draws(method: Method, shares: tuple[float, ...] = SHARES) -> Iterator[Draw]:
+    """Draws all over a run, with different shares mined."""
+    for number, epoch, seed in ((3, 0, 0), (5, 2, 11), (4_000_000_000, 89, (1 << 63) - 1)):
+        for share in shares:
+            yield draw_at(method, share, number=number, epoch=epoch, seed=seed)
+
+
+def some_scores(method: Method) -> Iterator[Tensor]:
+    """Of all candidates of a draw: different, with many ties, and with non-finite ones among them."""
+    chance, count = np.random.default_rng(1), len(draw_at(method, 1.0).candidates)
+    yield torch.from_numpy(chance.random(count).astype(np.float32))
+    ties = torch.from_numpy(chance.integers(0, 3, count).astype(np.float32))
     yield ties
     messy = ties.clone()
     messy[::3] = torch.nan
@@ -224,86 +262,101 @@ def some_scores() -> Iterator[Tensor]:
     yield messy
 
 
-def _ask(method: Method, functions: Functions, slots: Slots, share: float) -> Selection:
-    said = {"scores": next(some_scores()), "targets": _targets(method, slots)} if method.score else {}
-    return functions.select(method, slots, GAMMA, share=share, **said)
+def answer(method: Method, draw: Draw, scores: Tensor | None = None) -> Draw:
+    """The draw as the method picks it; given no scores, the first of `some_scores`."""
+    if draw.kind is Kind.GIVEN:
+        return draw
+    if draw.kind is not Kind.MINED:
+        return method.select(draw, None, None)
+    scores = next(some_scores(method)) if scores is None else scores
+    if not method.choices.has_oracle:
+        return method.select(draw, None, _targets(draw))
+    return method.select(replace(draw, scores=scores), scores, _targets(draw))
 
 
-def _targets(method: Method, slots: Slots) -> Tensor:
+def _targets(draw: Draw) -> Tensor:
     """Classes of the candidates, one of them rare."""
-    ids = [sample_id for sample_id, _ in _candidates(method, slots)]
-    return torch.tensor([2 if i % 5 == 0 else i % 2 for i in ids], dtype=torch.int64)
+    return torch.tensor([2 if i % 5 == 0 else i % 2 for i in draw.candidates.ids.tolist()], dtype=torch.int64)
 
 
-def _plain(selection: Selection) -> tuple[Any, ...]:
-    chosen, mined = selection.chosen, selection.mined
+def _plain(draw: Draw) -> tuple[Any, ...]:
+    chosen, mined, weights = draw.chosen, draw.mined, draw.weights
     return (
-        list(selection.addresses),
+        list(draw.addresses),
         None if chosen is None else chosen.tolist(),
         None if mined is None else mined.tolist(),
+        None if weights is None else weights.tolist(),
     )
 
 
 # The reference
 
 
-def _number(slots: Slots, make: Callable[..., Any], purpose: Purpose, slot: int, view: int = 0) -> Any:
-    return _number_at(make, slots.seed, purpose, slots.epoch, slots.draw, slot, view)
+def _number(draw: Draw, make: Callable[..., Any], purpose: Purpose, slot: int, view: int = 0) -> Any:
+    return _number_at(make, draw.seed, purpose, draw.epoch, draw.number, slot, view)
 
 
 @functools.cache
 def _number_at(
-    make: Callable[..., Any], seed: int, purpose: Purpose, epoch: int, draw: int, slot: int, view: int
+    make: Callable[..., Any], seed: int, purpose: Purpose, epoch: int, number: int, slot: int, view: int
 ) -> Any:
-    return make(seed, purpose, epoch=epoch, draw=draw, slot=slot, view=view).item()
+    return make(seed, purpose, epoch=epoch, draw=number, slot=slot, view=view).item()
 
 
 def _share_of(share: float) -> int:
     return math.floor(Fraction(str(share)) * BATCH + Fraction(1, 2))
 
 
-def _candidates(method: Method, slots: Slots) -> Iterator[Candidate]:
-    if not method.asks_the_pool:
+def _candidates(method: Method, draw: Draw) -> Iterator[Candidate]:
+    if not draw.kind.is_scored:
         return
-    if method.candidates == "samples":
+    if method.choices.candidates == "samples":
         for slot in range(GAMMA * BATCH):
-            which = _number(slots, seeds, Purpose.CANDIDATE, slot) % len(slots.epoch_ids)
-            yield int(slots.epoch_ids[which]), _number(slots, seeds, Purpose.VIEW, slot)
+            which = _number(draw, seeds, Purpose.CANDIDATE, slot) % len(draw.epoch_ids)
+            yield int(draw.epoch_ids[which]), _number(draw, seeds, Purpose.VIEW, slot)
     else:
-        first = 1 if method.candidates == "anchors" else 0
-        yield from _views(slots, range(first, first + GAMMA))
+        views = {"one-view": range(1), "views": range(GAMMA), "anchors": range(1, 1 + GAMMA)}
+        yield from _views(draw, views[method.choices.candidates])
 
 
-def _views(slots: Slots, views: range) -> Iterator[Candidate]:
-    for slot, sample_id in enumerate(slots.ids.tolist()):
+def _views(draw: Draw, views: range) -> Iterator[Candidate]:
+    for slot, sample_id in enumerate(draw.ids.tolist()):
         for view in views:
-            yield sample_id, _number(slots, seeds, Purpose.VIEW, slot, view)
+            yield sample_id, _number(draw, seeds, Purpose.VIEW, slot, view)
 
 
-def _reference(
-    method: Method, slots: Slots, scores: list[float], targets: list[int], share: float, balance: str
-) -> tuple[Any, ...]:
-    if method.pick in ("all", "anchors"):
-        all_views = method.pick == "all" and method.candidates == "views"
-        return list(_views(slots, range(GAMMA if all_views else 1))), None, None
-    if method.score == "uniform":
-        scores = [_number(slots, uniforms, Purpose.UNIFORM_SCORE, i) for i in range(len(scores))]
-    mined = _share_of(share)
-    if method.pick == "hardest":
-        chosen = _hardest(slots, scores, targets, mined, balance)
-        by_key = sorted(range(len(scores)), key=lambda i: (_number(slots, seeds, Purpose.FILL, i), i))
+def _reference(method: Method, draw: Draw, scores: list[float], targets: list[int]) -> tuple[Any, ...]:
+    choices, mined = method.choices, _share_of(draw.share)
+    if choices.pick in ("all", "anchors"):
+        return list(_views(draw, range(GAMMA if choices.kind is Kind.UNSCORED else 1))), None, None, None
+    if choices.candidates == "samples" and not draw.kind.is_scored:
+        offered = [*_candidates(method, replace(draw, kind=Kind.MINED))]
+        by_key = sorted(range(GAMMA * BATCH), key=lambda i: (_number(draw, seeds, Purpose.FILL, i), i))
+        return ([offered[i] for i in by_key[:BATCH]],)
+    if not draw.kind.is_scored:
+        return (list(_views(draw, range(1))),)
+    if choices.score == "uniform":
+        scores = [_number(draw, uniforms, Purpose.UNIFORM_SCORE, i) for i in range(len(scores))]
+    if choices.pick == "learnable":
+        ids = draw.candidates.ids.tolist()
+        scores = [
+            float(np.float32(score) - IRREDUCIBLE[sample_id]) for score, sample_id in zip(scores, ids, strict=True)
+        ]
+    if choices.candidates == "samples":
+        chosen = _hardest(draw, scores, targets, mined, method.mining.balance)
+        by_key = sorted(range(len(scores)), key=lambda i: (_number(draw, seeds, Purpose.FILL, i), i))
         chosen += [i for i in by_key if i not in chosen][: BATCH - mined]
         flags = [place < mined for place in range(BATCH)]
     else:
-        by_key = sorted(range(BATCH), key=lambda slot: (_number(slots, seeds, Purpose.MINED_SLOTS, slot), slot))
+        by_key = sorted(range(BATCH), key=lambda slot: (_number(draw, seeds, Purpose.MINED_SLOTS, slot), slot))
         flags = [slot in by_key[:mined] for slot in range(BATCH)]
         chosen = []
         for slot in range(BATCH):
             own = scores[slot * GAMMA : (slot + 1) * GAMMA]
-            view = REFERENCE_PICKS[method.pick](own, _number(slots, uniforms, Purpose.PICK, slot))
+            view = REFERENCE_PICKS[choices.pick](own, _number(draw, uniforms, Purpose.PICK, slot))
             chosen.append(slot * GAMMA + (view if flags[slot] else 0))
-    offered = list(_candidates(method, slots))
-    return [offered[i] for i in chosen], chosen, flags
+    offered = list(_candidates(method, draw))
+    return [offered[i] for i in chosen], chosen, flags, None
 
 
 def _max(scores: list[float], uniform: float) -> int:
@@ -341,13 +394,14 @@ def _proportional(scores: list[float], uniform: float) -> int:
 
 
 REFERENCE_PICKS = {"max": _max, "proportional": _proportional, "quantile": _quantile, "uniform": _uniform}
-"""A new pick needs its reference here."""
+"""A new pick among views needs its reference here."""
+REFERENCED = (*REFERENCE_PICKS, "all", "anchors", "hardest", "learnable")
 
 
-def _hardest(slots: Slots, scores: list[float], targets: list[int], mined: int, balance: str) -> list[int]:
+def _hardest(draw: Draw, scores: list[float], targets: list[int], mined: int, balance: str) -> list[int]:
     """Classes take turns; in each turn a class gives its hardest candidate that is left. Non-finite ones come last."""
     classes = [0] * len(scores) if balance == "none" else targets
-    turn = sorted(set(classes), key=lambda c: (_number(slots, seeds, Purpose.CLASSES, c), c))
+    turn = sorted(set(classes), key=lambda c: (_number(draw, seeds, Purpose.CLASSES, c), c))
     queues = {
         c: sorted(
             (i for i in range(len(scores)) if classes[i] == c),

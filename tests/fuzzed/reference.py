@@ -64,8 +64,8 @@ class Reference:
     def check(self, batch: Any, draw: Draw, step: int, epoch: int) -> None:
         """Everything below, of one draw."""
         case = self.case
-        assert (draw.draw, draw.epoch, draw.step) == (self.num_draws, epoch, step)
-        slots = self.baseline[draw.draw]
+        assert (draw.number, draw.epoch, draw.step) == (self.num_draws, epoch, step)
+        slots = self.baseline[draw.number]
         is_mined = case.asks_the_oracle and step % case.mine_every == 0
         self.check_batch(batch, draw)
         if is_mined and case.num_mined(epoch, len(slots)):
@@ -111,7 +111,7 @@ class Reference:
 
     def check_candidates(self, draw: Draw) -> None:
         """As many as were asked for, of the right samples, no view twice."""
-        count = len(self.baseline[draw.draw])
+        count = len(self.baseline[draw.number])
         assert len(draw.candidates) == count * self.case.gamma
         if self.case.is_of_views:
             self.check_views(draw.candidates, has_first=self.case.method != "self-distill")

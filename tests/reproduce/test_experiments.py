@@ -2,7 +2,7 @@
 
 import pytest
 
-from infer2train.methods import get_method
+from infer2train.methods.table import choices_of
 from infer2train.oracle.catalogue import missing_packages
 from infer2train.reproduce.arms import ORACLE_8_BIT, Arm
 from infer2train.reproduce.experiments import EXPERIMENTS
@@ -30,7 +30,7 @@ def test_every_arm_is_a_run(name: str, scale: str, device: str) -> None:
             assert config.seed == 3
             assert config.oracle != ORACLE_8_BIT
             assert config.view in VIEWS
-            get_method(config)
+            choices_of(config)
 
 
 def test_names_of_arms_say_what_is_trained() -> None:

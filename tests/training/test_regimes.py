@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from infer2train.addresses import Addresses
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES, regime_defaults
 from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model

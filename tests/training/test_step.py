@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from infer2train.methods import get_method
+from infer2train.methods.table import choices_of
 from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import Run, prepare, resolved
@@ -109,4 +109,4 @@ def test_smoothed_targets_and_nesterov_are_the_trained_losss_and_the_optimisers(
     assert result.loss == pytest.approx(float(0.8 * plain + 0.2 * uniform), rel=1e-5)
     assert all(group["nesterov"] for group in run.optimizer.param_groups)
     assert run.loader.last is not None
-    assert get_method(run.config).score == "loss", "what is scored is the loss without smoothing"
+    assert choices_of(run.config).score == "loss", "what is scored is the loss without smoothing"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 from infer2train.pool.cores import named_cores
 from infer2train.reporting.runs import read_run
 from infer2train.reproduce.plan import as_long_as

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 from infer2train.oracle.catalogue import resolve_engine
 from infer2train.reproduce.arms import ORACLE_8_BIT, Arm
 from infer2train.reproduce.experiments import CIFAR, IMAGENET

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer2train.methods import METHODS
+from infer2train.methods.table import METHODS
 from infer2train.reporting.runs import Run
 from infer2train.reporting.summary import difference_from, final_errors, mean_of
 from infer2train.reproduce.arms import Arm

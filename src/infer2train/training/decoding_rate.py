@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from infer2train.addresses import Addresses, Purpose, integers, seeds
-from infer2train.methods import get_method
+from infer2train.methods.table import choices_of
 from infer2train.oracle.measurement import step_seconds, timed
 from infer2train.pool.cores import available_cores, parse_cores
 from infer2train.training.config import RunConfig
@@ -24,8 +24,8 @@ def decoding_warning(run: Run) -> str | None:
 
     γ = images decoded in a second · seconds between two mined draws / B
     """
-    config, method = run.config, get_method(run.config)
-    if config.decode == "once" or method.candidates != "samples" or not method.asks_the_pool:
+    config, choices = run.config, choices_of(run.config)
+    if config.decode == "once" or choices.candidates != "samples" or not choices.asks_the_pool:
         return None
     processes = _processes(config)
     per_second = processes / _seconds_an_image(run)

@@ -21,7 +21,7 @@ from infer2train.data.images import ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.device import allow_tf32, torch_device
 from infer2train.loader import MinedLoader
-from infer2train.methods import get_method
+from infer2train.methods.table import choices_of
 from infer2train.miner import mine
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
@@ -97,7 +97,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
     oracle = config.oracle
-    if oracle in AUTOMATIC_ORACLES and get_method(config).has_oracle:
+    if oracle in AUTOMATIC_ORACLES and choices_of(config).has_oracle:
         resolve_engine(oracle)  # refuses what is not installed; which one it is, mine() finds out with the model
         oracle = (earlier or {}).get("oracle") or oracle
     oracles, trainers = cores(config)
@@ -114,7 +114,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
 
 def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The oracle's cores and the trainer's; none are the oracle's alone where it scores in the trainer's time."""
-    if config.pool != "process" or not get_method(config).asks_the_pool:
+    if config.pool != "process" or not choices_of(config).asks_the_pool:
         return (), available_cores()
     return shared_out(config.oracle_cores, config.oracle_workers)
 

@@ -58,7 +58,7 @@ class Watch:
             self._log.write(
                 "step",
                 step=loader.steps,
-                draw=loader.last.draw,
+                draw=loader.last.number,
                 epoch=loader.last.epoch,
                 version=mined.version,
                 loss=result.loss,

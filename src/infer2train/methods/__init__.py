@@ -1,0 +1,1 @@
+"""Methods: what each does with an oracle. `table` shows them all at a glance."""

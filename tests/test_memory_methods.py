@@ -1,0 +1,257 @@
+"""Methods that remember samples, against what their papers say, told slowly; and in a loop."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from conformance.method import BATCH, IDS, draw_at, made
+from infer2train import MinedLoader, mine
+from infer2train.addresses import Purpose, uniforms
+from infer2train.batches import map_tensors
+from infer2train.draw import Draw, Kind
+from infer2train.methods.memory import Memory
+from mined_runs import equal, sgd, state_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EPOCHS, SAMPLES, CLASSES = 8, 48, 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Linear(4, CLASSES)
+
+
+def data(wrong: int = 0) -> TensorDataset:
+    """Three clouds; the labels of the first few samples are wrong."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(SAMPLES) % CLASSES
+    x = F.one_hot(labels, 4).float() * 2 + torch.randn(SAMPLES, 4, generator=generator)
+    labels[:wrong] = (labels[:wrong] + 1) % CLASSES
+    return TensorDataset(x, labels)
+
+
+def loader_of(model: nn.Module, optimizer: Any, wrong: int = 0, **settings: Any) -> MinedLoader:
+    base = DataLoader(data(wrong), batch_size=16, shuffle=True)
+    return mine(base, model, optimizer, update_every=1, epochs=EPOCHS, **settings)
+
+
+def trained(loader: MinedLoader, model: nn.Module, optimizer: Any, until: int = 10_000) -> list[Draw]:
+    """The draws of a loop that weights its losses, up to a step."""
+    seen = []
+    while loader.epoch < EPOCHS and loader.steps < until:
+        for x, y in loader:
+            assert loader.last is not None
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            weights = loader.last.weights
+            (losses if weights is None else losses * weights).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seen.append(loader.last)
+            if loader.steps == until:
+                break
+    return seen
+
+
+def test_a_memory_grows_and_knows_nothing_of_others() -> None:
+    memory = Memory()
+    assert memory.mean() is None
+    memory.write(torch.tensor([5, 2]), torch.tensor([1.0, 3.0]))
+    memory.write(torch.tensor([1000]), torch.tensor([torch.inf]))
+    assert memory.read(torch.tensor([2, 5, 1000, 10**9])).nan_to_num(-1).tolist()[:2] == [3.0, 1.0]
+    assert memory.read(torch.tensor([3, 10**9])).isnan().all()
+    assert memory.mean() == 2.0, "over what is finite"
+
+
+# InfoBatch
+
+
+def test_infobatch_against_its_paper_sample_by_sample() -> None:
+    """Left out with probability r what was below the mean of the epoch before; what stays of it counts 1/(1 - r)."""
+    method = made("infobatch", prune=0.3)
+    losses: dict[int, float] = {}
+    chance = np.random.default_rng(3)
+    for epoch in range(4):
+        mean = float(np.mean(np.float32([*losses.values()]).astype(np.float64))) if losses else None
+        method.begin_epoch(epoch)
+        for number in range(epoch * 3, epoch * 3 + 3):
+            draw = draw_at(method, 1.0, number=number, epoch=epoch, ids=IDS[(number % 3) * BATCH :][:BATCH])
+            scores = torch.from_numpy(chance.random(BATCH).astype(np.float32))
+            picked = method.select(draw, scores, None)
+            kept, weights = [], []
+            for slot, loss in enumerate(scores.tolist()):
+                u = uniforms(0, Purpose.PRUNE, epoch=epoch, draw=number, slot=slot).item()
+                is_easy = mean is not None and loss < mean
+                if not is_easy or u >= 0.3:
+                    kept.append(slot)
+                    weights.append(1 / (1 - 0.3) if is_easy else 1.0)
+            assert picked.chosen is not None
+            assert picked.weights is not None
+            assert picked.chosen.tolist() == kept
+            assert picked.weights.tolist() == pytest.approx([w * len(kept) / BATCH for w in weights], rel=1e-6)
+            method.observe(replace(picked, scores=scores))
+            losses |= dict(zip(draw.ids.tolist(), scores.tolist(), strict=True))
+    assert 0 < method.metrics()["pruned_share"] < 0.3
+
+
+def test_the_weighted_mean_has_the_expectation_of_the_whole_batchs() -> None:
+    method = made("infobatch")
+    first = draw_at(method, 1.0, number=0, ids=IDS[:BATCH])
+    scores = torch.linspace(0.1, 1.0, BATCH)
+    method.observe(replace(first, scores=scores))
+    method.begin_epoch(1)
+    gradients = torch.randn(BATCH, generator=torch.Generator().manual_seed(0))
+    means = []
+    for number in range(4000):
+        picked = method.select(draw_at(method, 1.0, number=number, epoch=1, ids=IDS[:BATCH]), scores, None)
+        assert picked.chosen is not None
+        assert picked.weights is not None
+        means.append(float((gradients[picked.chosen] * picked.weights).mean()))
+    error = np.std(means) / len(means) ** 0.5
+    assert abs(np.mean(means) - float(gradients.mean())) < 4 * error
+
+
+def test_infobatch_ends_with_whole_batches_and_needs_to_know_when() -> None:
+    method = made("infobatch", epochs=8)
+    assert [method.share(epoch) for epoch in range(8)] == [1.0] * 7 + [0.0]
+    assert draw_at(method, method.share(7)).kind is Kind.UNSCORED
+    with pytest.raises(ValueError, match="infobatch needs epochs="):
+        made("infobatch", epochs=None)
+    with pytest.raises(ValueError, match="prune must be below 1"):
+        made("infobatch", prune=1.0)
+
+
+def test_where_all_would_be_left_out_the_batch_stays_whole() -> None:
+    method = made("infobatch", prune=0.999999)
+    draw = draw_at(method, 1.0)
+    method.observe(replace(draw, scores=torch.ones(BATCH)))
+    method.begin_epoch(1)
+    picked = method.select(draw, torch.zeros(BATCH), None)
+    assert picked.weights is not None
+    assert (len(picked.addresses), picked.weights.tolist()) == (BATCH, [1.0] * BATCH)
+
+
+def test_infobatch_trains_on_less_in_a_loop() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = loader_of(model, optimizer, method="infobatch")
+    seen = trained(loader, model, optimizer)
+    by_epoch = [sum(len(draw.addresses) for draw in seen if draw.epoch == epoch) for epoch in range(EPOCHS)]
+    assert by_epoch[0] == by_epoch[-1] == SAMPLES, "nothing is known at first, and the end is whole"
+    assert all(SAMPLES / 3 < count < SAMPLES for count in by_epoch[1:-1])
+    assert loader.metrics()["pruned_share"] == pytest.approx(1 - sum(by_epoch[:-1]) / (SAMPLES * (EPOCHS - 1)))
+
+
+# RHO-LOSS
+
+
+def test_rho_subtracts_the_irreducible_loss_of_each_sample() -> None:
+    method = made("rho", balance="none", irreducible=np.arange(107, dtype=np.float32) / 10)
+    draw = draw_at(method, 1.0)
+    scores = torch.full((len(draw.candidates),), 20.0)
+    picked = method.select(draw, scores, None)
+    wanted = 20 - draw.candidates.ids / 10
+    assert picked.scores is not None
+    assert picked.scores.tolist() == pytest.approx(wanted.tolist())
+    assert sorted(picked.addresses.ids.tolist()) == sorted(draw.candidates.ids.tolist())[:BATCH]
+
+
+class Knowing(nn.Module):
+    """Has the right class of each sample, whatever its label says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :CLASSES] * 4
+
+
+def irreducible_of(wrong: int) -> Tensor:
+    x, labels = data(wrong).tensors
+    return F.cross_entropy(Knowing()(x), labels, reduction="none")
+
+
+def test_rho_leaves_wrong_labels_where_nm_sample_takes_them(tmp_path: Any) -> None:
+    wrong, losses = 12, irreducible_of(12)
+    np.save(tmp_path / "irreducible.npy", losses.numpy())
+    share = {}
+    for name, given in {"nm-sample": None, "rho": losses, "file": str(tmp_path / "irreducible.npy")}.items():
+        model = network()
+        optimizer = sgd(model)
+        method = "rho" if given is not None else name
+        loader = loader_of(
+            model, optimizer, wrong, method=method, gamma=4, balance="none", ramp_stop=0.0, irreducible=given
+        )
+        picked = np.concatenate([d.addresses.ids for d in trained(loader, model, optimizer)][12:])
+        share[name] = (picked < wrong).mean()
+    assert share["nm-sample"] > 0.4
+    assert share["rho"] < 0.1
+    assert share["file"] == share["rho"]
+
+
+def test_a_model_is_asked_once_for_the_irreducible_loss() -> None:
+    model = network()
+    own = Knowing().train()
+    loader = loader_of(model, sgd(model), 12, method="rho", irreducible=own)
+    state = loader.state_dict()["method"]
+    assert torch.allclose(state["irreducible"][:SAMPLES], irreducible_of(12))
+    assert own.training, "it is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "rho needs the irreducible loss of each sample: got none; pass irreducible="),
+        (np.ones(7, dtype=np.float32), "got none for 41 of 48, such as id 7"),
+        (np.full(48, np.nan, dtype=np.float32), "got none for 48 of 48, such as id 0"),
+        (np.ones((48, 2), dtype=np.float32), r"one number for each sample: got shape \(48, 2\)"),
+    ],
+)
+def test_irreducible_losses_that_are_missing_are_refused(given: Any, said: str) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=said):
+        loader_of(model, sgd(model), method="rho", irreducible=given)
+
+
+# Both resume exactly
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 11, 20])
+@pytest.mark.parametrize("name", ["infobatch", "rho"])
+def test_a_resumed_run_ends_in_the_same_bits(name: str, stop: int) -> None:
+    own: dict[str, Any] = {"irreducible": irreducible_of(0)} if name == "rho" else {}
+
+    def begun() -> tuple[nn.Module, Any, MinedLoader]:
+        model = network()
+        optimizer = sgd(model)
+        return model, optimizer, loader_of(model, optimizer, method=name, gamma=2, **own)
+
+    model, optimizer, loader = begun()
+    trained(loader, model, optimizer)
+    first, first_optimizer, interrupted = begun()
+    trained(interrupted, first, first_optimizer, until=stop)
+    state = interrupted.state_dict()
+    again, again_optimizer, resumed = begun()
+    again.load_state_dict(first.state_dict())
+    again_optimizer.load_state_dict(first_optimizer.state_dict())
+    resumed.load_state_dict(state)
+    trained(resumed, again, again_optimizer)
+    assert equal(state_of(again), state_of(model))
+    memories = [one.state_dict()["method"] for one in (resumed, loader)]
+    assert equal(*[map_tensors(lambda x: x.nan_to_num(-1), memory) for memory in memories])
+
+
+def test_looking_at_a_batch_leaves_no_memory() -> None:
+    def ends(looks: int) -> Any:
+        model = network()
+        optimizer = sgd(model)
+        loader = loader_of(model, optimizer, method="infobatch")
+        for _ in range(looks):
+            next(iter(loader))
+        trained(loader, model, optimizer)
+        return state_of(model)
+
+    assert equal(ends(looks=0), ends(looks=2))
