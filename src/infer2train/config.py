@@ -138,9 +138,6 @@ class TrainingConfig:
     """Arithmetic of the trainer: fp32, or bf16 autocast."""
     device: str = "cpu"
     """Where the trainer runs: cpu, cuda, cuda:1, mps."""
-    step: Literal["auto", "loop", "eager", "graph"] = "auto"
-    """How steps are made: loop, batch by batch; graph, on the CUDA device altogether, as CUDA graphs; eager, the same
-    unrecorded; auto, graph where device, method and data allow it, else loop. What is selected is the same."""
     threads: int | None = None
     """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
     num_workers: int = 0
@@ -166,7 +163,7 @@ class RunConfig(DataConfig, MiningConfig, MachineConfig, TrainingConfig):
         check_run(self)
 
 
-WITHOUT_EFFECT_ON_RESULTS = ("pool", "oracle_workers", "oracle_cores", "queue_depth", "step", "data_cache")
+WITHOUT_EFFECT_ON_RESULTS = ("pool", "oracle_workers", "oracle_cores", "queue_depth", "data_cache")
 """Settings that a resumed run may change: where it is computed, not what."""
 POSITIVE = (
     *("oracle_workers", "gamma", "update_every", "mine_every", "epochs", "batch_size"),

@@ -26,7 +26,7 @@ from infer2train.metrics import LOGGED, Meter, Totals, draws_per_second, window
 from infer2train.oracle.live import LiveModel
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
-from infer2train.picking import Picker, Planned, plan_draw
+from infer2train.picking import Picker, plan_draw
 from infer2train.pipeline import AddressPipeline
 from infer2train.plan import Draw, MiningPlan, plan_fields
 from infer2train.pool.pool import Pool
@@ -132,61 +132,6 @@ class MinedLoader:
             if iteration == self._iteration:
                 self._picker.stop()
         self._settle()
-        self._end_epoch()
-
-    def elsewhere(self) -> Iterator[Planned]:
-        """The draws of an epoch for a trainer that makes, scores and picks them itself; a draw is handed out as a plan.
-
-        Everything else is as if it were iterated: the order and the versions of the draws, `step_done()` after each,
-        `state_dict()`. What the trainer measured goes to `note`.
-        """
-        self._begin_epoch()
-        while self._position < len(self._batches):
-            self._settle()
-            self._require_version(self._draws)
-            planned = self.planned()
-            assert planned is not None
-            self._hand_out()
-            yield planned
-        self._settle()
-        self._end_epoch()
-
-    def planned(self, ahead: int = 0) -> Planned | None:
-        """The draw that comes after so many others; None where the epoch ends first or its version is not there yet."""
-        if self._position + ahead >= len(self._batches):
-            return None
-        draw, ids = self._draws + ahead, self._batches[self._position + ahead]
-        version = self._version_of(draw)
-        if version is not None and version not in self._pool.records:
-            return None
-        slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
-        return plan_draw(self.plan, slots, self._step_of(draw), version)
-
-    def note(self, last: Draw, **amounts: float) -> None:
-        """Take in what a trainer that makes its draws itself has seen: the last draw, and amounts for the totals."""
-        self.last = last
-        self._note_version(last)
-        self._meter.add(**amounts)
-
-    def _note_version(self, last: Draw) -> None:
-        self._newest_scored = max(self._newest_scored, -1 if last.version is None else last.version)
-
-    @property
-    def position(self) -> int:
-        """Draws of the epoch handed out so far."""
-        return self._position
-
-    @property
-    def batches(self) -> Batches:
-        """The ids of every batch of the epoch under way."""
-        return self._batches
-
-    @property
-    def pool(self) -> Pool:
-        """Where the oracle runs."""
-        return self._pool
-
-    def _end_epoch(self) -> None:
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
 
     def _begin_epoch(self) -> None:
@@ -276,15 +221,12 @@ class MinedLoader:
         self._submit_ahead()
         self.last, batch = self._picker.take()
         assert self.last.draw == self._draws, (self.last.draw, self._draws)
-        self._note_version(self.last)
-        self._hand_out()
+        self._newest_scored = max(self._newest_scored, -1 if self.last.version is None else self.last.version)
+        self._draws, self._position = self._draws + 1, self._position + 1
+        self._retire_records()
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
-
-    def _hand_out(self) -> None:
-        self._draws, self._position = self._draws + 1, self._position + 1
-        self._retire_records()
 
     def _note_training(self) -> None:
         """What the host did with the draw that it was handed last."""
@@ -319,11 +261,14 @@ class MinedLoader:
 
     def _submit_ahead(self) -> None:
         """Put every draw on its way whose version is published, as far ahead as views are made."""
-        while len(self._picker) < self._picker.depth:
-            planned = self.planned(ahead=len(self._picker))
-            if planned is None:
+        remaining = len(self._batches) - self._position
+        while (ahead := len(self._picker)) < min(remaining, self._picker.depth):
+            draw, ids = self._draws + ahead, self._batches[self._position + ahead]
+            version = self._version_of(draw)
+            if version is not None and version not in self._pool.records:
                 return
-            self._picker.submit(planned)
+            slots = Slots(seed=self.plan.seed, epoch=self._epoch, draw=draw, ids=ids, epoch_ids=self._epoch_ids)
+            self._picker.submit(plan_draw(self.plan, slots, self._step_of(draw), version))
 
     # Steps and versions
 

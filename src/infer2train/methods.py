@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from infer2train.addresses import Addresses, Purpose, seeds, uniforms
@@ -271,28 +271,11 @@ def _select_views(pick: Pick, slots: Slots, gamma: int, scores: Tensor, share: f
     batch = len(slots.ids)
     slot = np.arange(batch)
     draws = torch.from_numpy(slots.numbers(uniforms, Purpose.PICK, slot)).to(scores.device)
-    keys = torch.from_numpy(slots.numbers(seeds, Purpose.MINED_SLOTS, slot)).to(scores.device)
-    mined = mined_slots(keys, share)
-    view = pick_views(pick, scores.view(batch, gamma), draws, mined)
-    return views_selected(slots, gamma, view.cpu().numpy(), mined.cpu().numpy())
-
-
-def mined_slots(keys: Int64[Tensor, "*draws b"], share: float) -> Bool[Tensor, "*draws b"]:
-    """Which slots of a draw are mined at a share r of the ramp: the ⌊r·B + ½⌋ with the lowest keys."""
-    ranks = keys.argsort(dim=-1, stable=True).argsort(dim=-1)
-    return ranks < num_mined(share, keys.shape[-1])
-
-
-def pick_views(
-    pick: Pick, scores: Float[Tensor, "b g"], draws: Float32[Tensor, " b"], mined: Bool[Tensor, " b"]
-) -> Int64[Tensor, " b"]:
-    """The view that each slot is trained on: the picked one where the slot is mined, view 0 elsewhere."""
-    return pick(scores, draws) * mined
-
-
-def views_selected(slots: Slots, gamma: int, view: Int64[np.ndarray, " b"], mined: Bool[np.ndarray, " b"]) -> Selection:
-    """The selection of these views of each slot."""
-    chosen = np.arange(len(slots.ids)) * gamma + view
+    view = pick(scores.view(batch, gamma), draws).cpu().numpy()
+    order = np.argsort(slots.numbers(seeds, Purpose.MINED_SLOTS, slot), kind="stable")
+    mined = np.zeros(batch, dtype=bool)
+    mined[order[: num_mined(share, batch)]] = True
+    chosen = slot * gamma + np.where(mined, view, 0)
     return Selection(addresses=slots.views(0, gamma)[chosen], chosen=chosen, mined=mined)
 
 

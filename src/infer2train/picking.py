@@ -51,13 +51,6 @@ def plan_draw(plan: MiningPlan, slots: Slots, step: int, version: int | None) ->
     return Planned(slots=slots, step=step, share=share, version=version, scored=scored)
 
 
-def unscored_selection(plan: MiningPlan, planned: Planned) -> Selection:
-    """What a draw is trained on that nobody scored."""
-    if planned.step % plan.mine_every:
-        return unmined(planned.slots)
-    return select(plan.method, planned.slots, plan.gamma, share=planned.share, balance=plan.balance)
-
-
 def finished_draw(plan: MiningPlan, planned: Planned, selection: Selection, scores: Scores | None) -> Draw:
     """The draw as it was made."""
     slots = planned.slots
@@ -207,14 +200,14 @@ class Picker:
 
     def _select(self, planned: Planned, scores: Scores | None) -> Selection:
         plan = self._plan
-        if scores is None:
-            return unscored_selection(plan, planned)
+        if planned.step % plan.mine_every:
+            return unmined(planned.slots)
         return select(
             plan.method,
             planned.slots,
             plan.gamma,
-            scores=scores.values,
-            targets=scores.targets,
+            scores=scores.values if scores else None,
+            targets=scores.targets if scores else None,
             share=planned.share,
             balance=plan.balance,
         )
@@ -236,7 +229,7 @@ class Picker:
         self._meter.add(**score_amounts(drawn.scores, picked))
 
 
-def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
+def score_amounts(scores: Float[Tensor, " n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
     """What is added up of scores: of all candidates, and of those that were picked for theirs."""
     finite, finite_picked = scores[torch.isfinite(scores)], picked[torch.isfinite(picked)]
     return {

@@ -254,10 +254,7 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
 
 
 def mined(base: "DataLoader[Any]", model: nn.Module, config: RunConfig) -> MinedLoader:
-    """The run's loader: `mine()` as any user would call it who counts steps by `step_done()`.
-
-    A hook of the optimiser would see no step that is replayed as a CUDA graph, and those that are only recorded.
-    """
+    """The run's loader: `mine()` as any user would call it who counts steps by `step_done()`."""
     return mine(
         base,
         model,
