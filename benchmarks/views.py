@@ -59,7 +59,7 @@ def timed(source: ImageViews, addresses: Addresses, repeats: int) -> tuple[float
     height, width = source.images.shape[1:3]
     return (
         milliseconds(lambda: source.batch(addresses), repeats),
-        milliseconds(lambda: source.view.parameters(addresses.seeds, height, width), repeats),
+        milliseconds(lambda: source.view.draw(addresses.seeds, height, width), repeats),
     )
 
 

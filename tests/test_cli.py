@@ -26,6 +26,8 @@ from infer2train.cli import VERBS, main, parse, setting_texts
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
 
+FLAGS = [field.name for field in fields(RunConfig) if field.metadata.get("is_flag", True)]
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -378,7 +380,7 @@ def test_each_flag_has_words_and_a_default(verb: str, command: Command, monkeypa
             assert len(re.sub(r"\(type.*", "", entry).split()) > 4, entry
             assert re.search(r"default: \S|Default: (?!null)\S", entry), entry
     if verb in ("train", "compare"):
-        wanted = {"--" + field.name.replace("_", "-") for field in fields(RunConfig)}
+        wanted = {"--" + name.replace("_", "-") for name in FLAGS}
         assert wanted <= flags.keys()
 
 
@@ -411,7 +413,7 @@ def test_version(command: Command) -> None:
 
 def settings_of(*arguments: str) -> RunConfig:
     _, options = parse(arguments)
-    return from_plain({field.name: options[field.name] for field in fields(RunConfig)})
+    return from_plain({name: options[name] for name in FLAGS})
 
 
 def test_regime_then_file_then_flags(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The user's own sampler, as a pure function of seed and epoch, and left as it was."""
 
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,24 @@ def test_random_orders_follow_seed_and_epoch_alone_and_no_state_moves(make: Any)
     assert len({str(order) for order in [first, *others]}) == 5, "seeds and epochs must differ"
     if "weighted" not in str(base.sampler).lower():
         assert sorted(i for batch in first for i in batch) == list(range(N))
+
+
+def test_the_order_of_an_epoch_does_not_depend_on_other_threads() -> None:
+    """Samplers draw from the process's generators: each thread has them for itself while its sampler is asked."""
+    base = DataLoader(Jittered(500), batch_size=10, shuffle=True)
+    expected = [as_lists(epoch_batches(base, 0, epoch)) for epoch in range(40)]
+    found: dict[int, Any] = {}
+
+    def ask(epochs: range) -> None:
+        for epoch in epochs:
+            found[epoch] = as_lists(epoch_batches(base, 0, epoch))
+
+    others = [threading.Thread(target=ask, args=(range(first, 40, 4),)) for first in range(4)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert [found[epoch] for epoch in range(40)] == expected
 
 
 def test_sequential_order_is_what_it_was() -> None:

@@ -131,11 +131,6 @@ def as_float32(tree: Any) -> Any:
     return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, tree)
 
 
-def is_readable(tensor: Tensor) -> bool:
-    """Whether there are values for the host to look at: a device that records a CUDA graph, or `meta`, has none."""
-    return not (tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
-
-
 def batch_size(tree: Any) -> int:
     """The leading dimension of the tree's tensors.
 

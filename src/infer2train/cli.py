@@ -159,9 +159,6 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds of each method: seed, seed + 1, …")
     parser.add_argument("--jobs", type=int, default=1, help="Runs trained side by side (processes); set --threads too.")
-    parser.add_argument(
-        "--parallel-seeds", type=int, default=1, help="Runs trained side by side on one CUDA device (threads)."
-    )
     _add_settings(parser, arguments)
     return parser
 
@@ -235,7 +232,6 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     add("--pool", type=str, default="inline", help="Where the oracle runs: inline, process, stream.")
     add("--threads", type=int, default=1, help="Threads of the trainer's CPU arithmetic.")
     add("--jobs", type=int, default=1, help="Runs trained side by side (processes).")
-    add("--parallel-seeds", type=int, default=1, help="Runs trained side by side on one CUDA device.")
     add("--arms", nargs="+", default=[], help="Train only these in this sitting. Default: all of the experiment.")
     archive_help = (
         "Folder in which a few kilobytes of each finished run are kept: what it holds is not trained again, here or on "
@@ -266,9 +262,12 @@ def _add_folder(parser: jsonargparse.ArgumentParser, name_help: str) -> None:
 
 def _add_settings(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """A flag for each field of a run, with the field's own words as its help."""
-    defaults, types = _defaults_for(arguments), {field.name: field.type for field in fields(RunConfig)}
+    defaults = _defaults_for(arguments)
+    types = {field.name: field.type for field in fields(RunConfig) if field.metadata.get("is_flag", True)}
     groups = {title: parser.add_argument_group(f"{title} settings") for title in GROUPS}
-    for name, (title, text) in setting_texts().items():
+    texts = setting_texts()
+    for name in sorted(types, key=list(texts).index):
+        title, text = texts[name]
         flag = "--" + name.replace("_", "-")
         groups[title].add_argument(flag, type=types[name], default=defaults[name], help=text)
 
@@ -353,14 +352,8 @@ def _compare(options: dict[str, Any]) -> None:
     folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
     at_least("seeds", options["seeds"], 1)
     at_least("jobs", options["jobs"], 1)
-    at_least("parallel_seeds", options["parallel_seeds"], 1)
     summaries = compare(
-        Comparison(runs=runs),
-        folder,
-        resume=options["resume"],
-        jobs=options["jobs"],
-        parallel_seeds=options["parallel_seeds"],
-        quiet=options["quiet"],
+        Comparison(runs=runs), folder, resume=options["resume"], jobs=options["jobs"], quiet=options["quiet"]
     )
     print_comparison(summaries, folder, Console())
 
@@ -466,7 +459,7 @@ def _reproduce(options: dict[str, Any]) -> None:
     name = options["experiment"]
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    for count in ("seeds", "jobs", "parallel_seeds", "threads"):
+    for count in ("seeds", "jobs", "threads"):
         at_least(count, options[count], 1)
     machine = ("data", "data_cache", "label_column", "decode", "num_workers", "device", "pool", "threads")
     common = {field: options[field] for field in machine if options[field] is not None}
@@ -484,7 +477,6 @@ def _reproduce(options: dict[str, Any]) -> None:
         name=name,
         archive=None if options["archive"] is None else Path(options["archive"]),
         jobs=options["jobs"],
-        parallel_seeds=options["parallel_seeds"],
         quiet=options["quiet"],
     )
     print_lines(reproduce(experiment, plan, place, options["arms"]), place, Console())

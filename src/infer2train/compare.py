@@ -5,14 +5,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,10 +21,8 @@ from infer2train.reporting.tables import comparison_table
 from infer2train.runlog import CONFIG
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import Result, enter_folder, is_finished
-from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
-from infer2train.training.loop import train, train_run
-from infer2train.training.setup import Run, prepare
-from infer2train.training.streams import STREAMS
+from infer2train.training.interrupt import Interrupted
+from infer2train.training.loop import train
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -59,27 +56,23 @@ def compare(
     *,
     resume: bool = False,
     jobs: int = 1,
-    parallel_seeds: int = 1,
     quiet: bool = False,
     after: Callable[[Path], None] | None = None,
 ) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
-    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs; where
-    they are trained in parallel, methods are.
+    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs.
 
     Args:
         comparison: what is compared.
         folder: must be new, unless `resume`.
         resume: go on with what is there.
         jobs: runs trained side by side, each in a process of its own; 1 trains in this one.
-        parallel_seeds: runs trained side by side on one CUDA device, in threads of this process.
         quiet: show no progress.
         after: called with the folder of each run that was trained, in the process that trained it.
 
     Raises:
-        ValueError: the folder exists and `resume` is not set, or a run in it has another configuration, or the runs
-            cannot share a device.
+        ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
     """
     if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
@@ -87,8 +80,6 @@ def compare(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
             "--name for another one"
         )
-    if parallel_seeds > 1:
-        check_shareable(comparison, jobs, parallel_seeds)
     trained = Path(os.path.normpath(folder / comparison.runs_in))  # also while the folder is not there yet
     waiting = {
         f"{method}-seed{seed}": config
@@ -96,9 +87,7 @@ def compare(
         if not _is_done(config, trained / f"{method}-seed{seed}")
     }
     write_comparison(folder, comparison.methods, comparison.seeds, comparison.baseline, comparison.runs_in)
-    if parallel_seeds > 1:
-        train_in_threads(waiting, trained, parallel_seeds, quiet, after)
-    elif jobs == 1:
+    if jobs == 1:
         _train_in_turn(waiting, trained, quiet, after)
     elif waiting:
         _train_side_by_side(waiting, trained, jobs, quiet, after)
@@ -184,91 +173,6 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
                 os.kill(child.pid or 0, signal.SIGINT)
             executor.shutdown(wait=True)
             if isinstance(stop, KeyboardInterrupt):
-                raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
-            raise
-
-
-def check_shareable(comparison: Comparison, jobs: int, parallel_seeds: int) -> None:
-    """Refuse to train runs in threads that would get nothing from it, or would get in each other's way.
-
-    Raises:
-        ValueError: they are not all on CUDA with everything in the trainer's process, or `jobs` is set too, or they are
-            more than have a stream each.
-    """
-    if parallel_seeds > STREAMS:
-        raise ValueError(
-            f"runs side by side need a CUDA stream each, of which there are {STREAMS}: got "
-            f"parallel_seeds={parallel_seeds}; pass at most {STREAMS}"
-        )
-    if jobs > 1:
-        raise ValueError(f"runs go side by side in threads or in processes: got jobs={jobs} too; drop one of the two")
-    for (method, seed), config in comparison.runs.items():
-        if not config.device.startswith("cuda"):
-            raise ValueError(
-                f"parallel seeds share one CUDA device: got {method} with seed {seed} on {config.device}; pass --jobs, "
-                "which trains in processes"
-            )
-        if config.pool != "inline" or config.num_workers > 0:
-            raise ValueError(
-                "parallel seeds are threads of one process, which others must not be forked from: got "
-                f"pool={config.pool}, num_workers={config.num_workers}; leave both out"
-            )
-
-
-def train_in_threads(
-    waiting: Mapping[str, RunConfig], folder: Path, threads: int, quiet: bool, after: After = None
-) -> None:
-    """So many runs of a method at a time, each in a thread and on a CUDA stream of its own.
-
-    Processes would take turns on the device. Ctrl-C is a wish that each run fulfils after its step; so is the failure
-    of one.
-    """
-    console = Console(stderr=True)
-    done = 0
-    with interruptible() as interrupt:
-        for names in _groups(waiting, threads):
-            configs = {name: waiting[name] for name in names}
-            with closing(_trained(configs, folder, interrupt)) as results:  # whatever stops us stops them
-                for name, result in results:
-                    if after is not None:
-                        after(folder / name)
-                    done += 1
-                    if not quiet:
-                        console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
-
-
-def _groups(waiting: Mapping[str, RunConfig], size: int) -> Iterator[list[str]]:
-    """The runs in groups of at most that many; of one method, so that they take equally long."""
-    for method in dict.fromkeys(config.method for config in waiting.values()):
-        names = [name for name, config in waiting.items() if config.method == method]
-        yield from (names[start : start + size] for start in range(0, len(names), size))
-
-
-def _ready(config: RunConfig, target: Path) -> Run:
-    return prepare(enter_folder(config, target, resume=target.exists()), progress=False)
-
-
-def _trained(
-    configs: Mapping[str, RunConfig], folder: Path, interrupt: Interrupt
-) -> Generator[tuple[str, Result], None, None]:
-    """Runs trained side by side, as they come to their end; let go when all have."""
-    # In turn, while nobody trains: tracing a model changes what every module of the process does meanwhile.
-    runs = {name: _ready(config, folder / name) for name, config in configs.items()}
-
-    def train_one(name: str) -> Result:
-        run, target = runs[name], folder / name
-        torch.set_num_threads(run.config.threads or 1)  # a thread begins with as many as the environment says
-        return train_run(run, target, interrupt, resume=target.exists(), quiet=True, report=False)
-
-    with ThreadPoolExecutor(len(runs), "run") as executor:
-        futures = {executor.submit(train_one, name): name for name in runs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException as stop:
-            interrupt.is_set = True
-            executor.shutdown()
-            if isinstance(stop, KeyboardInterrupt | Interrupted):
                 raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
             raise
 

@@ -134,12 +134,6 @@ class MinedLoader:
             if iteration == self._iteration:
                 self._picker.stop()
         self._settle()
-        self._end_epoch()
-
-    def _note_version(self, last: Draw) -> None:
-        self._newest_scored = max(self._newest_scored, -1 if last.version is None else last.version)
-
-    def _end_epoch(self) -> None:
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
 
     def _begin_epoch(self) -> None:
@@ -229,16 +223,13 @@ class MinedLoader:
         self._submit_ahead()
         self.last, batch = self._picker.take()
         assert self.last.number == self._draws, (self.last.number, self._draws)
-        self._note_version(self.last)
+        self._newest_scored = max(self._newest_scored, -1 if self.last.version is None else self.last.version)
         self._method.observe(self.last)
-        self._hand_out()
+        self._draws, self._position = self._draws + 1, self._position + 1
+        self._retire_records()
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
-
-    def _hand_out(self) -> None:
-        self._draws, self._position = self._draws + 1, self._position + 1
-        self._retire_records()
 
     def _note_training(self) -> None:
         """What the host did with the draw that it was handed last."""

@@ -58,7 +58,7 @@ class Mining:
     irreducible: Any = field(default=None, compare=False)
     """What rho subtracts from each sample's loss: a .npy file of one number for each sample id, and in Python also an
     array, or a model, which is then asked once for the loss of every sample."""
-    accumulation_steps: int = setting(1, at_least=1)
+    accumulation_steps: int = setting(1, at_least=1, is_flag=False)
     """Draws in one optimiser step, where the loop accumulates gradients."""
     seed: int = setting(0, at_least=0)
     """Seed of everything random here (in [0, 2^63))."""

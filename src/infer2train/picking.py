@@ -237,7 +237,7 @@ class Picker:
         self._meter.add(**score_amounts(drawn.scores, picked))
 
 
-def score_amounts(scores: Float[Tensor, "*draws n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
+def score_amounts(scores: Float[Tensor, " n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
     """What is added up of scores: of all candidates, and of those that were picked for theirs."""
     finite, finite_picked = scores[torch.isfinite(scores)], picked[torch.isfinite(picked)]
     return {

@@ -32,7 +32,8 @@ FourWords = tuple[int, int, int, int]
 """Seeds of 32 bits for `random`, NumPy, torch and Albumentations."""
 
 RANDOM_STATE = threading.RLock()
-"""Whoever sets the process's global generators for a while holds it: trainings may run side by side in threads."""
+"""Whoever sets the process's global generators for a while holds it: an oracle's second thread reads samples to
+calibrate on while the first one reads candidates."""
 # A process that is forked while another thread holds it would wait for that thread for ever.
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
     os.register_at_fork(

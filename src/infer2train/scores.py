@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from infer2train.batches import is_readable, logits_of
+from infer2train.batches import logits_of
 
 Score = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> [n]. A user's own score has this shape too; only the order of what it returns matters."""
@@ -167,7 +167,7 @@ def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
             f"this score needs one integer class for each candidate: got targets of shape {list(targets.shape)} "
             f"for {num_candidates} candidates; {remedy}"
         )
-    if num_candidates and is_readable(targets):
+    if num_candidates:
         # Before the kernel: on CUDA a label out of range kills the context instead of raising.
         lowest, highest = (int(extreme) for extreme in targets.aminmax())
         if lowest < 0 or highest >= num_classes:

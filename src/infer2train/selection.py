@@ -10,14 +10,11 @@ Shapes: b slots, g views of each; n candidates, m of them mined, k classes among
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64, Num
 from torch import Tensor
-
-from infer2train.batches import is_readable
 
 Pick = Callable[[Float[Tensor, "b g"], Float32[Tensor, " b"]], Int64[Tensor, " b"]]
 """(scores, uniforms in [0, 1)) -> the chosen view of each slot."""
@@ -94,7 +91,7 @@ def pick_proportional(scores: Float[Tensor, "b g"], uniforms: Float32[Tensor, " 
     """
     finite_BG = scores.isfinite()
     weights_BG = torch.where(finite_BG, scores, 0.0)
-    if is_readable(weights_BG) and bool((weights_BG < 0).any()):
+    if bool((weights_BG < 0).any()):
         raise ValueError(
             "the pick 'proportional' makes probabilities of scores, so they must be at least 0: got "
             f"{weights_BG.min().item():.4g}; use the score 'loss' or 'gradient-norm-bound', or the pick 'max'"
@@ -129,7 +126,8 @@ def pick_quantile(
     if not 0 <= q <= 1:
         raise ValueError(f"q must be in [0, 1]: got {q}; use 0.75 for the upper quartile")
     ascending_BG = torch.where(scores.isfinite(), scores, torch.inf)
-    place_B1 = _places(q, scores.shape[1], scores.device)[scores.isfinite().sum(1, keepdim=True)]
+    places = torch.tensor([max(0, _nearest(q * (f - 1))) for f in range(scores.shape[1] + 1)], device=scores.device)
+    place_B1 = places[scores.isfinite().sum(1, keepdim=True)]
     value_B1 = ascending_BG.sort(1).values.gather(1, place_B1)
     return (ascending_BG == value_B1).to(torch.uint8).argmax(1)
 
@@ -279,12 +277,6 @@ def num_mined(rate: float, batch_size: int) -> int:
     if not 0 <= rate <= 1:
         raise ValueError(f"the rate of mined candidates must be in [0, 1]: got {rate}; clip the ramp to 1")
     return _nearest(rate * batch_size)
-
-
-@cache  # a copy from the host would make the device wait at every draw
-def _places(q: float, num_views: int, device: torch.device) -> Int64[Tensor, " g1"]:
-    """Where the quantile stands in the ascending order, for 0 … g finite scores."""
-    return torch.tensor([max(0, _nearest(q * (f - 1))) for f in range(num_views + 1)], device=device)
 
 
 def _nearest(x: float) -> int:

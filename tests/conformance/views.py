@@ -49,7 +49,6 @@ def check_view(view: View, images: Tensor) -> None:
         assert torch.equal(pixels[i : i + 1], view(batch[i : i + 1], own[i : i + 1])), f"view {i} differs when alone"
     order = np.argsort(own)
     assert torch.equal(pixels[torch.from_numpy(order)], view(batch[order], own[order])), "the place in a batch shows"
-    _check_torch_seeds(view, batch, own, pixels)
     _check_seed_matters(view, images)
     _check_sides(view, own)
     assert torch.equal(pixels, elsewhere().submit(view, batch, own).result()), "another process gives other pixels"
@@ -109,17 +108,6 @@ def _check_untouched(view: View, images: Tensor, own: np.ndarray) -> None:
     view(given, own)
     assert torch.equal(given, images), "a view must not write to the images"
     assert np.array_equal(own, before), "a view must not write to the seeds"
-
-
-def _check_torch_seeds(view: View, images: Tensor, own: np.ndarray, pixels: Tensor) -> None:
-    _, h, w, _ = images.shape
-    in_numpy, in_torch = view.parameters(own, h, w), view.parameters(torch.from_numpy(own), h, w)
-    assert in_numpy.keys() == in_torch.keys()
-    for name, values in in_numpy.items():
-        tensor = in_torch[name]
-        assert isinstance(tensor, Tensor), f"{name} must be a tensor for seeds in a tensor"
-        assert np.array_equal(values, tensor.numpy()), f"{name} differs between NumPy and torch seeds"
-    assert torch.equal(pixels, view(images, torch.from_numpy(own))), "pixels differ between NumPy and torch seeds"
 
 
 def _check_sides(view: View, own: np.ndarray) -> None:

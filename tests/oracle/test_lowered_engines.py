@@ -106,24 +106,6 @@ def test_a_simulation_is_the_same_on_a_device_of_torchs_by_name() -> None:
     assert same(kept(named.outputs(inputs)), kept(ours.outputs(inputs)))
 
 
-def test_a_refresh_overwrites_what_a_simulation_runs_on_and_any_version_can_be_used_again() -> None:
-    """So that a recorded CUDA graph sees every version."""
-    engine = converted("simulated:b8", "resnet")
-    inputs = inputs_of("resnet")
-    prepared, expected = [], []
-    for version in (0, 1):
-        record = published(engine, "resnet", version)
-        prepared.append(engine.prepared(record))
-        engine.use(prepared[-1])
-        expected.append(kept(engine.outputs(inputs)))
-    assert deviation(expected[0], expected[1]) > STEPS
-    first = engine._in_use.lowered
-    for version in (0, 1, 0):
-        engine.use(prepared[version])
-        assert engine._in_use.lowered is first
-        assert same(kept(engine.outputs(inputs)), expected[version])
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("network", ["vgg", "resnet"])
 def test_a_simulation_on_a_gpu_agrees_with_the_one_on_the_cpu(network: str, monkeypatch: pytest.MonkeyPatch) -> None:

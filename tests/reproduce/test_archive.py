@@ -7,7 +7,7 @@ import pytest
 from infer2train.reproduce.archive import restore, store
 from infer2train.runlog import METRICS, read_config, write_config
 from infer2train.settings import as_plain
-from infer2train.training.config import RunConfig
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import enter_folder
 
 
@@ -61,3 +61,11 @@ def test_what_came_from_the_archive_stays_as_it_is_there(tmp_path: Path) -> None
         rows.write('{"kind": "event", "event": "diagnosis", "step": 1}\n')
     store(restored, archive)
     assert (archive / "run-seed0" / METRICS).read_bytes() == (restored / METRICS).read_bytes()
+
+
+def test_what_is_published_can_still_be_restored() -> None:
+    """`reproduce --archive docs/results/…` reads the configuration of each run, whatever release trained it."""
+    places = list((Path(__file__).resolve().parents[2] / "docs" / "results").glob("runs-*/*/config.yaml"))
+    assert len(places) > 50
+    for place in places:
+        assert from_plain(read_config(place.parent)).seed >= 0

@@ -24,7 +24,7 @@ def noise(*shape: int) -> Tensor:
 @pytest.mark.parametrize(("h", "w", "shift", "rotation"), [(8, 8, 1.0, 10.0), (28, 28, 3.0, 180.0), (7, 12, 0.5, 45.0)])
 def test_is_grid_sample(h: int, w: int, shift: float, rotation: float) -> None:
     images, view = noise(60, h, w, 2), ShiftRotate(shift, rotation)
-    at = {name: torch.from_numpy(value).double() for name, value in view.parameters(OWN[:60], h, w).items()}
+    at = {name: torch.from_numpy(value).double() for name, value in view.draw(OWN[:60], h, w).items()}
     y = (torch.arange(h) - (h - 1) / 2)[:, None] - at["down"][:, None, None] / 2048
     x = (torch.arange(w) - (w - 1) / 2) - at["right"][:, None, None] / 2048
     cosine, sine = at["cosine"][:, None, None] / UNIT, at["sine"][:, None, None] / UNIT
@@ -56,7 +56,7 @@ def test_a_quarter_turn_is_exact() -> None:
 
 
 def test_amounts_are_uniform_and_independent() -> None:
-    at = ShiftRotate(shift=1.5, rotation=10.0).parameters(OWN, 8, 8)
+    at = ShiftRotate(shift=1.5, rotation=10.0).draw(OWN, 8, 8)
     angle = np.degrees(np.arctan2(at["sine"], at["cosine"]))
     down, right = at["down"] / 2048, at["right"] / 2048
     for amount, most in ((angle, 10.0), (down, 1.5), (right, 1.5)):

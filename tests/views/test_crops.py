@@ -22,7 +22,7 @@ def noise(*shape: int) -> Tensor:
 @pytest.mark.parametrize(("h", "w", "c", "padding"), [(32, 32, 3, 4), (5, 9, 1, 2), (8, 8, 2, 0)])
 def test_pad_crop_flip_is_slicing(h: int, w: int, c: int, padding: int) -> None:
     images, view = noise(50, h, w, c), PadCropFlip(padding)
-    at = view.parameters(OWN[:50], h, w)
+    at = view.draw(OWN[:50], h, w)
     got = view.apply(images, at)
     for i, image in enumerate(images.numpy()):
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
@@ -32,21 +32,21 @@ def test_pad_crop_flip_is_slicing(h: int, w: int, c: int, padding: int) -> None:
 
 
 def test_pad_crop_flip_is_uniform() -> None:
-    at = PadCropFlip(4).parameters(OWN, 32, 32)
+    at = PadCropFlip(4).draw(OWN, 32, 32)
     places = np.zeros((9, 9, 2))
     np.add.at(places, (at["top"], at["left"], at["flip"]), 1)
     assert stats.chisquare(places.ravel()).pvalue > 0.001  # jointly: so the three are independent too
 
 
 def test_flips_can_be_turned_off() -> None:
-    assert not PadCropFlip(flip=False).parameters(OWN, 32, 32)["flip"].any()
-    assert not RandomResizedCropFlip(32, flip=False).parameters(OWN, 32, 32)["flip"].any()
+    assert not PadCropFlip(flip=False).draw(OWN, 32, 32)["flip"].any()
+    assert not RandomResizedCropFlip(32, flip=False).draw(OWN, 32, 32)["flip"].any()
 
 
 @pytest.mark.parametrize(("h", "w", "size"), [(64, 64, 56), (40, 61, 24), (13, 9, 32), (32, 32, 32)])
 def test_resized_crop_is_torch_interpolation(h: int, w: int, size: int) -> None:
     images, view = noise(40, h, w, 3), RandomResizedCropFlip(size)
-    at = view.parameters(OWN[:40], h, w)
+    at = view.draw(OWN[:40], h, w)
     got = view.apply(images, at)
     for i, image in enumerate(images):
         top, left, height, width = (int(at[name][i]) for name in ("top", "left", "height", "width"))
@@ -65,7 +65,7 @@ def test_crop_of_everything_at_its_own_size_is_the_image() -> None:
 def test_resized_crop_follows_torchvision_algorithm() -> None:
     """Area and aspect ratio of what is drawn, against the same algorithm written out for one image at a time."""
     h, w = 60, 100
-    at = RandomResizedCropFlip(32).parameters(OWN, h, w)
+    at = RandomResizedCropFlip(32).draw(OWN, h, w)
     generator = np.random.default_rng(0)
     expected = np.array([_reference_crop(generator, h, w) for _ in range(5000)])
     got = np.stack([at["top"], at["left"], at["height"], at["width"]], axis=1)
@@ -97,7 +97,7 @@ def _reference_crop(generator: np.random.Generator, h: int, w: int) -> tuple[int
 def test_what_never_fits_becomes_the_central_crop(h: int, w: int, expected: tuple[int, ...]) -> None:
     """An image so long that the whole of its area fits in no allowed shape; and one that the ten tries just missed."""
     view = RandomResizedCropFlip(8, scale=(1.0, 1.0))
-    at = view.parameters(OWN[:200], h, w)
+    at = view.draw(OWN[:200], h, w)
     crops = np.stack([at["top"], at["left"], at["height"], at["width"]], axis=1)
     assert (crops == expected).all(axis=1).mean() > (0.99 if h != w else 0.1)
     among_others = view.draw(OWN[:200], np.where(np.arange(200) % 2, h, 33), np.where(np.arange(200) % 2, w, 77))

@@ -134,7 +134,7 @@ def test_a_draw_is_the_crop_and_then_what_pillow_does() -> None:
     """What is drawn decides what is seen, in one batch of everything."""
     n = 500
     images, view = smooth(n, 32, 32, 3), TrivialAugment(padding=4)
-    at = view.parameters(OWN[:n], 32, 32)
+    at = view.draw(OWN[:n], 32, 32)
     crops = PadCropFlip(4)(images, OWN[:n]).permute(0, 2, 3, 1).numpy()
     got = view(images, OWN[:n]).permute(0, 2, 3, 1)
     names = [list(OPERATIONS)[number] for number in at["operation"]]
@@ -147,7 +147,7 @@ def test_a_draw_is_the_crop_and_then_what_pillow_does() -> None:
 def test_an_operation_sees_each_image_alone(name: str) -> None:
     """So those that are chosen may be computed apart, as on a CPU, or with all others, as on a GPU."""
     images, operation = smooth(6, 16, 16, 3), OPERATIONS[name]
-    parameters = TrivialAugment().parameters(OWN[:6], 16, 16)
+    parameters = TrivialAugment().draw(OWN[:6], 16, 16)
     at = {key: torch.from_numpy(value) for key, value in parameters.items()}
     together = operation(images, at)
     for i in range(6):
@@ -158,13 +158,13 @@ def test_an_operation_sees_each_image_alone(name: str) -> None:
 def test_a_gpu_is_not_asked_for_anything() -> None:
     """Tensors without memory refuse whatever would have to wait for their values."""
     images, view = noise(8, 16, 16, 3), TrivialAugment()
-    got = view.apply(images.to("meta"), view.parameters(OWN[:8], 16, 16))
+    got = view.apply(images.to("meta"), view.draw(OWN[:8], 16, 16))
     assert (got.device.type, got.shape, got.dtype) == ("meta", (8, 3, 16, 16), torch.uint8)
     assert got.permute(0, 2, 3, 1).is_contiguous()
 
 
 def test_operations_strengths_and_signs_are_uniform_and_independent() -> None:
-    at = TrivialAugment().parameters(OWN, 32, 32)
+    at = TrivialAugment().draw(OWN, 32, 32)
     assert set(at["operation"]) == set(range(14))
     assert stats.chisquare(np.bincount(at["operation"], minlength=14)).pvalue > 0.001
     negative_zero = 1 + (np.arange(-30, 31) == 0)  # both signs of strength 0 are one
@@ -175,7 +175,7 @@ def test_operations_strengths_and_signs_are_uniform_and_independent() -> None:
 
 
 def test_operation_is_independent_of_the_crop() -> None:
-    at = TrivialAugment(padding=4).parameters(OWN, 32, 32)
+    at = TrivialAugment(padding=4).draw(OWN, 32, 32)
     for name, places in (("top", 9), ("left", 9), ("flip", 2)):
         for own, kinds in ((at["operation"], 14), (at["strength"] + 30, 61)):
             table = np.zeros((places, kinds))
@@ -184,13 +184,13 @@ def test_operation_is_independent_of_the_crop() -> None:
 
 
 def test_the_crop_is_that_of_pad_crop_flip() -> None:
-    at, crop = TrivialAugment(3, flip=False).parameters(OWN, 8, 9), PadCropFlip(3, flip=False).parameters(OWN, 8, 9)
+    at, crop = TrivialAugment(3, flip=False).draw(OWN, 8, 9), PadCropFlip(3, flip=False).draw(OWN, 8, 9)
     for name, values in crop.items():
         assert np.array_equal(at[name], values)
 
 
 def test_angles_follow_the_strength() -> None:
-    at = TrivialAugment().parameters(OWN, 32, 32)
+    at = TrivialAugment().draw(OWN, 32, 32)
     angle = np.radians(135 / 30 * at["strength"])
     assert np.abs(at["sine"] / 2**32 - np.sin(angle)).max() < 2e-9
     assert np.abs(at["cosine"] / 2**32 - np.cos(angle)).max() < 2e-9

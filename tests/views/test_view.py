@@ -48,7 +48,6 @@ class Broken(PadCropFlip):
     """What the broken views below are wrong in one thing about."""
 
     padding = 2
-    draws_on_device = False  # what they draw themselves is NumPy's
 
 
 class IgnoresSeed(Broken):
@@ -113,12 +112,6 @@ class WrongSize(Broken):
         return height + 2, width + 2
 
 
-class OtherForTensors(Broken):
-    def parameters(self, seeds: np.ndarray | Tensor, height: int, width: int) -> Parameters:
-        drawn = super().parameters(seeds, height, width)
-        return drawn if isinstance(seeds, np.ndarray) else {**drawn, "top": drawn["left"]}
-
-
 class RandomWhenNotAllowed(Broken):
     random: ClassVar[bool] = False
 
@@ -134,7 +127,6 @@ BROKEN = {
     WritesToImages: "write to the images",
     PlanarMemory: "NHWC",
     WrongSize: "output_size",
-    OtherForTensors: "NumPy and torch",
     RandomWhenNotAllowed: "not random",
 }
 

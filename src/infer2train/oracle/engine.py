@@ -46,10 +46,6 @@ class Engine(ABC):
     has_reference: bool = False
     """Whether `reference` can be asked: an engine that rounds keeps the float32 weights that it rounded."""
 
-    is_capturable: bool = False
-    """Whether `outputs` can be recorded as a CUDA graph: it works on tensors that `use` overwrites in place, without
-    asking the device for anything."""
-
     def calibrated(self, record: Record) -> Record:
         """The record with all that a refresh needs to know besides weights, which whoever publishes it asks for once.
 

@@ -1,14 +1,11 @@
 """The simulated engine: the quantised program in float32, at any width. Slow, readable, what the others must equal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from infer2train.device import torch_device
-from infer2train.oracle.engine import Prepared
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
 from infer2train.oracle.samples import Samples
 from infer2train.quantization.affine import BITS
@@ -32,9 +29,6 @@ class SimulatedEngine(LoweredEngine):
     """
 
     takes_any_rows = True
-    is_capturable = True
-    _static: "_Simulated | None" = None
-    """What runs, whatever the version: `use` overwrites its tensors."""
 
     def __init__(
         self,
@@ -66,32 +60,9 @@ class SimulatedEngine(LoweredEngine):
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         assert program is not None
-        return _Simulated(Simulation(self.graph, program), pytree.tree_structure(self.graph.example))
-
-    def use(self, prepared: Prepared) -> None:
-        super().use(prepared)
-        fresh = prepared.program.lowered
-        if fresh is None:
-            return
-        if self._static is None:
-            self._static = _Simulated(fresh.simulation.copy(), fresh.structure)
-        self._static.simulation.overwrite(fresh.simulation)
-        self._in_use = replace(self._in_use, lowered=self._static)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_static": None}
+        simulation, structure = Simulation(self.graph, program), pytree.tree_structure(self.graph.example)
+        return lambda flat: simulation(pytree.tree_unflatten(flat, structure))
 
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert self._bits is not None
         return {layer.name: f"b{self._bits}" if layer.sites else "fp32" for layer in self.graph.layers}
-
-
-@dataclass(frozen=True)
-class _Simulated:
-    """A simulation, called with flat tensors."""
-
-    simulation: Simulation
-    structure: pytree.TreeSpec
-
-    def __call__(self, flat: list[Tensor]) -> list[Tensor]:
-        return self.simulation(pytree.tree_unflatten(flat, self.structure))

@@ -51,8 +51,6 @@ class TorchEngine(Engine):
         (torch.Size([3, 2]), {'0': 'bf16'})
     """
 
-    is_capturable = True
-
     def __init__(
         self,
         model: nn.Module,

@@ -1,9 +1,8 @@
 """The inline pool: the oracle in the trainer's own process and time. The reference for every other pool."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
 
 from infer2train.addresses import Addresses
 from infer2train.oracle.engine import Engine
@@ -70,31 +69,11 @@ class InlinePool(Pool):
         expected, num_chunks, version = self._submitted.popleft()
         assert draw == expected, (draw, expected)
         if version is not None:
-            self.use(version)
+            assert self._refresher is not None
+            self._refresher.use(version)
         views = (self._pipeline.get() for _ in range(num_chunks))
         watched = self.timeline.watch(views, LANE, "views", "forward", draw=draw, version=version)
         return self._scorer.score(self._engine, draw, watched)
-
-    # For a trainer that makes the candidates itself, on the engine's device
-
-    @property
-    def engine(self) -> Engine | None:
-        """What scores."""
-        return self._engine
-
-    @property
-    def chunk(self) -> int:
-        """Candidates scored at a time."""
-        return self._scorer.chunk
-
-    def use(self, version: int) -> None:
-        """Score by the weights of a published version from now on."""
-        assert self._refresher is not None
-        self._refresher.use(version)
-
-    def score(self, draw: int, batches: Iterable[Any]) -> Scores:
-        """The scores of a draw by the weights in use; its candidates come in chunks, as if they had been submitted."""
-        return self._scorer.score(self._engine, draw, batches)
 
     def cancel(self, draw: int) -> None:
         expected, num_chunks, _ = self._submitted.popleft()

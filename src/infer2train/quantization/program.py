@@ -157,14 +157,12 @@ class Simulation:
     """
 
     def __init__(self, graph: WeightGraph, program: Program, clipped: Collection[int] = ()) -> None:
-        self._graph, self._program, self._clipped = graph, program, clipped
+        self._graph, self._program = graph, program
         by_name = dict(zip(graph.names, program.tensors, strict=True))
         self._acts: dict[int, Any] = {}
-        self._rounded: list[Tensor] = []
         for number, (site, affine) in enumerate(zip(graph.sites, program.affines, strict=True)):
             if site.kind == "weight":
                 rounded = affine.fake(by_name[site.name])
-                self._rounded.append(rounded)
                 self._acts[number] = lambda x, rounded=rounded: rounded
             else:
                 self._acts[number] = affine.clip if number in clipped else affine.fake
@@ -172,24 +170,6 @@ class Simulation:
     def __call__(self, inputs: Any) -> list[Tensor]:
         """The tensors of the model's outputs, in order."""
         return tensors_of(self._graph.run(self._program.tensors, inputs, self._acts))
-
-    def copy(self) -> "Simulation":
-        """The same in tensors of its own, which can be overwritten."""
-        own = Program(
-            tuple(tensor.clone() for tensor in self._program.tensors),
-            tuple(Affine(a.scale.clone(), a.zero_point.clone(), a.low, a.high) for a in self._program.affines),
-        )
-        return Simulation(self._graph, own, self._clipped)
-
-    def overwrite(self, other: "Simulation") -> None:
-        """Mean from now on what another simulation of the same graph means; its tensors stay where they are."""
-        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            mine.copy_(theirs)
-
-    def _tensors(self) -> list[Tensor]:
-        """Everything that a run reads."""
-        scales = [tensor for affine in self._program.affines for tensor in (affine.scale, affine.zero_point)]
-        return [*self._program.tensors, *self._rounded, *scales]
 
 
 def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) -> float:

@@ -43,7 +43,6 @@ class Place:
         name: of the experiment.
         archive: finished runs are taken from it and put into it, see `archive`; None where there is none.
         jobs: runs trained side by side, in processes.
-        parallel_seeds: runs trained side by side on one CUDA device.
         quiet: show no progress.
     """
 
@@ -51,7 +50,6 @@ class Place:
     name: str
     archive: Path | None = None
     jobs: int = 1
-    parallel_seeds: int = 1
     quiet: bool = False
 
     @property
@@ -85,7 +83,6 @@ class Place:
             folder,
             resume=True,
             jobs=self.jobs,
-            parallel_seeds=self.parallel_seeds,
             quiet=self.quiet,
             after=after,
         )

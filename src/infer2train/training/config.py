@@ -79,9 +79,6 @@ class TrainingConfig:
     """Arithmetic of the trainer: fp32, or bf16 autocast."""
     device: str = "cpu"
     """Where the trainer runs: cpu, cuda, cuda:1, mps."""
-    step: Literal["auto", "loop", "eager", "graph"] = setting("auto", is_place=True)
-    """How steps are made: loop, batch by batch; graph, on the CUDA device altogether, as CUDA graphs; eager, the same
-    unrecorded; auto, graph where device, method and data allow it, else loop. What is selected is the same."""
     threads: int | None = setting(None, at_least=1)
     """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
     num_workers: int = setting(0, at_least=0)
@@ -116,6 +113,11 @@ def check_run(config: RunConfig) -> None:
         raise ValueError(
             "images that cannot be decoded are left out before a run, not in the midst of it: got on_bad_image='skip' "
             "with decode='on-demand'; pass --decode once, or remove those that the error names"
+        )
+    if config.accumulation_steps != 1:
+        raise ValueError(
+            f"train steps after every draw: got accumulation_steps={config.accumulation_steps}; lower batch_size, or "
+            "accumulate in a loop of your own with mine()"
         )
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")

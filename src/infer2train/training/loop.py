@@ -5,7 +5,6 @@ from which `resume=True` goes on to the same final weights, bit for bit.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
@@ -28,13 +27,8 @@ from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.progress import RunProgress
 from infer2train.training.schedule import learning_rate
 from infer2train.training.setup import Run, cores, prepare
-from infer2train.training.step import EpochSums, StepResult, train_step
-from infer2train.training.streams import own_stream
+from infer2train.training.step import EpochSums, train_step
 from infer2train.training.watch import Watch
-from infer2train.training.ways import Way, images_on_device, way_of
-
-Steps = Iterator[tuple[StepResult | None, float]]
-"""What each step saw, and its learning rate; None where it is not yet known, see `device_steps`."""
 
 
 class DivergedError(RuntimeError):
@@ -78,42 +72,13 @@ def train(
         run = prepare(config, progress=not quiet)
         if tracing is not None:
             run.loader.timeline.listen(tracing.add)
-        return train_run(run, folder, interrupt, resume=resume, quiet=quiet, title=title, report=report)
-
-
-def train_run(
-    run: Run,
-    folder: Path,
-    interrupt: Interrupt,
-    *,
-    resume: bool = False,
-    quiet: bool = False,
-    title: str | None = None,
-    report: bool = True,
-) -> Result:
-    """Train a prepared run to its end in its folder, as `train` does; in any thread.
-
-    Args:
-        run: whose folder `enter_folder` has looked at.
-        folder: gets everything.
-        interrupt: the wish to stop, granted after a step.
-        resume: go on from the newest good checkpoint; start where there is none.
-        quiet: show no progress.
-        title: what the progress line calls the run. Default: the folder's name.
-        report: write report.html at the end.
-
-    Raises:
-        As `train`.
-    """
-    with own_stream(run.device):
         _train(run, folder, interrupt, resume, quiet, title)
-    if report:
-        write_report(folder)
+        if report:
+            write_report(folder)
     return result_of(folder)
 
 
 def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bool, title: str | None) -> None:
-    way, note = way_of(run)
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
@@ -127,9 +92,9 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
     log = RunLog(folder)
     with RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress:
         log.start(str(run.device), config.threads or 1)
-        _announce(run, note, checkpoint, log, progress)
+        _announce(run, checkpoint, log, progress)
         try:
-            _train_epochs(run, _steps(run, way, sums, interrupt), folder, sums, log, progress, interrupt)
+            _train_epochs(run, folder, sums, log, progress, interrupt)
         except OracleLostError as error:
             _checkpoint(run, folder, sums, log)
             log.write("event", event="oracle-lost", step=run.loader.steps, message=str(error))
@@ -141,14 +106,14 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
             run.loader.close()
 
 
-def _announce(run: Run, note: str | None, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
+def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
     """Log and show what the reader must know before the first step."""
     step = run.loader.steps
     if run.data.skipped:
         message = f"images left out because they could not be decoded: {run.data.skipped}"
         log.write("event", event="images-skipped", step=step, message=message)
         progress.say(message)
-    for decided in (*run.loader.notes, *([] if note is None else [note])):
+    for decided in run.loader.notes:
         log.write("event", event="decided", step=step, message=decided)
         progress.say(decided)
     if (slow := decoding_warning(run)) is not None:
@@ -163,39 +128,18 @@ def _announce(run: Run, note: str | None, checkpoint: Checkpoint | None, log: Ru
     progress.say(f"resumed at step {step}")
 
 
-def _steps(run: Run, way: Way, sums: EpochSums, interrupt: Interrupt) -> Callable[[], Steps]:
-    """What makes the steps of an epoch."""
-    if way == "loop":
-        return lambda: _batch_by_batch(run, sums)
-    from infer2train.training.device_steps import DeviceSteps
-
-    return DeviceSteps(run, images_on_device(run), sums, interrupt, is_recorded=way == "graph").epoch
-
-
-def _batch_by_batch(run: Run, sums: EpochSums) -> Steps:
-    for images, targets in run.loader:
-        lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        yield train_step(run, images, targets, sums), lr
-
-
 def _train_epochs(
-    run: Run,
-    steps: Callable[[], Steps],
-    folder: Path,
-    sums: EpochSums,
-    log: RunLog,
-    progress: RunProgress,
-    interrupt: Interrupt,
+    run: Run, folder: Path, sums: EpochSums, log: RunLog, progress: RunProgress, interrupt: Interrupt
 ) -> None:
     """Algorithm 1: the loader refreshes the oracle and picks, we optimise."""
     watch = Watch(run, sums, log, progress)
     for epoch in range(run.loader.epoch, run.config.epochs):
         watch.come_back()
-        for result, lr in steps():
-            if result is None:  # on its way on the device; an interrupt is seen at the next step
-                continue
+        for images, targets in run.loader:
+            lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
+            for group in run.optimizer.param_groups:
+                group["lr"] = lr
+            result = train_step(run, images, targets, sums)
             watch.step(result, lr)
             if not math.isfinite(result.loss):
                 _stop_diverged(run, folder, f"the training loss must stay finite: got {result.loss}", log)

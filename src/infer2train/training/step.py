@@ -55,47 +55,44 @@ class StepResult:
     loss: float
     penalty: float | None
     """λ·(1/γ)·Σ KL of equation 1; None where the method has none."""
-    logits: Float[Tensor, "b k"] | None
-    """None where nobody will ask for them."""
+    logits: Float[Tensor, "b k"]
     targets: Int64[Tensor, " b"]
 
 
 def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: EpochSums) -> StepResult:
     """Train on one draw: minimise L + λ·penalty."""
     images, targets = images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
-    logits = trained_logits(run, images)
+    run.model.train()
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
+        logits = logits_of(run.model(images))
+    logits = logits.float()
     penalty = run.loader.penalty(logits)
-    loss = update(run, logits, targets, penalty)
+    loss = mean_loss(logits, targets, run.loader.last, run.config.label_smoothing) + penalty
+    loss.backward()  # type: ignore[no-untyped-call]
+    loss = loss.detach()
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
     run.loader.step_done()
     sums.add(float(loss), int((logits.argmax(dim=1) != targets).sum()), len(targets))
     said = float(penalty.detach()) if run.config.method == "self-distill" else None
     return StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
 
 
-def trained_logits(run: Run, images: Tensor) -> Float[Tensor, "b k"]:
-    """What the model says in training mode, in the run's precision, as float32."""
-    run.model.train()
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
-        logits = logits_of(run.model(images))
-    return logits.float()
-
-
-def update(
-    run: Run, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], penalty: Float[Tensor, ""]
+def mean_loss(
+    logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], draw: Draw | None, smoothing: float
 ) -> Float[Tensor, ""]:
-    """Backward and update for L + penalty, which is returned as it was before. Asks the device for nothing."""
-    loss = F.cross_entropy(logits, targets, label_smoothing=run.config.label_smoothing) + penalty
-    loss.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    """Cross entropy over a draw, each example counted as its method says."""
+    if draw is None or draw.weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    return (losses * draw.weights.to(losses.device)).mean()
 
 
 def penalty_gradient_ratio(
-    weight: float, draw: Draw, logits: Float[Tensor, "b k"] | None, targets: Int64[Tensor, " b"]
+    weight: float, draw: Draw, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"]
 ) -> float | None:
     """λ‖∇KL‖ / ‖∇L‖ with respect to the logits: how much the penalty of equation 1 has to say; None without one."""
-    if draw.log_probabilities is None or logits is None:
+    if draw.log_probabilities is None:
         return None
     logits = logits.detach().float().requires_grad_()
     (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)

@@ -1,7 +1,6 @@
 """Random crops with flips: the augmentations of the paper's CIFAR-10 and ImageNet trainings."""
 
 import math
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.nn.functional import pad
 from infer2train.addresses import Purpose, as_uniform, words
 from infer2train.views.elementary import exponential
 from infer2train.views.sampling import FRACTION_BITS, ONE, resample
-from infer2train.views.view import Parameters, Seeds, Side, View, on_device
+from infer2train.views.view import Parameters, Side, View, on_device
 
 
 class PadCropFlip(View):
@@ -27,20 +26,18 @@ class PadCropFlip(View):
 
     Example:
         >>> view = PadCropFlip(padding=4)
-        >>> sorted(view.parameters(np.array([7, 8]), 32, 32))
+        >>> sorted(view.draw(np.array([7, 8]), 32, 32))
         ['flip', 'left', 'top']
 
     Source: He et al., arXiv 1512.03385, section 4.2; the paper's CIFAR-10 trainings.
     """
-
-    draws_on_device: ClassVar[bool] = True
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         if padding < 0:
             raise ValueError(f"padding must be at least 0 pixels: got {padding}; use 4 for 32x32 images")
         self.padding, self.flip = padding, flip
 
-    def draw(self, seeds: Seeds, height: Side, width: Side) -> dict[str, Any]:
+    def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
         top, left, flip, _ = words(seeds, Purpose.PARAMETER)
         places = 2 * self.padding + 1
         return {

@@ -63,7 +63,7 @@ class TrivialAugment(View):
 
     Example:
         >>> view = TrivialAugment(padding=4)
-        >>> sorted(view.parameters(np.array([7, 8]), 32, 32))
+        >>> sorted(view.draw(np.array([7, 8]), 32, 32))
         ['cosine', 'flip', 'left', 'operation', 'sine', 'strength', 'top']
 
     Source: Müller and Hutter, arXiv 2103.10158, algorithm 1; magnitudes: torchvision and the authors' code.

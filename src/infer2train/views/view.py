@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-Seeds = Int64[np.ndarray, " n"] | Int64[Tensor, " n"]
 Side = int | Int64[np.ndarray, " n"]
 """A height or width: of all images, or of each one."""
 Parameters = Mapping[str, Int64[np.ndarray, " n"] | Int64[Tensor, " n"]]
@@ -38,8 +37,6 @@ class View(ABC):
 
     random: ClassVar[bool] = True
     """Whether the seed matters. Views that are not random are for evaluation."""
-    draws_on_device: ClassVar[bool] = False
-    """Whether `draw` takes tensors too: integer arithmetic alone gives the same bits on every device."""
 
     @abstractmethod
     def draw(self, seeds: Int64[np.ndarray, " n"], height: Side, width: Side) -> dict[str, Int64[np.ndarray, " n"]]:
@@ -57,7 +54,7 @@ class View(ABC):
 
         Args:
             images: pixels on any device.
-            parameters: as `draw` or `parameters` gives them; they are taken to the images' device.
+            parameters: as `draw` gives them; they are taken to the images' device.
 
         Returns:
             Pixels of the size that `output_size` says, on the same device, laid out in memory as NHWC, which is
@@ -72,17 +69,9 @@ class View(ABC):
             ValueError: images of this size have no such view.
         """
 
-    def parameters(self, seeds: Seeds, height: int, width: int) -> Parameters:
-        """The parameters that these seeds decide: NumPy arrays for NumPy seeds, tensors on their device for tensors."""
-        if isinstance(seeds, np.ndarray):
-            return self.draw(seeds, height, width)
-        if self.draws_on_device:
-            return self.draw(seeds, height, width)  # type: ignore[arg-type]  # a subclass says that it takes them
-        return on_device(self.draw(seeds.cpu().numpy(), height, width), seeds.device)
-
-    def __call__(self, images: UInt8[Tensor, "n h w c"], seeds: Seeds) -> UInt8[Tensor, "n c h2 w2"]:
+    def __call__(self, images: UInt8[Tensor, "n h w c"], seeds: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n c h2 w2"]:
         """The views of these images under these seeds, as `apply` returns them."""
-        return self.apply(images, self.parameters(seeds, images.shape[1], images.shape[2]))
+        return self.apply(images, self.draw(seeds, images.shape[1], images.shape[2]))
 
 
 def on_device(parameters: Parameters, device: torch.device) -> dict[str, Int64[Tensor, " n"]]:
