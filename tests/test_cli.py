@@ -26,7 +26,7 @@ from infer2train.cli import VERBS, main, parse, setting_texts
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
 
-FLAGS = [field.name for field in fields(RunConfig) if field.metadata.get("is_flag", True)]
+FLAGS = [field.name for field in fields(RunConfig)]
 
 
 @pytest.fixture(autouse=True)

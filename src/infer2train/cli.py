@@ -263,11 +263,9 @@ def _add_folder(parser: jsonargparse.ArgumentParser, name_help: str) -> None:
 def _add_settings(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """A flag for each field of a run, with the field's own words as its help."""
     defaults = _defaults_for(arguments)
-    types = {field.name: field.type for field in fields(RunConfig) if field.metadata.get("is_flag", True)}
+    types = {field.name: field.type for field in fields(RunConfig)}
     groups = {title: parser.add_argument_group(f"{title} settings") for title in GROUPS}
-    texts = setting_texts()
-    for name in sorted(types, key=list(texts).index):
-        title, text = texts[name]
+    for name, (title, text) in setting_texts().items():
         flag = "--" + name.replace("_", "-")
         groups[title].add_argument(flag, type=types[name], default=defaults[name], help=text)
 

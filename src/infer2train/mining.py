@@ -54,12 +54,12 @@ class Mining:
     distill_weight: float = setting(1e-5, at_least=0)
     """Weight λ of the distillation penalty of self-distill (equation 1)."""
     prune: float = setting(0.5, at_least=0)
-    """Probability with which infobatch leaves out a sample whose loss is below the mean (r; part of 1)."""
+    """Probability with which infobatch leaves out a sample whose loss is below the mean (r; a share, below 1)."""
     irreducible: Any = field(default=None, compare=False)
     """What rho subtracts from each sample's loss: a .npy file of one number for each sample id, and in Python also an
     array, or a model, which is then asked once for the loss of every sample."""
-    accumulation_steps: int = setting(1, at_least=1, is_flag=False)
-    """Draws in one optimiser step, where the loop accumulates gradients."""
+    accumulation_steps: int = setting(1, at_least=1)
+    """Draws in one optimiser step, where a loop of your own accumulates gradients; `train` steps after each."""
     seed: int = setting(0, at_least=0)
     """Seed of everything random here (in [0, 2^63))."""
     pool: Literal["inline", "process", "stream"] = setting("inline", is_place=True)

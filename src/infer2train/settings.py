@@ -11,16 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 
-def setting(default: Any, *, at_least: int | None = None, is_place: bool = False, is_flag: bool = True) -> Any:
+def setting(default: Any, *, at_least: int | None = None, is_place: bool = False) -> Any:
     """A field of a dataclass of settings.
 
     Args:
         default: what it is where nobody says it.
         at_least: the least that it may be, where it is given.
         is_place: it says where something is computed, not what: a run that goes on may have another.
-        is_flag: the command line has it; else it tells of a loop of the user's own.
     """
-    return dataclasses.field(default=default, metadata={"at_least": at_least, "is_place": is_place, "is_flag": is_flag})
+    return dataclasses.field(default=default, metadata={"at_least": at_least, "is_place": is_place})
 
 
 def check_fields(settings: Any) -> None:
