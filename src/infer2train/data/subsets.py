@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infer2train.addresses import Purpose, integers, seeds
-from infer2train.data.encoded import Split
+from infer2train.data.images import Split
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
