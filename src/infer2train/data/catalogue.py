@@ -79,17 +79,12 @@ def load_encoded(
     label_column: str | None = None,
     progress: bool = True,
 ) -> EncodedData:
-    """A data set whose images are decoded on demand.
+    """A data set whose images are decoded on demand, when they are first looked at; as `load_data` but for these.
 
     Args:
-        name: as for `load_data`; the data sets of `DATA` are decoded once.
+        name: none of `DATA`, which are decoded already.
         cache_dir: where Parquet shards are unpacked, image by image and as they are; class folders need none.
         image_size: the most that the shorter side of a decoded image may have (pixels). Default: as stored.
-        label_column: as for `load_data`.
-        progress: show progress on standard error.
-
-    Raises:
-        ValueError: there is no such data, or it is not as it must be. Images are looked at only when they are needed.
     """
     if name in DATA:
         raise ValueError(

@@ -28,16 +28,13 @@ _TIMEOUT_SECONDS = 30
 
 
 def load(*, cache_dir: Path, progress: bool = True, url: str = URL, md5: str = MD5) -> ImageData:
-    """CIFAR-10, downloaded if need be.
+    """CIFAR-10, downloaded if need be, or a `DataError` that says why it cannot be.
 
     Args:
         cache_dir: of the archive (170 MB, in `downloads`) and of the decoded arrays (184 MB).
         progress: show the download's progress on standard error.
         url: where the archive is; another one must hold the same members.
         md5: hexadecimal digest of the archive.
-
-    Raises:
-        DataError: the archive cannot be downloaded, or is not the expected one.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """

@@ -1,20 +1,20 @@
 """A data set of the Hugging Face hub by its name: `datasets` says which files are of which split, and fetches them.
 
-What arrives are the Parquet shards themselves, in the hub's own cache ($HF_HOME), which other programs share. `datasets`
-is not asked for its Arrow copy of them, since `once` keeps what a run reads. A data set in another format is taken as
-the hub converts it to Parquet. Where the files lie is written down beside our cache, so that a later start needs
-neither network nor `datasets`, and reads the same revision. No code of a data set is ever run.
+What arrives are the Parquet shards themselves, in the hub's own cache ($HF_HOME), which other programs share; an Arrow
+copy is not made of them, since `once` keeps what a run reads. A data set in another format is taken as the hub converts
+it to Parquet. Where the files lie is written down in our cache, so that a later start needs neither network nor
+`datasets`, and reads the same revision. No code of a data set is ever run.
 """
 
 import contextlib
 import json
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from infer2train.data.fingerprints import write_json
 from infer2train.data.images import DataError
 
 NAME = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
@@ -41,10 +41,7 @@ def shards(name: str, cache_dir: Path, progress: bool) -> dict[str, list[Path]]:
         if all(path.is_file() for paths in known.values() for path in paths):
             return known
     found = _fetched(name, progress)
-    index.parent.mkdir(parents=True, exist_ok=True)
-    temporary = index.with_name(f".{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps({split: [str(path) for path in paths] for split, paths in found.items()}))
-    temporary.replace(index)
+    write_json(index, {split: [str(path) for path in paths] for split, paths in found.items()})
     return found
 
 

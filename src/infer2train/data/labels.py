@@ -65,15 +65,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_columns(shards: Sequence[Path], label_column: str | None = None) -> Columns:
-    """The columns that all shards agree on.
-
-    Args:
-        shards: of one split or of several.
-        label_column: holds the labels. Default: found by name and feature.
-
-    Raises:
-        DataError: a shard is not a whole Parquet file, has other columns, or differs from the first.
-    """
+    """The columns that all shards agree on, or a `DataError`; `label_column` settles where the labels are."""
     first = _columns(shards[0], label_column)
     for path in shards[1:]:
         if (other := _columns(path, label_column)) != first:
@@ -97,28 +89,17 @@ def has_labels(path: Path, label: str) -> bool:
 def read_targets(
     splits: Mapping[str, list[Path]], columns: Columns
 ) -> tuple[dict[Path, Int64[np.ndarray, " n"]], tuple[str, ...]]:
-    """The targets of all shards, and what the classes are called.
-
-    Args:
-        splits: the shards of "train", and of others that have the same classes.
-        columns: of all of them.
-
-    Raises:
-        DataError: a label is none, or not one of the classes; shard and row.
-    """
+    """The targets of all shards, and what the classes of all splits are called, or a `DataError`: shard and row."""
     labels = {path: _read(path, columns.label) for path in chain(*splits.values())}
-    names = columns.class_names
-    if columns.kind == "booleans":
-        rule, names = "labels must be true or false", ("false", "true")
-    elif columns.kind == "strings":
-        names = names or _names_in([labels[path] for path in splits["train"]])
-        rule = "labels must be names of classes that train has"
-    else:
-        rule = f"labels must be in 0..{(MAX_UNNAMED_CLASSES if names is None else len(names)) - 1}"
+    is_named = columns.kind == "strings"
+    names = ("false", "true") if columns.kind == "booleans" else columns.class_names
+    if is_named and names is None:
+        names = _names_in([labels[path] for path in splits["train"]])
     limit = MAX_UNNAMED_CLASSES if names is None else len(names)
+    rule = "labels must be names of classes that train has" if is_named else f"labels must be in 0..{limit - 1}"
     targets = {}
     for path, column in labels.items():
-        targets[path] = found = _indices(column, names if columns.kind == "strings" else None)
+        targets[path] = found = _indices(column, names if is_named else None)
         wrong = np.flatnonzero((found < 0) | (found >= limit))
         if len(wrong):
             raise DataError(
@@ -170,7 +151,10 @@ def _columns(path: Path, label_column: str | None) -> Columns:
         schema = pq.read_schema(path)
     listed = ", ".join(f"{field.name}: {field.type}" for field in schema) + f" in {path}"
     # The struct with the images' bytes or, where there is no such struct, plain bytes.
-    images = [field.name for field in schema if _holds_bytes(field.type)]
+    structs = [field for field in schema if str(field.type).startswith("struct<")]
+    images = [
+        field.name for field in structs if any(_is_bytes(part.type) for part in field.type if part.name == "bytes")
+    ]
     images = images or [field.name for field in schema if _is_bytes(field.type)]
     if len(images) != 1:
         raise DataError(
@@ -226,21 +210,11 @@ def _is_class_label(feature: Any) -> bool:
 
 def _kind(type_: Any) -> Kind | None:
     """What labels a column of this Arrow type holds; None where it can hold none."""
-    import pyarrow as pa
-
-    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
-    if pa.types.is_integer(plain):
+    plain = str(type_.value_type if str(type_).startswith("dictionary<") else type_)
+    if plain.startswith(("int", "uint")):
         return "integers"
-    if pa.types.is_boolean(plain):
-        return "booleans"
-    return "strings" if str(plain) in ("string", "large_string", "string_view") else None
+    return "booleans" if plain == "bool" else "strings" if plain in ("string", "large_string", "string_view") else None
 
 
 def _is_bytes(type_: Any) -> bool:
     return str(type_) in ("binary", "large_binary")
-
-
-def _holds_bytes(type_: Any) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_struct(type_) and any(field.name == "bytes" and _is_bytes(field.type) for field in type_)

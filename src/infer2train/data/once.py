@@ -16,9 +16,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -87,12 +86,25 @@ def decoded(
     def build(folder: Path) -> Contents:
         splits, class_names = layout.rows()
         decoder = _Decoder(image_size, on_bad_image == "skip")
-        with ExitStack() as stack:
-            threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-            bar = stack.enter_context(progress_bar(progress))
+        with ThreadPoolExecutor(os.cpu_count()) as threads, progress_bar(progress) as bar:
             for name, rows in splits.items():
                 task = bar.add_task(f"decoding {name}", total=len(rows.targets))
-                _decode_split(folder / name, rows, decoder, threads, partial(bar.advance, task))
+                good: list[int] = []
+                first = 0
+                with growing_array(folder / f"{name}-images.npy") as append:
+                    for batch in rows.batches:
+                        images = decoder.decode(first, batch, rows.place, threads)
+                        for pixels in images.values():
+                            append(pixels[None])
+                        good += images
+                        first += len(batch)
+                        bar.advance(task, len(batch))
+                    if not good:
+                        raise DataError(
+                            f"a split must hold images: got none that is good in {first} rows of {name}; replace its "
+                            "files"
+                        )
+                _save(folder / f"{name}-targets.npy", rows.targets[good])
         return Contents(class_names, decoder.skipped)
 
     return open_decoded(layout.name, cache_dir, content, build)
@@ -138,7 +150,7 @@ def _save(path: Path, array: Int64[np.ndarray, " n"]) -> None:
 
 
 class _Decoder:
-    """Decodes images to one size, which the first good one decides."""
+    """Decodes images to one size, which the first good one decides, and counts those that are left out."""
 
     def __init__(self, image_size: int | None, skip: bool) -> None:
         self._image_size, self._skip = image_size, skip
@@ -146,59 +158,38 @@ class _Decoder:
         self.skipped = 0
 
     def decode(
-        self, batch: list[bytes | None], place: Callable[[int], str], threads: ThreadPoolExecutor
-    ) -> tuple[UInt8[np.ndarray, "b h w 3"], list[int]]:
-        """The pixels of the good images of a batch, and which they are."""
-        if self._shape is None:
-            found = (self._one(image, partial(place, row)) for row, image in enumerate(batch))
-            self._shape = next((pixels.shape for pixels in found if pixels is not None), None)
-        images = np.empty((len(batch), *(self._shape or (1, 1, 3))), np.uint8)
-        good = np.zeros(len(batch), bool)
+        self, first: int, batch: list[bytes | None], place: Callable[[int], str], threads: ThreadPoolExecutor
+    ) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+        """The pixels of the good images of a batch, by their rows; `first` is that of the batch's first image."""
 
-        def task(start: int) -> None:
-            for row, image in enumerate(batch[start : start + _TASK_ROWS], start):
-                if (pixels := self._one(image, partial(place, row))) is not None:
-                    images[row], good[row] = pixels, True
+        def task(start: int) -> list[UInt8[np.ndarray, "h w 3"] | None]:
+            some = batch[start : start + _TASK_ROWS]
+            return [self._pixels(image, place, first + row) for row, image in enumerate(some, start)]
 
-        list(threads.map(task, range(0, len(batch), _TASK_ROWS)))
-        self.skipped += int((~good).sum())
-        return images if good.all() else images[good], np.flatnonzero(good).tolist()
+        found = enumerate(chain(*threads.map(task, range(0, len(batch), _TASK_ROWS))), first)
+        good = {row: pixels for row, pixels in found if pixels is not None}
+        self.skipped += len(batch) - len(good)
+        for row, pixels in good.items():
+            self._shape = self._shape or pixels.shape
+            if pixels.shape != self._shape:
+                (height, width, _), (first_height, first_width, _) = pixels.shape, self._shape
+                raise DataError(
+                    f"images must have one size: {place(row)} has {width}x{height}, the first has "
+                    f"{first_width}x{first_height}; pass --image-size {min(self._shape[:2])} to resize and crop all of "
+                    "them"
+                )
+        return good
 
-    def _one(self, encoded: bytes | None, place: Callable[[], str]) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The pixels of one image; None for one that is left out."""
+    def _pixels(
+        self, encoded: bytes | None, place: Callable[[int], str], row: int
+    ) -> UInt8[np.ndarray, "h w 3"] | None:
+        """None for an image that is left out."""
         try:
-            pixels = decode(encoded, self._image_size)
+            return decode(encoded, self._image_size)
         except BadImageError as error:
             if self._skip:
                 return None
             raise DataError(
-                f"images must be whole: {place()} cannot be decoded ({error}); pass --on-bad-image skip to leave such "
-                "images out"
+                f"images must be whole: {place(row)} cannot be decoded ({error}); pass --on-bad-image skip to leave "
+                "such images out"
             ) from error
-        if self._shape is not None and pixels.shape != self._shape:
-            (height, width, _), first = pixels.shape, self._shape
-            raise DataError(
-                f"images must have one size: {place()} has {width}x{height}, the first has {first[1]}x{first[0]}; pass "
-                f"--image-size {min(first[:2])} to resize and crop all of them"
-            )
-        return pixels
-
-
-def _decode_split(
-    stem: Path, rows: Rows, decoder: _Decoder, threads: ThreadPoolExecutor, advance: Callable[[int], None]
-) -> None:
-    kept_rows: list[int] = []
-    first = 0
-    with growing_array(stem.with_name(f"{stem.name}-images.npy")) as append:
-        for batch in rows.batches:
-            images, good = decoder.decode(batch, lambda row, first=first: rows.place(first + row), threads)  # type: ignore[misc]
-            if good:
-                append(images)
-            kept_rows += [first + row for row in good]
-            first += len(batch)
-            advance(len(batch))
-        if not kept_rows:
-            raise DataError(
-                f"a split must hold images: got none that is good in {first} rows of {stem.name}; replace its files"
-            )
-    _save(stem.with_name(f"{stem.name}-targets.npy"), rows.targets[kept_rows])
