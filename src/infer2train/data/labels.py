@@ -10,7 +10,7 @@ has one index in every split. Booleans are two classes.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -83,7 +83,8 @@ def has_labels(path: Path, label: str) -> bool:
     with readable(path), pq.ParquetFile(path) as shard:
         if label not in shard.schema_arrow.names:
             return False
-        return not {*shard.read([label])[label].unique().to_pylist()} <= {None, -1, ""}
+        batches = shard.iter_batches(columns=[label])
+        return any(row not in (None, -1, "") for batch in batches for row in batch.column(0).to_pylist())
 
 
 def read_targets(
@@ -94,18 +95,20 @@ def read_targets(
     is_named = columns.kind == "strings"
     names = ("false", "true") if columns.kind == "booleans" else columns.class_names
     if is_named and names is None:
-        names = _names_in([labels[path] for path in splits["train"]])
+        names = _names_in(chain(*(labels[path] for path in splits["train"])))
     limit = MAX_UNNAMED_CLASSES if names is None else len(names)
     rule = "labels must be names of classes that train has" if is_named else f"labels must be in 0..{limit - 1}"
+    index = {name: k for k, name in enumerate(names or ())}
     targets = {}
-    for path, column in labels.items():
-        targets[path] = found = _indices(column, names if is_named else None)
-        wrong = np.flatnonzero((found < 0) | (found >= limit))
-        if len(wrong):
+    for path, rows in labels.items():
+        found = [index.get(row, -1) for row in rows] if is_named else [-1 if row is None else row for row in rows]
+        wrong = [row for row, target in enumerate(found) if not 0 <= target < limit]
+        if wrong:
             raise DataError(
-                f"{rule}: got {column[int(wrong[0])].as_py()} in {shown(path)}, row {wrong[0]} ({len(wrong)} such "
-                "rows); correct or remove those rows"
+                f"{rule}: got {rows[wrong[0]]} in {shown(path)}, row {wrong[0]} ({len(wrong)} such rows); correct or "
+                "remove those rows"
             )
+        targets[path] = np.array(found, np.int64)
     num_unnamed = 1 + max(int(found.max(initial=0)) for found in targets.values())
     return targets, names or tuple(str(k) for k in range(num_unnamed))
 
@@ -115,27 +118,15 @@ def shown(path: Path) -> str:
     return path.name if path.name.lower().startswith(("train", "test", "val")) else f"{path.parent.name}/{path.name}"
 
 
-def _read(path: Path, label: str) -> Any:
-    import pyarrow as pa
+def _read(path: Path, label: str) -> list[Any]:
     import pyarrow.parquet as pq
 
     with readable(path), pq.ParquetFile(path) as shard:
-        column = shard.read([label])[label]
-        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        return list(shard.read([label])[label].to_pylist())
 
 
-def _indices(column: Any, names: tuple[str, ...] | None) -> Int64[np.ndarray, " n"]:
-    """What each label is among the names or, without these, as a number; -1 for one that is none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if names is not None:
-        column = pc.index_in(column, value_set=pa.array(names, column.type))
-    return np.asarray(column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy())
-
-
-def _names_in(labels: list[Any]) -> tuple[str, ...]:
-    names = tuple(sorted({*chain(*(column.unique().to_pylist() for column in labels))} - {None, ""}))
+def _names_in(labels: Iterable[str | None]) -> tuple[str, ...]:
+    names = tuple(sorted({label for label in labels if label}))
     if len(names) > MAX_UNNAMED_CLASSES:
         raise DataError(
             f"labels must be the names of at most {MAX_UNNAMED_CLASSES:,} classes: got {len(names):,} different ones, "
