@@ -83,7 +83,7 @@ class Hub:
                     {"type": "directory", "path": str(path.relative_to(repository)), "oid": "0"}
                     if path.is_dir()
                     else {"type": "file", "path": str(path.relative_to(repository)), "oid": "0", "size": 1}
-                    for path in sorted(folder.rglob("*") if "recursive=true" in self.path else folder.iterdir())
+                    for path in sorted(folder.rglob("*") if "recursive=true" in self.path.lower() else folder.iterdir())
                 ]
                 return self.answer(200, json.dumps(entries).encode())
 

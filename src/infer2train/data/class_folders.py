@@ -71,17 +71,11 @@ def has_class_folders(root: Path) -> bool:
 
 
 class ClassFolders(Layout):
-    """A folder of class folders.
+    """A folder of class folders: train/CLASS and test/CLASS; without test, validation, valid or val.
 
     Its fingerprint covers names, sizes and times of change of the files, not their bytes: a folder of a million images
-    is listed in seconds.
-
-    Args:
-        root: holds train/CLASS and test/CLASS; without test, validation, valid or val.
-
-    Raises:
-        ValueError: a split or a class has no images, the test has a class that the training has not, or an image is no
-            file; which, and the remedy.
+    is listed in seconds. A `DataError` says which split or class has no images, which class the training has not, and
+    which image is no file.
     """
 
     def __init__(self, root: Path) -> None:
@@ -181,11 +175,8 @@ def _files(
 ) -> Iterator[tuple[str, os.stat_result]]:
     """The images below a folder, sorted by name within each folder: their names from it on, and their status.
 
-    Args:
-        folder: of a class, or below it.
-        before: what names start with; slashes on every system, so that the fingerprint is the same everywhere.
-        above: device and inode of the folders on the way.
-        passed_over: grows by the other files, counted by suffix.
+    `before` is what names start with (slashes on every system, so that the fingerprint is the same everywhere), `above`
+    the folders on the way, by device and inode; `passed_over` grows by the other files, counted by suffix.
     """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)

@@ -28,15 +28,12 @@ def shards(name: str, cache_dir: Path, progress: bool) -> dict[str, list[Path]]:
     """The shards of a data set of the hub by split, as `parquet.find_shards` gives those of a folder.
 
     Args:
-        name: OWNER/NAME, OWNER/NAME:CONFIGURATION, each with @REVISION or without.
+        name: as `NAME` has it. A `DataError` if there is no such data set, or it cannot be fetched.
         cache_dir: where it is written down in which files they are.
         progress: show the downloads on standard error.
-
-    Raises:
-        DataError: there is no such data set, it cannot be fetched, or it has no training split.
     """
     index = cache_dir / "hub" / f"{quote(name, safe='')}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         known = {split: [Path(path) for path in paths] for split, paths in json.loads(index.read_bytes()).items()}
         if all(path.is_file() for paths in known.values() for path in paths):
             return known

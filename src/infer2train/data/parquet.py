@@ -30,12 +30,8 @@ _PART = re.compile(r"(.*)-(\d+)-of-(\d+)$")
 def find_shards(folder: Path) -> dict[str, list[Path]]:
     """The shards of "train" and of all that may be tested on, in the order of preference, each sorted.
 
-    A shard is for training if its name starts with `train`, and for the test if it starts with `test` or, without
-    those, with `validation`, `valid` or `val`. Where the folder holds no shard itself, the folders `train`, `test`,
-    `validation`, `valid` and `val` in it say so, whatever the shards in them are called. Others are not used.
-
-    Raises:
-        ValueError: there are no shards, or a split has none.
+    A shard's split is what its name starts with or, where the folder holds no shard itself, the name of the folder in
+    it that it is in: see `SPLIT_FOLDERS`. Others are not used.
     """
     found = _shards_in(folder)
     if found:
@@ -62,15 +58,12 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
 
 
 class Shards(Layout):
-    """The shards of a data set.
+    """The shards of a data set: a `DataError` if one or its columns are not as they must be, or if some are missing.
 
     Args:
         name: of the data set.
         groups: the shards of "train" and of all that may be tested on, in the order of preference.
         label_column: holds the labels. Default: found by name and feature, as by `labels`.
-
-    Raises:
-        ValueError: a shard or its columns are not as they must be, or some of `…-of-00004` are missing.
     """
 
     def __init__(self, name: str, groups: Mapping[str, list[Path]], label_column: str | None = None) -> None:
@@ -141,14 +134,7 @@ class _Places:
 
 @dataclass(frozen=True)
 class UnpackedImages(EncodedImages):
-    """The images of one split in one file.
-
-    Args:
-        path: of the file.
-        start: where the first image starts in it (bytes).
-        ends: where each one ends, from `start` on (bytes).
-        places: where they came from.
-    """
+    """The images of one split in one file: it, where the first one starts, and where each ends from there on (bytes)."""
 
     path: Path
     start: int
