@@ -70,8 +70,8 @@ def read_columns(shards: Sequence[Path], label_column: str | None = None) -> Col
     for path in shards[1:]:
         if (other := _columns(path, label_column)) != first:
             raise DataError(
-                f"all shards must have the same columns and class names: {path.name} has {other}, {shards[0].name} has "
-                f"{first}; remove the one that does not belong to {path.parent}"
+                f"all shards must have the same columns and class names: {shown(path)} has {other}, {shown(shards[0])} "
+                f"has {first}; remove the one that does not belong to {path.parent}"
             )
     return first
 
@@ -94,7 +94,7 @@ def read_targets(
     labels = {path: _read(path, columns.label) for path in chain(*splits.values())}
     is_named = columns.kind == "strings"
     names = ("false", "true") if columns.kind == "booleans" else columns.class_names
-    if is_named and names is None:
+    if is_named and not names:
         names = _names_in(chain(*(labels[path] for path in splits["train"])))
     limit = MAX_UNNAMED_CLASSES if names is None else len(names)
     rule = "labels must be names of classes that train has" if is_named else f"labels must be in 0..{limit - 1}"
@@ -142,10 +142,8 @@ def _columns(path: Path, label_column: str | None) -> Columns:
         schema = pq.read_schema(path)
     listed = ", ".join(f"{field.name}: {field.type}" for field in schema) + f" in {path}"
     # The struct with the images' bytes or, where there is no such struct, plain bytes.
-    structs = [field for field in schema if str(field.type).startswith("struct<")]
-    images = [
-        field.name for field in structs if any(_is_bytes(part.type) for part in field.type if part.name == "bytes")
-    ]
+    parts = [(field.name, part) for field in schema if str(field.type).startswith("struct<") for part in field.type]
+    images = [name for name, part in parts if part.name == "bytes" and _is_bytes(part.type)]
     images = images or [field.name for field in schema if _is_bytes(field.type)]
     if len(images) != 1:
         raise DataError(

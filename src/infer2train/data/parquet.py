@@ -134,7 +134,7 @@ class _Places:
 
 @dataclass(frozen=True)
 class UnpackedImages(EncodedImages):
-    """The images of one split in one file: it, where the first one starts, and where each ends from there on (bytes)."""
+    """The images of one split in one file: it, where the first one starts, where each ends from there on (bytes)."""
 
     path: Path
     start: int
