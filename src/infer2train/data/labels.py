@@ -3,7 +3,7 @@
 Columns are found by name and by feature, never by luck. Features are what the `datasets` library writes into the
 schema's metadata: a ClassLabel column holds classes, whatever its name. Nothing else that happens to be a number is
 taken for a label: where name and feature do not settle it, the shards are refused and their columns listed. The
-metadata is read here, since importing `datasets` takes longer than mapping a cached data set a hundred times.
+metadata is read here, since importing `datasets` takes ten times as long as a start from the cache.
 
 Integers are classes as they are. Strings are the names of classes, which the training alone decides, so that a class
 has one index in every split. Booleans are two classes.
