@@ -10,12 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer2train.data.cache import cached
-from infer2train.data.entry import Contents, SplitWriter
+from infer2train.data.cache import Contents, growing_array
 from infer2train.data.images import ImageData
+from infer2train.data.once import open_decoded
 
 FINGERPRINT = "ab" * 32
 TRAIN = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
+
+
+def write(folder: Path, split: str, *batches: tuple[np.ndarray, list[int]]) -> None:
+    with growing_array(folder / f"{split}-images.npy") as images, growing_array(folder / f"{split}-targets.npy") as ids:
+        for pixels, targets in batches:
+            images(pixels), ids(np.array(targets, np.int64))
 
 
 class Builder:
@@ -26,16 +32,13 @@ class Builder:
 
     def __call__(self, folder: Path) -> Contents:
         self.calls += 1
-        with SplitWriter(folder, "train", (2, 2, 3)) as writer:
-            writer.append(TRAIN[:2], np.array([0, 1]))
-            writer.append(TRAIN[2:], np.array([1]))
-        with SplitWriter(folder, "test", (2, 2, 3)) as writer:
-            writer.append(TRAIN[:1], np.array([0]))
+        write(folder, "train", (TRAIN[:2], [0, 1]), (TRAIN[2:], [1]))
+        write(folder, "test", (TRAIN[:1], [0]))
         return Contents(("cat", "dög"), skipped=4)
 
 
 def load(cache_dir: Path, build: Callable[[Path], Contents], fingerprint: str = FINGERPRINT) -> ImageData:
-    return cached(cache_dir, name="pets", fingerprint=fingerprint, build=build)
+    return open_decoded("pets", cache_dir, fingerprint, build)
 
 
 def entry(cache_dir: Path) -> Path:
@@ -124,8 +127,8 @@ def test_a_file_in_the_place_of_an_entry_is_moved_away(cache_dir: Path) -> None:
 
 def test_a_failing_builder_leaves_nothing(cache_dir: Path) -> None:
     def fail(folder: Path) -> Contents:
-        with SplitWriter(folder, "train", (2, 2, 3)) as writer:
-            writer.append(TRAIN, np.array([0, 1, 1]))
+        with growing_array(folder / "train-images.npy") as append:
+            append(TRAIN)
             raise ValueError("a bad image")
 
     with pytest.raises(ValueError, match="a bad image"):
@@ -137,16 +140,16 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from infer2train.data.cache import cached
-from infer2train.data.entry import SplitWriter
+from infer2train.data.cache import growing_array
+from infer2train.data.once import open_decoded
 
 def build(folder):
-    with SplitWriter(folder, "train", (2, 2, 3)) as writer:
-        writer.append(np.zeros((3, 2, 2, 3), np.uint8), np.zeros(3, np.int64))
+    with growing_array(folder / "train-images.npy") as append:
+        append(np.zeros((3, 2, 2, 3), np.uint8))
         print("building", flush=True)
         time.sleep(60)
 
-cached(Path(sys.argv[1]), name="pets", fingerprint=sys.argv[2], build=build)
+open_decoded("pets", Path(sys.argv[1]), sys.argv[2], build)
 """
 
 

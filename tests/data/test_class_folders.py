@@ -127,7 +127,7 @@ def test_images_below_a_class_are_of_that_class(
     assert levels(data.train) == [30, 100, 10, 20, 50, 40, 110, 120]
     assert data.train.targets.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
     assert (levels(data.test), data.test.targets.tolist()) == ([130, 60, 70], [0, 0, 1])
-    assert data.train.images.place(7) == str(class_folder / "train/dog/images/more/b.png")
+    assert data.train.place(7) == str(class_folder / "train/dog/images/more/b.png")
     once = load_data(str(class_folder), cache_dir=cache_dir, progress=False)
     assert once.train.images[:, 0, 0, 0].tolist() == levels(data.train)
 

@@ -66,7 +66,7 @@ def test_there_is_a_cache_where_pooch_is_not(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_importing_the_catalogue_is_cheap() -> None:
-    heavy = ("torch", "sklearn", "pyarrow", "pooch", "PIL", "rich")
+    heavy = ("torch", "sklearn", "pyarrow", "pooch", "PIL", "rich", "datasets")
     code = f"import sys, infer2train.data.catalogue; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from PIL import Image
 from infer2train.data import decoding
 from infer2train.data.catalogue import load_encoded
 from infer2train.data.decoding import decode
-from infer2train.data.encoded import EncodedSplit
+from infer2train.data.images import EncodedSplit
 from infer2train.data.subsets import hold_out, limit_split
 
 RNG = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def test_parts_keep_their_images_and_their_places(make: Make, places: list[str])
     assert len(in_few) == 2
     assert set(in_few) < set(in_rest)
     for sample_id, original in enumerate(in_few):
-        assert few.images.place(sample_id).endswith(places[original])
+        assert few.place(sample_id).endswith(places[original])
 
 
 @pytest.mark.parametrize("content", [TRUNCATED, b"not an image"], ids=["truncated", "nonsense"])

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infer2train.data.columns import read_columns
-from infer2train.data.labels import labelled, read_targets
+from infer2train.data.labels import read_columns, read_targets
+from infer2train.data.parquet import Shards
 
 Write = Callable[..., Path]
 
@@ -93,25 +93,27 @@ UNLABELLED: list[tuple[list[Any], Any, str]] = [
 
 @pytest.mark.parametrize(("labels", "kind", "name"), UNLABELLED)
 def test_unlabelled_shards_give_way_to_labelled_ones(tmp_path: Path, labels: Any, kind: Any, name: str) -> None:
-    columns = read_columns([write(tmp_path / "train.parquet", [0, 1])])
     groups = {
+        "train": [write(tmp_path / "train.parquet", [0, 1])],
         "test": [write(tmp_path / "test.parquet", labels, kind, name)],
-        "valid": [write(tmp_path / "valid.parquet", [1])],
     }
-    with pytest.warns(RuntimeWarning, match=r"test\.parquet has no labels .*; valid\.parquet is the test set"):
-        assert labelled(groups, columns) == groups["valid"]
     with pytest.raises(ValueError, match=r"must have labels: got test\.parquet in .*add validation\*\.parquet"):
-        labelled({"test": groups["test"]}, columns)
+        Shards("pets", groups)
+    groups["valid"] = [write(tmp_path / "valid.parquet", [1])]
+    with pytest.warns(RuntimeWarning, match=r"test\.parquet has no labels .*; valid\.parquet is the test set"):
+        assert Shards("pets", groups).rows()[0]["test"].targets.tolist() == [1]
 
 
 @pytest.mark.parametrize("labels", [[-1, 0], [None, 1]])
 def test_some_labels_are_labels(tmp_path: Path, labels: list[int | None]) -> None:
     """So that the rows without one are named, rather than the whole split passed over."""
-    columns = read_columns([write(tmp_path / "train.parquet", [0, 1])])
-    groups = {
+    splits = {
+        "train": [write(tmp_path / "train.parquet", [0, 1])],
         "test": [write(tmp_path / "test.parquet", labels)],
         "valid": [write(tmp_path / "valid.parquet", [1])],
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert labelled(groups, columns) == groups["test"]
+        shards = Shards("pets", splits)
+    with pytest.raises(ValueError, match=r"in test\.parquet, row 0 \(1 such rows\)"):
+        shards.rows()

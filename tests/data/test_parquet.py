@@ -9,20 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from infer2train.data import once, parquet
-from infer2train.data.catalogue import load_data
-from infer2train.data.catalogue import load_encoded as load_encoded_data
-from infer2train.data.parquet import load_encoded, load_folder
+from infer2train.data.catalogue import load_data, load_encoded
 
 Write = Callable[..., Path]
 Images = Callable[..., list[bytes | None]]
 
 
 def load(folder: Path, cache_dir: Path, **options: Any) -> Any:
-    return load_folder(folder, cache_dir=cache_dir, progress=False, **options)
+    return load_data(str(folder), cache_dir=cache_dir, progress=False, **options)
 
 
 def encoded(folder: Path, cache_dir: Path, **options: Any) -> Any:
-    return load_encoded(folder, cache_dir=cache_dir, progress=False, **options)
+    return load_encoded(str(folder), cache_dir=cache_dir, progress=False, **options)
 
 
 def levels(split: Any) -> list[int]:
@@ -108,12 +106,12 @@ def test_folders_of_shards_as_the_hub_converts_them(tmp_path: Path, cache_dir: P
     write_pets(tmp_path / "train" / "0000.parquet", plain_images([10, 20]), {"label": [0, 1]})
     write_pets(tmp_path / "train" / "0001.parquet", plain_images([30]), {"label": [1]})
     write_pets(tmp_path / "test" / "0000.parquet", plain_images([40]), {"label": [1]})
-    for read, reds in ((load_data, levels), (load_encoded_data, red)):
-        data = read(str(tmp_path), cache_dir=cache_dir, progress=False)
+    for read, reds in ((load, levels), (encoded, red)):
+        data = read(tmp_path, cache_dir)
         assert (reds(data.train), data.train.targets.tolist()) == ([10, 20, 30], [0, 1, 1])
         assert (reds(data.test), data.test.targets.tolist()) == ([40], [1])
         assert len(data.class_names) == 2
-    assert data.train.images.place(2) == "train/0001.parquet, row 0"
+    assert data.train.place(2) == "train/0001.parquet, row 0"
 
 
 def test_a_shard_that_moves_to_the_test_is_other_data(tmp_path: Path, cache_dir: Path, plain_images: Images) -> None:
@@ -267,13 +265,13 @@ def test_a_second_load_decodes_nothing(folder: Path, cache_dir: Path, monkeypatc
 
 def test_two_loads_at_once_both_succeed(folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_building = threading.Barrier(2)
-    decode_splits = parquet.decode_splits
+    rows = parquet.Shards.rows
 
-    def decode_together(*arguments: Any, **options: Any) -> Any:
+    def read_together(shards: parquet.Shards) -> Any:
         both_building.wait(timeout=20)
-        return decode_splits(*arguments, **options)
+        return rows(shards)
 
-    monkeypatch.setattr(parquet, "decode_splits", decode_together)
+    monkeypatch.setattr(parquet.Shards, "rows", read_together)
     found: list[list[int]] = []
     racers = [threading.Thread(target=lambda: found.append(levels(load(folder, cache_dir).train))) for _ in range(2)]
     for racer in racers:

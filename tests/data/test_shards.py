@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.data.shards import count_rows, find_shards, shown
+from infer2train.data.labels import read_columns, shown
+from infer2train.data.parquet import Shards, find_shards
 
 Write = Callable[..., Path]
 
@@ -63,7 +64,7 @@ def test_a_folder_that_lacks_something_is_refused(tmp_path: Path, files: list[st
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=message):
-        find_shards(tmp_path)
+        Shards("pets", find_shards(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5])
@@ -72,4 +73,4 @@ def test_a_truncated_shard_is_named(tmp_path: Path, write_shard: Write, keep: fl
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
     with pytest.raises(ValueError, match=r"whole Parquet files: .*train\.parquet is not \(.*\); download it again"):
-        count_rows(path)
+        read_columns([path])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from infer2train.data import parquet
-from infer2train.data.parquet import load_encoded
+from infer2train.data.catalogue import load_encoded
 
 Write = Callable[..., Path]
 
 
 def load(folder: Path, cache_dir: Path, **options: Any) -> Any:
-    return load_encoded(folder, cache_dir=cache_dir, progress=False, **options)
+    return load_encoded(str(folder), cache_dir=cache_dir, progress=False, **options)
 
 
 def red(split: Any) -> list[int]:
@@ -37,7 +37,7 @@ def test_many_rows_of_many_sizes(tmp_path: Path, cache_dir: Path, write_shard: W
     write_shard(tmp_path / "test.parquet", [b"x"], [0])
     train = load(tmp_path, cache_dir).train
     assert [train.encoded(sample_id) for sample_id in range(700)] == contents
-    assert [train.images.place(sample_id) for sample_id in (0, 602, 603, 699)] == [
+    assert [train.place(sample_id) for sample_id in (0, 602, 603, 699)] == [
         "train-00000-of-00002.parquet, row 0",
         "train-00000-of-00002.parquet, row 602",
         "train-00001-of-00002.parquet, row 0",

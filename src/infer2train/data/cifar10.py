@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from infer2train.data.cache import cached
-from infer2train.data.entry import FORMAT, Contents, SplitWriter
+from infer2train.data.cache import FORMAT, Contents, growing_array
 from infer2train.data.images import DataError, ImageData
+from infer2train.data.once import open_decoded
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -28,16 +28,13 @@ _TIMEOUT_SECONDS = 30
 
 
 def load(*, cache_dir: Path, progress: bool = True, url: str = URL, md5: str = MD5) -> ImageData:
-    """CIFAR-10, downloaded if need be.
+    """CIFAR-10, downloaded if need be, or a `DataError` that says why it cannot be.
 
     Args:
         cache_dir: of the archive (170 MB, in `downloads`) and of the decoded arrays (184 MB).
         progress: show the download's progress on standard error.
         url: where the archive is; another one must hold the same members.
         md5: hexadecimal digest of the archive.
-
-    Raises:
-        DataError: the archive cannot be downloaded, or is not the expected one.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
@@ -47,7 +44,7 @@ def load(*, cache_dir: Path, progress: bool = True, url: str = URL, md5: str = M
     def build(folder: Path) -> Contents:
         return _unpack(_archive(cache_dir / "downloads", url, md5, progress), folder)
 
-    return cached(cache_dir, name="cifar10", fingerprint=fingerprint, build=build)
+    return open_decoded("cifar10", cache_dir, fingerprint, build)
 
 
 def _archive(folder: Path, url: str, md5: str, progress: bool) -> Path:
@@ -76,9 +73,13 @@ def _unpack(archive: Path, folder: Path) -> Contents:
         with tarfile.open(archive, "r:gz") as tar:
             members = {Path(member.name).name: member for member in tar if member.isfile()}
             for split, names in MEMBERS.items():
-                with SplitWriter(folder, split, (SIDE, SIDE, 3)) as writer:
+                with (
+                    growing_array(folder / f"{split}-images.npy") as images,
+                    growing_array(folder / f"{split}-targets.npy") as targets,
+                ):
                     for name in names:
-                        writer.append(*_records(_read(tar, members, name), name))
+                        pixels, labels = _records(_read(tar, members, name), name)
+                        images(pixels), targets(labels)
             class_names = tuple(_read(tar, members, CLASS_NAMES).decode().split())
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
@@ -88,7 +89,7 @@ def _unpack(archive: Path, folder: Path) -> Contents:
         raise DataError(
             f"{CLASS_NAMES} must name {NUM_CLASSES} classes: got {len(class_names)} in {archive}; delete it"
         )
-    return Contents(class_names, skipped=0)
+    return Contents(class_names)
 
 
 def _read(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.data.images import ImageData, ImageSplit
+from infer2train.data.images import DataSet, ImageData, ImageSplit
 from infer2train.data.subsets import balanced_ids
 
 FILE = Path("datasets", "data", "digits.csv.gz")
@@ -51,14 +51,8 @@ def load(*, cache_dir: Path | None = None, progress: bool = False, num_train: in
     train = balanced_ids(split.targets, num_train, seed)
     test = np.setdiff1d(np.arange(len(targets)), train)
     content = hashlib.sha256(b"digits 1\0" + images.tobytes() + split.targets.tobytes() + train.tobytes())
-    return ImageData(
-        name="digits",
-        train=split.part(train),
-        test=split.part(test),
-        class_names=tuple(str(digit) for digit in range(NUM_CLASSES)),
-        fingerprint=content.hexdigest(),
-        skipped=0,
-    )
+    names = tuple(str(digit) for digit in range(NUM_CLASSES))
+    return DataSet("digits", split.part(train), split.part(test), names, content.hexdigest())
 
 
 def _grey_and_targets() -> tuple[Int64[np.ndarray, "n 64"], Int64[np.ndarray, " n"]]:

@@ -20,25 +20,32 @@ _SETTLED_NS = 2_000_000_000
 
 
 def fingerprint(files: Sequence[Path], options: Mapping[str, Any], index_dir: Path) -> str:
-    """The fingerprint of these files under these options.
-
-    fingerprint = SHA-256(options, then name, size and SHA-256 of each file in the order of their names)
+    """SHA-256 of the options, then name, size and SHA-256 of each file in the order of their names; hexadecimal.
 
     Args:
         files: in any order, but those of one name always in the same; their folders do not count, so a copied data set
             keeps its fingerprint.
         options: whatever else decides the result; JSON types.
         index_dir: where hashes are remembered.
-
-    Returns:
-        64 hexadecimal digits.
     """
-    known = _read_index(index_dir)
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads((index_dir / INDEX).read_bytes()))
     digests = {path: _digest(path, known) for path in sorted(files, key=lambda path: path.name)}
-    if any(known.get(path) != entry for path, entry in _entries(digests).items()):
-        _write_index(index_dir, known | _entries(digests))
+    settled = time.time_ns() - _SETTLED_NS
+    entries = {str(path.resolve()): list(entry) for path, entry in digests.items() if entry[1] < settled}
+    if any(known.get(path) != entry for path, entry in entries.items()):
+        write_json(index_dir / INDEX, known | entries)
     listed = [[path.name, size, digest] for path, (size, _, digest) in digests.items()]
     return hashlib.sha256(json.dumps([dict(options), listed], sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a small file as a whole; of two processes the later one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
 
 
 def _digest(path: Path, known: Mapping[str, Any]) -> tuple[int, int, str]:
@@ -49,24 +56,3 @@ def _digest(path: Path, known: Mapping[str, Any]) -> tuple[int, int, str]:
             return size, mtime_ns, digest
     with path.open("rb") as file:
         return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _entries(digests: Mapping[Path, tuple[int, int, str]]) -> dict[str, list[Any]]:
-    settled = time.time_ns() - _SETTLED_NS
-    return {str(path.resolve()): list(entry) for path, entry in digests.items() if entry[1] < settled}
-
-
-def _read_index(index_dir: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        index = json.loads((index_dir / INDEX).read_bytes())
-        if isinstance(index, dict):
-            return index
-    return {}
-
-
-def _write_index(index_dir: Path, index: Mapping[str, Any]) -> None:
-    """Replace the index as a whole; of two processes the later one wins, and the other's hashes are made again."""
-    index_dir.mkdir(parents=True, exist_ok=True)
-    temporary = index_dir / f".{INDEX}-{uuid.uuid4().hex}"
-    temporary.write_text(json.dumps(index))
-    temporary.replace(index_dir / INDEX)

@@ -1,86 +1,132 @@
-"""The labels of Parquet shards as targets, and what their classes are called.
+"""Which column of Parquet shards holds the images, which the labels, and what targets these make.
 
-Between `columns`, which says where labels are, and `parquet`. Integers are classes as they are. Strings are the names
-of classes, which the training alone decides, so that a class has one index in every split. Booleans are two classes. A
-split that nobody labelled, as competitions publish their tests, is known by having no label at all.
+Columns are found by name and by feature, never by luck. Features are what the `datasets` library writes into the
+schema's metadata: a ClassLabel column holds classes, whatever its name. Nothing else that happens to be a number is
+taken for a label: where name and feature do not settle it, the shards are refused and their columns listed. The
+metadata is read here, since importing `datasets` takes ten times as long as a start from the cache.
+
+Integers are classes as they are. Strings are the names of classes, which the training alone decides, so that a class
+has one index in every split. Booleans are two classes.
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.data.columns import Columns, Kind
 from infer2train.data.images import DataError
-from infer2train.data.shards import count_rows, readable, shown
 
+LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label")
+"""Names of label columns; of several, the first that is there."""
+OTHER_LABEL_NAMES = ("class", "classes", "cls", "class_label", "class_name", "target", "targets", "category")
+"""Names that tell a label column where there is no other of them, nor of `LABEL_NAMES`."""
 MAX_UNNAMED_CLASSES = 100_000
 """Without class names the labels say how many classes there are; one wild label must not make a huge model."""
-_NO_LABEL = (None, -1, "")
-"""What stands for a label in a row that has none."""
+Kind = Literal["integers", "strings", "booleans"]
 
 
-def labelled(groups: Mapping[str, list[Path]], columns: Columns) -> list[Path]:
-    """The first of these groups of shards that has labels; a warning tells which ones have none.
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a shard hold what.
 
     Args:
-        groups: shards to test on, by their prefix and in the order of preference.
-        columns: those of the training.
-
-    Raises:
-        DataError: none has.
+        image: a column with the encoded images, as binary or under `bytes` of a struct.
+        label: the column of the labels.
+        kind: what that is made of.
+        class_names: from the schema's metadata; None where it has none.
     """
-    without: list[Path] = []
-    for shards in groups.values():
-        is_empty = not any(count_rows(path) for path in shards)  # which is said where the rows are read
-        if is_empty or any(_has_labels(path, columns.label) for path in shards):
-            if without:
-                warnings.warn(
-                    f"{shown(without[0])} has no labels (column {columns.label!r} is not there, or has nothing but "
-                    f"null, -1 or empty strings); {shown(shards[0])} is the test set",
-                    RuntimeWarning,
-                )
-            return shards
-        without += shards
-    raise DataError(
-        f"images to test on must have labels: got {', '.join(shown(path) for path in without[:4])} in "
-        f"{without[0].parent}, in which column {columns.label!r} is not there, or has nothing but null, -1 or empty "
-        "strings; add validation*.parquet with labels"
-    )
+
+    image: str
+    label: str
+    kind: Kind
+    class_names: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        names = "no class names" if self.class_names is None else f"{len(self.class_names)} class names"
+        return f"{self.image}, {self.label} ({self.kind}) and {names}"
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say which shard it is, in a `DataError`, when pyarrow cannot read one."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise DataError(f"shards must be whole Parquet files: {path} is not ({reason}); download it again") from error
+
+
+def read_columns(shards: Sequence[Path], label_column: str | None = None) -> Columns:
+    """The columns that all shards agree on, or a `DataError`; `label_column` settles where the labels are."""
+    first = _columns(shards[0], label_column)
+    for path in shards[1:]:
+        if (other := _columns(path, label_column)) != first:
+            raise DataError(
+                f"all shards must have the same columns and class names: {shown(path)} has {other}, {shown(shards[0])} "
+                f"has {first}; remove the one that does not belong to {path.parent}"
+            )
+    return first
+
+
+def has_labels(path: Path, label: str) -> bool:
+    """Whether a shard has the column of the labels, and in it anything but null, -1 and empty strings."""
+    import pyarrow.parquet as pq
+
+    with readable(path), pq.ParquetFile(path) as shard:
+        if label not in shard.schema_arrow.names:
+            return False
+        batches = shard.iter_batches(columns=[label])
+        return any(row not in (None, -1, "") for batch in batches for row in batch.column(0).to_pylist())
 
 
 def read_targets(
     splits: Mapping[str, list[Path]], columns: Columns
 ) -> tuple[dict[Path, Int64[np.ndarray, " n"]], tuple[str, ...]]:
-    """The targets of all shards, and what the classes are called.
-
-    Args:
-        splits: the shards of "train", and of others that have the same classes.
-        columns: of all of them.
-
-    Raises:
-        DataError: a label is none, or not one of the classes; shard and row.
-    """
+    """The targets of all shards, and what the classes of all splits are called, or a `DataError`: shard and row."""
     labels = {path: _read(path, columns.label) for path in chain(*splits.values())}
-    if columns.kind is Kind.INTEGERS:
-        limit = MAX_UNNAMED_CLASSES if columns.class_names is None else len(columns.class_names)
-        rule = f"labels must be in 0..{limit - 1}"
-        targets = _targets(labels, lambda label: label if 0 <= label < limit else None, rule)
-        num_unnamed = 1 + max(int(ids.max(initial=0)) for ids in targets.values())
-        return targets, columns.class_names or tuple(str(k) for k in range(num_unnamed))
-    if columns.kind is Kind.BOOLEANS:
-        return _targets(labels, int, "labels must be true or false"), ("false", "true")
-    class_names = columns.class_names or _names_in(chain(*(labels[path] for path in splits["train"])))
-    index = {name: k for k, name in enumerate(class_names)}
-    return _targets(labels, index.get, "labels must be names of classes that train has"), class_names
+    is_named = columns.kind == "strings"
+    names = ("false", "true") if columns.kind == "booleans" else columns.class_names
+    if is_named and not names:
+        names = _names_in(chain(*(labels[path] for path in splits["train"])))
+    limit = MAX_UNNAMED_CLASSES if names is None else len(names)
+    rule = "labels must be names of classes that train has" if is_named else f"labels must be in 0..{limit - 1}"
+    index = {name: k for k, name in enumerate(names or ())}
+    targets = {}
+    for path, rows in labels.items():
+        found = [index.get(row, -1) for row in rows] if is_named else [-1 if row is None else row for row in rows]
+        wrong = [row for row, target in enumerate(found) if not 0 <= target < limit]
+        if wrong:
+            raise DataError(
+                f"{rule}: got {rows[wrong[0]]} in {shown(path)}, row {wrong[0]} ({len(wrong)} such rows); correct or "
+                "remove those rows"
+            )
+        targets[path] = np.array(found, np.int64)
+    num_unnamed = 1 + max(int(found.max(initial=0)) for found in targets.values())
+    return targets, names or tuple(str(k) for k in range(num_unnamed))
+
+
+def shown(path: Path) -> str:
+    """What a shard is called in a message: its name, after that of its folder where only this tells its split."""
+    return path.name if path.name.lower().startswith(("train", "test", "val")) else f"{path.parent.name}/{path.name}"
+
+
+def _read(path: Path, label: str) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    with readable(path), pq.ParquetFile(path) as shard:
+        return list(shard.read([label])[label].to_pylist())
 
 
 def _names_in(labels: Iterable[str | None]) -> tuple[str, ...]:
-    names = tuple(sorted({label for label in labels if label not in _NO_LABEL}))
+    names = tuple(sorted({label for label in labels if label}))
     if len(names) > MAX_UNNAMED_CLASSES:
         raise DataError(
             f"labels must be the names of at most {MAX_UNNAMED_CLASSES:,} classes: got {len(names):,} different ones, "
@@ -89,35 +135,75 @@ def _names_in(labels: Iterable[str | None]) -> tuple[str, ...]:
     return names
 
 
-def _targets(
-    labels: Mapping[Path, list[Any]], target_of: Callable[[Any], int | None], rule: str
-) -> dict[Path, Int64[np.ndarray, " n"]]:
-    """Of each shard what `target_of` makes of its labels."""
-    found: dict[Path, Int64[np.ndarray, " n"]] = {}
-    for path, rows in labels.items():
-        targets = [None if label is None else target_of(label) for label in rows]
-        wrong = [row for row, target in enumerate(targets) if target is None]
-        if wrong:
-            raise DataError(
-                f"{rule}: got {rows[wrong[0]]} in {shown(path)}, row {wrong[0]} ({len(wrong)} such rows); correct or "
-                "remove those rows"
-            )
-        found[path] = np.array(targets, np.int64)
-    return found
-
-
-def _read(path: Path, label: str) -> list[Any]:
+def _columns(path: Path, label_column: str | None) -> Columns:
     import pyarrow.parquet as pq
 
-    with readable(path), pq.ParquetFile(path) as shard:
-        return list(shard.read(columns=[label])[label].to_pylist())
+    with readable(path):
+        schema = pq.read_schema(path)
+    listed = ", ".join(f"{field.name}: {field.type}" for field in schema) + f" in {path}"
+    # The struct with the images' bytes or, where there is no such struct, plain bytes.
+    parts = [(field.name, part) for field in schema if str(field.type).startswith("struct<") for part in field.type]
+    images = [name for name, part in parts if part.name == "bytes" and _is_bytes(part.type)]
+    images = images or [field.name for field in schema if _is_bytes(field.type)]
+    if len(images) != 1:
+        raise DataError(
+            "shards must have one image column, struct<bytes: binary, path: string> or binary: got "
+            f"{listed}; rename or drop columns"
+        )
+    kinds = {field.name: kind for field in schema if (kind := _kind(field.type)) is not None}
+    features = _features(schema.metadata or {})
+    if label_column is not None and label_column not in kinds:
+        raise DataError(
+            f"the label column must be one of integers, strings or booleans: got --label-column {label_column}, and "
+            f"{listed}; name another"
+        )
+    label = label_column or _label(kinds, features or {}, listed)
+    if features is not None and not isinstance(features.get(label), dict):
+        raise DataError(
+            f"the schema's huggingface metadata must describe the label column {label!r}: that of {path} does not; "
+            "write the shard with `datasets`, or without that metadata"
+        )
+    names = (features or {}).get(label, {}).get("names")
+    return Columns(images[0], label, kinds[label], tuple(map(str, names)) if isinstance(names, list) else None)
 
 
-def _has_labels(path: Path, label: str) -> bool:
-    import pyarrow.parquet as pq
+def _label(kinds: dict[str, Kind], features: dict[str, Any], listed: str) -> str:
+    """The column that name and feature tell, where they do not contradict each other."""
+    wanted = (*((name,) for name in LABEL_NAMES), OTHER_LABEL_NAMES)
+    named: list[str] = next(filter(None, ([name for name in kinds if name.lower() in group] for group in wanted)), [])
+    classes = [name for name in kinds if _is_class_label(features.get(name))]
+    if len(named) == 1 and (not classes or named[0] in classes):
+        return named[0]
+    if len(classes) == 1 and not named:
+        return classes[0]
+    raise DataError(
+        "shards must have a label column of integers, strings or booleans that is a ClassLabel feature or is named "
+        f"{', '.join(LABEL_NAMES)} (or, where there is but one of them, {', '.join(OTHER_LABEL_NAMES)}): got {listed}; "
+        "pass --label-column NAME"
+    )
 
-    with readable(path), pq.ParquetFile(path) as shard:
-        if label not in shard.schema_arrow.names:
-            return False
-        batches = shard.iter_batches(columns=[label])
-        return any(row not in _NO_LABEL for batch in batches for row in batch.column(0).to_pylist())
+
+def _features(metadata: dict[bytes, bytes]) -> dict[str, Any] | None:
+    """What the `datasets` library wrote of each column; None where it wrote nothing, and empty where that is broken."""
+    if b"huggingface" not in metadata:
+        return None
+    try:
+        return dict(json.loads(metadata[b"huggingface"])["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_class_label(feature: Any) -> bool:
+    return isinstance(feature, dict) and (feature.get("_type") == "ClassLabel" or "names" in feature)
+
+
+def _kind(type_: Any) -> Kind | None:
+    """What labels a column of this Arrow type holds; None where it can hold none."""
+    plain = str(type_.value_type if str(type_).startswith("dictionary<") else type_)
+    if plain.startswith(("int", "uint")):
+        return "integers"
+    return "booleans" if plain == "bool" else "strings" if plain in ("string", "large_string", "string_view") else None
+
+
+def _is_bytes(type_: Any) -> bool:
+    return str(type_) in ("binary", "large_binary")

@@ -1,28 +1,36 @@
-"""Every image of a data set decoded once, to one size, into an entry of the cache.
+"""Every image of a data set read once, into an entry of the cache: decoded to one size, or copied as it is.
 
-Between the layouts that give encoded images (`parquet`, `class_folders`) and `entry`, which keeps pixels. Batches of
-images are decoded by threads, since Pillow lets go of the interpreter while it decodes. At 32x32 pixels most of the
-time is spent opening the image instead, where threads gain nothing; other processes would, but cost seconds to start
-and fail in scripts without a `__main__` guard.
+Between the layouts (`class_folders`, `parquet`), which give encoded images, and `cache`, which keeps arrays:
+
+    train-images.npy    decoded: the pixels of all images
+    train-encoded.npy   as they are: the content of all image files, one after the other,
+    train-ends.npy      and where each one ends (bytes); a gap in the data is an image of no bytes
+    train-targets.npy   and the same for test
+
+Batches of images are decoded by threads, since Pillow lets go of the interpreter while it decodes. At 32x32 pixels most
+of the time is spent opening the image instead, where threads gain nothing; other processes would, but cost seconds to
+start and fail in scripts without a `__main__` guard.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from rich.console import Console
 from rich.progress import Progress
 
-from infer2train.data.decoding import BadImageError, decode
-from infer2train.data.entry import SplitWriter
-from infer2train.data.images import DataError
+from infer2train.data.cache import Contents, Entry, growing_array, kept
+from infer2train.data.decoding import VERSION, BadImageError, decode
+from infer2train.data.images import DataError, DataSet, EncodedData, ImageData, ImageSplit
 
+SPLITS = ("train", "test")
 MAX_IMAGE_SIZE = 4096
 BATCH_ROWS = 256
 """Encoded images in memory at a time."""
@@ -32,134 +40,156 @@ _TASK_ROWS = 16
 
 @dataclass(frozen=True)
 class Rows:
-    """Some consecutive images of a split, encoded.
+    """The images of one split, to be read once from first to last.
 
     Args:
-        encoded: one image file's content a row; None where there is none.
-        targets: of the same rows.
-        place: where one of these rows is, for an error.
+        targets: one an image.
+        batches: the content of their files, `BATCH_ROWS` or fewer at a time; None where there is none.
+        place: where one of them is, for an error.
     """
 
-    encoded: list[bytes | None]
-    targets: Int64[np.ndarray, " b"]
+    targets: Int64[np.ndarray, " n"]
+    batches: Iterable[list[bytes | None]]
     place: Callable[[int], str]
 
-    def __len__(self) -> int:
-        return len(self.encoded)
 
+class Layout(ABC):
+    """A folder that was looked at, so that whatever is wrong with it, but for labels and images, was said already."""
 
-@dataclass(frozen=True)
-class EncodedRows:
-    """All images of a split, to be read once from first to last.
+    name: str
 
-    Args:
-        num: how many there are.
-        rows: these.
-    """
+    @abstractmethod
+    def fingerprint(self, cache_dir: Path, **options: object) -> str:
+        """Of the files, of what is read from them, and of options; hexadecimal."""
 
-    num: int
-    rows: Iterable[Rows]
+    @abstractmethod
+    def rows(self) -> tuple[dict[str, Rows], tuple[str, ...]]:
+        """The images of "train" and "test", and the names of the classes."""
+
+    @abstractmethod
+    def on_demand(self, cache_dir: Path, *, image_size: int | None, progress: bool) -> EncodedData:
+        """The images, to be decoded when they are needed, then to `image_size` at most."""
 
 
 def check_image_size(image_size: int | None) -> None:
-    """Refuse sizes that no image has.
-
-    Raises:
-        ValueError: it is one.
-    """
+    """Refuse sizes that no image has, with a `ValueError`."""
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise ValueError(f"image_size must be in 1..{MAX_IMAGE_SIZE} pixels: got {image_size}; pass --image-size 224")
 
 
-def decode_splits(
-    splits: Mapping[str, EncodedRows], entry: Path, *, image_size: int | None, skip: bool, progress: bool
-) -> int:
-    """Decode splits into an entry in the making.
+def decoded(
+    layout: Layout, cache_dir: Path, *, image_size: int | None, on_bad_image: Literal["error", "skip"], progress: bool
+) -> ImageData:
+    """The images as RGB uint8, from the cache if these very files were decoded before; see `catalogue.load_data`."""
+    content = layout.fingerprint(cache_dir, decoding=VERSION, image_size=image_size, on_bad_image=on_bad_image)
 
-    Args:
-        splits: by name.
-        entry: its folder.
-        image_size: height and width in pixels, as for `decoding.decode`. Default: as stored, all of one size.
-        skip: whether images that cannot be decoded are left out.
-        progress: show progress on standard error.
+    def build(folder: Path) -> Contents:
+        splits, class_names = layout.rows()
+        decoder = _Decoder(image_size, on_bad_image == "skip")
+        with ThreadPoolExecutor(os.cpu_count()) as threads, progress_bar(progress) as bar:
+            for name, rows in splits.items():
+                task = bar.add_task(f"decoding {name}", total=len(rows.targets))
+                good: list[int] = []
+                first = 0
+                with growing_array(folder / f"{name}-images.npy") as append:
+                    for batch in rows.batches:
+                        images = decoder.decode(first, batch, rows.place, threads)
+                        for pixels in images.values():
+                            append(pixels[None])
+                        good += images
+                        first += len(batch)
+                        bar.advance(task, len(batch))
+                    if not good:
+                        raise DataError(
+                            f"a split must hold images: got none that is good in {first} rows of {name}; replace its "
+                            "files"
+                        )
+                _save(folder / f"{name}-targets.npy", rows.targets[good])
+        return Contents(class_names, decoder.skipped)
 
-    Returns:
-        How many images were left out.
+    return open_decoded(layout.name, cache_dir, content, build)
 
-    Raises:
-        DataError: an image cannot be decoded or has another size, or a split has none; which, and the remedy.
-    """
-    with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not progress, transient=True))
-        decoder = _Decoder(threads, image_size, skip)
-        for name, split in splits.items():
-            task = bar.add_task(f"decoding {name}", total=split.num)
-            _decode_split(name, split, entry, decoder, partial(bar.advance, task))
-    return decoder.skipped
+
+def open_decoded(name: str, cache_dir: Path, content: str, build: Callable[[Path], Contents]) -> ImageData:
+    """The decoded images of this fingerprint, built first if they are not in the cache."""
+
+    def look(entry: Entry) -> ImageData:
+        train, test = (ImageSplit(entry.array(f"{key}-images", np.uint8), entry.targets(key)) for key in SPLITS)
+        return DataSet(name, train, test, entry.contents.class_names, content, entry.contents.skipped)
+
+    return kept(cache_dir / f"images-{content[:32]}", content, look, build)
+
+
+def unpack(layout: Layout, folder: Path, progress: bool) -> Contents:
+    """Copy the encoded images of all splits into an entry in the making."""
+    splits, class_names = layout.rows()
+    with progress_bar(progress) as bar:
+        for name, rows in splits.items():
+            if not len(rows.targets):
+                raise DataError(f"a split must hold images: got no rows of {name}; replace its files")
+            task = bar.add_task(f"unpacking {name}", total=len(rows.targets))
+            sizes: list[int] = []
+            with growing_array(folder / f"{name}-encoded.npy") as append:
+                for batch in rows.batches:
+                    append(np.frombuffer(b"".join(image or b"" for image in batch), np.uint8))
+                    sizes += [len(image or b"") for image in batch]
+                    bar.advance(task, len(batch))
+            _save(folder / f"{name}-ends.npy", np.cumsum(sizes, dtype=np.int64))
+            _save(folder / f"{name}-targets.npy", rows.targets)
+    return Contents(class_names)
+
+
+def progress_bar(shown: bool) -> Progress:
+    """Progress on standard error."""
+    return Progress(console=Console(stderr=True), disable=not shown, transient=True)
+
+
+def _save(path: Path, array: Int64[np.ndarray, " n"]) -> None:
+    with growing_array(path) as append:
+        append(array)
 
 
 class _Decoder:
-    """Decodes batches of rows to images of one size, which the first good image decides."""
+    """Decodes images to one size, which the first good one decides, and counts those that are left out."""
 
-    def __init__(self, threads: ThreadPoolExecutor, image_size: int | None, skip: bool) -> None:
-        self._threads, self._image_size, self._skip = threads, image_size, skip
+    def __init__(self, image_size: int | None, skip: bool) -> None:
+        self._image_size, self._skip = image_size, skip
         self._shape: tuple[int, ...] | None = None
         self.skipped = 0
 
-    def decode(self, rows: Rows) -> tuple[UInt8[np.ndarray, "b h w 3"], Int64[np.ndarray, " b"]]:
-        """The pixels and targets of the rows whose image is good."""
-        if self._shape is None:
-            self._shape = next(
-                (pixels.shape for row in range(len(rows)) if (pixels := self._one(rows, row)) is not None), None
-            )
-        images = np.empty((len(rows), *(self._shape or (1, 1, 3))), np.uint8)
-        good = np.zeros(len(rows), bool)
+    def decode(
+        self, first: int, batch: list[bytes | None], place: Callable[[int], str], threads: ThreadPoolExecutor
+    ) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+        """The pixels of the good images of a batch, by their rows; `first` is that of the batch's first image."""
 
-        def task(start: int) -> None:
-            for row in range(start, min(start + _TASK_ROWS, len(rows))):
-                if (pixels := self._one(rows, row)) is not None:
-                    images[row], good[row] = pixels, True
+        def task(start: int) -> list[UInt8[np.ndarray, "h w 3"] | None]:
+            some = batch[start : start + _TASK_ROWS]
+            return [self._pixels(image, place, first + row) for row, image in enumerate(some, start)]
 
-        list(self._threads.map(task, range(0, len(rows), _TASK_ROWS)))
-        self.skipped += int((~good).sum())
-        return (images, rows.targets) if good.all() else (images[good], rows.targets[good])
+        found = enumerate(chain(*threads.map(task, range(0, len(batch), _TASK_ROWS))), first)
+        good = {row: pixels for row, pixels in found if pixels is not None}
+        self.skipped += len(batch) - len(good)
+        for row, pixels in good.items():
+            self._shape = self._shape or pixels.shape
+            if pixels.shape != self._shape:
+                (height, width, _), (first_height, first_width, _) = pixels.shape, self._shape
+                raise DataError(
+                    f"images must have one size: {place(row)} has {width}x{height}, the first has "
+                    f"{first_width}x{first_height}; pass --image-size {min(self._shape[:2])} to resize and crop all of "
+                    "them"
+                )
+        return good
 
-    def _one(self, rows: Rows, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The pixels of one row; None for an image that is left out."""
+    def _pixels(
+        self, encoded: bytes | None, place: Callable[[int], str], row: int
+    ) -> UInt8[np.ndarray, "h w 3"] | None:
+        """None for an image that is left out."""
         try:
-            pixels = decode(rows.encoded[row], self._image_size)
+            return decode(encoded, self._image_size)
         except BadImageError as error:
             if self._skip:
                 return None
             raise DataError(
-                f"images must be whole: {rows.place(row)} cannot be decoded ({error}); "
-                f"pass --on-bad-image skip to leave such images out"
+                f"images must be whole: {place(row)} cannot be decoded ({error}); pass --on-bad-image skip to leave "
+                "such images out"
             ) from error
-        if self._shape is not None and pixels.shape != self._shape:
-            raise DataError(
-                f"images must have one size: {rows.place(row)} has {_size(pixels.shape)}, the first has "
-                f"{_size(self._shape)}; pass --image-size {min(self._shape[:2])} to resize and crop all of them"
-            )
-        return pixels
-
-
-def _decode_split(
-    name: str, split: EncodedRows, entry: Path, decoder: _Decoder, advance: Callable[[float], None]
-) -> None:
-    writer: SplitWriter | None = None
-    with ExitStack() as stack:
-        for rows in split.rows:
-            images, kept = decoder.decode(rows)
-            if len(images):
-                writer = writer or stack.enter_context(SplitWriter(entry, name, images.shape[1:]))
-                writer.append(images, kept)
-            advance(len(rows))
-    if writer is None:
-        raise DataError(
-            f"a split must hold images: got none that is good in {split.num} rows of {name}; replace its files"
-        )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"

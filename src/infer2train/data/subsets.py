@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infer2train.addresses import Purpose, integers, seeds
-from infer2train.data.encoded import Split
+from infer2train.data.images import Split
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
@@ -21,14 +21,6 @@ def limit_split(split: Split, n: int, seed: int) -> Split:
 
     What a class is too small to give is passed on to the others. Nested: the images of a smaller n are among those of
     a larger one. The images keep their order; decoded ones are copied into memory.
-
-    Args:
-        split: what is chosen from.
-        n: how many to keep, in 1..len(split) (images).
-        seed: which ones.
-
-    Raises:
-        ValueError: n is not in 1..len(split).
 
     Example:
         >>> from infer2train.data.images import ImageSplit
@@ -44,19 +36,7 @@ def limit_split(split: Split, n: int, seed: int) -> Split:
 
 
 def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
-    """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys.
-
-    Args:
-        split: what is divided.
-        n: how many to hold back, in 1..len(split) - 1 (images).
-        seed: which ones.
-
-    Returns:
-        (rest, validation), as `part` gives them and in their former order.
-
-    Raises:
-        ValueError: n leaves nothing to train on, or is not positive.
-    """
+    """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys."""
     if not 1 <= n < len(split):
         raise ValueError(
             f"validation_split must leave something to train on, so be in 1..{len(split) - 1}: got {n}; "
@@ -92,14 +72,6 @@ def long_tailed(split: Split, imbalance: float, seed: int) -> Split:
     n is the size of the smallest class in `split`, which all of them could have. Which images stay is decided as by
     `limit_split`, so a longer tail is part of a shorter one.
 
-    Args:
-        split: what is chosen from.
-        imbalance: of the first class to the last (at least 1).
-        seed: which ones.
-
-    Raises:
-        ValueError: the last class would have no image, or there is only one class.
-
     Example:
         >>> from infer2train.data.images import ImageSplit
         >>> split = ImageSplit(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1, 1, 1]))
@@ -126,14 +98,7 @@ def long_tailed(split: Split, imbalance: float, seed: int) -> Split:
 def mislabelled(split: Split, share: float, num_classes: int, seed: int) -> Split:
     """The same images, of which ⌊share·n + ½⌋ have another label, uniform over the other classes.
 
-    Args:
-        split: with the labels as they should be.
-        share: in [0, 1).
-        num_classes: that there are.
-        seed: which ones, and what they become; a smaller share's are among a larger share's.
-
-    Raises:
-        ValueError: there is only one class.
+    The wrong labels of a smaller share are among those of a larger one.
 
     Example:
         >>> from infer2train.data.images import ImageSplit

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 from infer2train.addresses import Addresses
 from infer2train.assembly import CHUNK_ON_CPU
 from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
-from infer2train.data.encoded import EncodedData, EncodedSplit, Split
-from infer2train.data.images import ImageData
+from infer2train.data.images import EncodedData, EncodedSplit, ImageData, Split
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.device import allow_tf32, torch_device
 from infer2train.loader import MinedLoader
