@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
-settings ramp versions mining timeline trace addresses source device batches bits pipeline reader collation trial replay
+settings ramp versions mining timeline trace addresses randomness source device batches bits pipeline reader collation trial albumentations replay
 views data models scores losses selection draw methods quantization state oracle pool metrics keeping_up runlog manifest
 checkpoint statistics reporting order acknowledgement admission remedies rehearsal collapse picking audit loader
 assembly miner training compare gamma demo integrations reproduce cli __main__

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from infer2train.checkpoint import CheckpointError, load_checkpoint, restore_rng, rng_state, save_checkpoint
+from infer2train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.manifest import write_folder
+from infer2train.randomness import restore_rng, rng_state
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json", "manifest.sha256")
 

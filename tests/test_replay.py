@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from conformance.views import check_source, same
 from infer2train.addresses import Addresses, Purpose, seeds
-from infer2train.replay import Replay, seeded
+from infer2train.randomness import seeded
+from infer2train.replay import Replay
 from infer2train.source import Source
 
 HERE = Addresses(np.array([3, 3, 1, 4]), np.array([5, 6, 7, 8]))

@@ -14,7 +14,6 @@ writes to a folder, any number may read. Saving waits for the disk; what a state
 """
 
 import errno
-import random
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,14 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from infer2train.manifest import DamageError, read_folder, sync, write_folder
-from infer2train.replay import RANDOM_STATE
 from infer2train.state import decode, encode
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -143,54 +140,6 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         f"one checkpoint in {folder} must be undamaged: got {len(rejected)} damaged ({'; '.join(rejected)}); put "
         "back a copy of one, or start again in another folder"
     )
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of the global generators of Python, NumPy and torch, and of every CUDA device if CUDA is in use."""
-    with RANDOM_STATE:
-        return _rng_state()
-
-
-def _rng_state() -> dict[str, Any]:
-    numpy_state: Any = np.random.get_state(legacy=False)
-    # Arrays as tensors, so that torch.load(weights_only=True) takes the state that a user has saved with torch.save.
-    numpy_state["state"] = {
-        name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-        for name, value in numpy_state["state"].items()
-    }
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": numpy_state,
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    """Put the global generators into a state that `rng_state` returned, so that they go on with the same numbers.
-
-    Raises:
-        ValueError: it holds generators of more CUDA devices than there are; no generator was changed.
-    """
-    cuda = state.get("cuda", [])
-    num_devices = torch.cuda.device_count() if cuda else 0
-    if len(cuda) > num_devices:
-        raise ValueError(
-            f"random states of CUDA devices need those devices: got {len(cuda)} states for {num_devices} devices; "
-            "resume on a machine like the first, or remove 'cuda' from the state and accept other random numbers"
-        )
-    inner = {
-        name: value.numpy() if isinstance(value, torch.Tensor) else value
-        for name, value in state["numpy"]["state"].items()
-    }
-    with RANDOM_STATE:
-        random.setstate(state["python"])
-        np.random.set_state({**state["numpy"], "state": inner})
-        torch.set_rng_state(state["torch"])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def _name(step: int) -> str:

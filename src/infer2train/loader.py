@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from infer2train.acknowledgement import Pace
 from infer2train.admission import refuse_ranks
 from infer2train.batches import logits_of
-from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.device import device_of
 from infer2train.draw import Draw
 from infer2train.methods.method import Method
@@ -30,6 +29,7 @@ from infer2train.order import Batches, OwnOrder, epoch_batches, fingerprint
 from infer2train.picking import Picker, planned
 from infer2train.pipeline import AddressPipeline
 from infer2train.pool.pool import Pool
+from infer2train.randomness import restore_rng, rng_state
 from infer2train.runlog import RunLog
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.timeline import TRAINER, Span, Timeline

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
 from infer2train.addresses import Purpose, seeds
-from infer2train.replay import seeded
+from infer2train.randomness import seeded
 
 Batches = list[Int64[np.ndarray, " _"]]
 

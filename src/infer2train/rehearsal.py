@@ -20,8 +20,8 @@ from infer2train.methods.method import Choices
 from infer2train.methods.samples import class_targets
 from infer2train.oracle.live import are_close, asked, asked_copy
 from infer2train.oracle.scorer import Score, Split, one_each
+from infer2train.randomness import seeded
 from infer2train.remedies import score_to_write, split_to_write
-from infer2train.replay import seeded
 from infer2train.selection import Balance
 
 ROWS = 8

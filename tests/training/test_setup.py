@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from infer2train.checkpoint import restore_rng, rng_state
 from infer2train.data.digits import load
 from infer2train.data.images import ImageSplit
+from infer2train.randomness import restore_rng, rng_state
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import regime_defaults

@@ -1,6 +1,5 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from infer2train.oracle.catalogue import resolve_engine
 from infer2train.pipeline import ViewWorkers
 from infer2train.pool.cores import as_text, available_cores, shared_out
 from infer2train.pool.heap import keep_freed_memory
+from infer2train.randomness import seed_everything
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import every_sample, random_views
 from infer2train.views.catalogue import SIZED, make_view
@@ -238,13 +238,6 @@ def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> Images
     if images.nbytes > LARGEST_PART * free_bytes:
         return images
     return torch.from_numpy(np.array(images)).to(device)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators, from which a model of the user's own may draw; ours draw from addresses."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
 
 
 def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:
