@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.scores import loss
+from infer2train.observe.runlog import cpu_name
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import Record, snapshot
-from infer2train.runlog import cpu_name
-from infer2train.scores import loss
 from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.schedule import learning_rate

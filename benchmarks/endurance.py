@@ -26,12 +26,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import infer2train
+from infer2train.machine.cores import available_cores, on_cores
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
-from infer2train.pool.cores import available_cores, on_cores
-from infer2train.runlog import cpu_name
-from infer2train.views.crops import PadCropFlip
-from infer2train.views.image_views import ImageViews
+from infer2train.observe.runlog import cpu_name
+from infer2train.sources.views.crops import PadCropFlip
+from infer2train.sources.views.image_views import ImageViews
 
 BOUND_MB = 50
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6

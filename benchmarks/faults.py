@@ -34,13 +34,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import infer2train
-from infer2train.checkpoint import load_checkpoint, save_checkpoint
-from infer2train.loader import MinedLoader
+from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from infer2train.draws.versions import VersionRule
+from infer2train.loader.loader import MinedLoader
+from infer2train.observe.runlog import cpu_name
 from infer2train.pool.process import ProcessPool
 from infer2train.pool.pulse import PHASES
-from infer2train.runlog import cpu_name
-from infer2train.versions import VersionRule
-from infer2train.views.crops import PadCropFlip
+from infer2train.sources.views.crops import PadCropFlip
 
 BATCH_SIZE, GAMMA, UPDATE_EVERY, SAMPLES, SEED = 16, 6, 4, 320, 0
 MOST_KILLS_WITHOUT_ANSWER = 3

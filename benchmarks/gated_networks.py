@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.scores import loss
+from infer2train.observe.runlog import cpu_name
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import Fidelity, fidelity
+from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.program import LONG_TAILS, Simulation, specify
+from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
-from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.graph import WeightGraph
-from infer2train.quantization.program import LONG_TAILS, Simulation, specify
-from infer2train.quantization.ranges import measure_ranges
-from infer2train.runlog import cpu_name
-from infer2train.scores import loss
-from infer2train.source import Source
+from infer2train.sources.source import Source
 from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import prepare, resolved

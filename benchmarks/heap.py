@@ -1,4 +1,4 @@
-"""What a training step costs when freed memory is kept, beside the allocator's own habit (`infer2train.pool.heap`).
+"""What a training step costs when freed memory is kept, beside the allocator's own habit (`machine.memory`).
 
     taskset -c 1 python benchmarks/heap.py
 
@@ -14,9 +14,9 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
+from infer2train.machine.memory import keep_freed_memory
 from infer2train.models.catalogue import build_model
-from infer2train.pool.heap import keep_freed_memory
-from infer2train.runlog import cpu_name
+from infer2train.observe.runlog import cpu_name
 
 
 def main() -> None:

@@ -23,21 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import split_batch, tensors_of
-from infer2train.gamma.measure import subject
-from infer2train.gamma.peak import int8_gemm_peak, operations_per_image
-from infer2train.gamma.trainer import training_ways
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.observe.runlog import cpu_name
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.measurement import timed
+from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
+from infer2train.oracle.quantization.program import Simulation, deviation
 from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
-from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.program import Simulation, deviation
-from infer2train.runlog import cpu_name
-from infer2train.views.image_views import ImageViews
+from infer2train.sources.views.image_views import ImageViews
+from infer2train.studies.gamma.measure import subject
+from infer2train.studies.gamma.peak import int8_gemm_peak, operations_per_image
+from infer2train.studies.gamma.trainer import training_ways
 
 ENGINES = ("openvino:int8", "onnxruntime:int8")
 SECTIONS = ("speed", "refresh", "deviation", "pipelines", "memory")

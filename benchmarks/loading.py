@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from infer2train.runlog import cpu_name
+from infer2train.observe.runlog import cpu_name
 
 HERE = Path(__file__).resolve().parents[1] / "src"
 MADE = {"train": 8000, "test": 2000}

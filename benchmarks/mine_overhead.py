@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 import infer2train
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
-from infer2train.runlog import cpu_name
-from infer2train.views.crops import PadCropFlip
+from infer2train.observe.runlog import cpu_name
+from infer2train.sources.views.crops import PadCropFlip
 
 
 class Decoding(Dataset[tuple[Tensor, int]]):

@@ -21,13 +21,13 @@ import PIL
 import torch
 from PIL import Image
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.data.catalogue import load_encoded
 from infer2train.data.decoding import decode
 from infer2train.data.images import EncodedSplit
-from infer2train.runlog import cpu_name
-from infer2train.views.crops import RandomResizedCropFlip
-from infer2train.views.on_demand import OnDemandViews
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.observe.runlog import cpu_name
+from infer2train.sources.views.crops import RandomResizedCropFlip
+from infer2train.sources.views.on_demand import OnDemandViews
 
 BATCH = 32
 MADE_PHOTOS = 200

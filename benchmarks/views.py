@@ -17,9 +17,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
-from infer2train.views.catalogue import VIEWS, make_view
-from infer2train.views.image_views import ImageViews
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.sources.views.catalogue import VIEWS, make_view
+from infer2train.sources.views.image_views import ImageViews
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from infer2train.draw import Draw
-from infer2train.loader import MinedLoader
+from infer2train.draws.draw import Draw
+from infer2train.loader.loader import MinedLoader
 
 CLASSES, SIZE = 3, 6
 

@@ -19,7 +19,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("infer2train.cli", "infer2train.training.loop", "infer2train.data.digits", "infer2train.models.cifar_resnet"),
-        *("infer2train.miner", "torch.utils.tensorboard", "matplotlib.figure", "jinja2", "yaml"),
+        *("infer2train.loader.mine", "torch.utils.tensorboard", "matplotlib.figure", "jinja2", "yaml"),
     ]
 )
 

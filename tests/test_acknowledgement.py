@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from infer2train import MinedLoader, mine
-from infer2train.acknowledgement import optimizers_of
+from infer2train.loader.acknowledgement import optimizers_of
 from mined_runs import draws, equal, jittered, network, one_ahead, sgd, state_of
 
 

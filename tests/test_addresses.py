@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from infer2train.addresses import (
+from infer2train.draws.addresses import (
     Addresses,
     Purpose,
     as_uniform,

@@ -1,4 +1,4 @@
-"""The layers: a module imports, even lazily inside a function, only what stands above it here."""
+"""The rooms and what is in them: a module imports, even lazily inside a function, only what stands above it here."""
 
 import ast
 from collections.abc import Iterator
@@ -7,13 +7,30 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
-ORDER = """
-settings ramp versions mining timeline trace addresses randomness source device batches bits pipeline reader collation trial albumentations replay
-views data models scores losses selection draw methods quantization state oracle pool metrics keeping_up runlog manifest
-checkpoint statistics reporting order acknowledgement admission remedies rehearsal collapse picking audit loader
-assembly miner training compare gamma demo integrations reproduce cli __main__
-"""
-LAYERS = ORDER.split()
+ROOMS = {
+    "settings": "",
+    "batches": "",
+    "machine": "cores memory device",
+    "draws": "addresses randomness ramp versions mining draw selection scores losses methods collapse",
+    "sources": "albumentations source bits pipeline views collation reader trial replay",
+    "models": "initialisation pixels cifar_resnet imagenet_resnet catalogue",
+    "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet catalogue",
+    "observe": "timeline trace keeping_up metrics runlog",
+    "checkpoint": "state manifest checkpoint",
+    "oracle": "telemetry quantization weight_bits rounds snapshot samples engine scorer torch_engine fidelity live "
+    "refresher trial lowered_engine simulated_engine openvino_engine onnxruntime_engine catalogue measurement",
+    "pool": "pool segment fingerprint task channel pulse inline stream worker worker_process process",
+    "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
+    "loader": "order acknowledgement admission remedies rehearsal picking loader assembly mine",
+    "training": "config regimes schedule interrupt progress evaluation setup step health decoding_rate folder watch "
+    "loop",
+    "studies": "compare gamma reproduce demo",
+    "cli": "",
+    "__main__": "",
+}
+"""In the way of the data; behind each room its modules in theirs."""
+MOST_ROOMS, MOST_ARROWS = 20, 100
+ROOM_PATHS = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -29,13 +46,23 @@ def imported(source: str, package: str) -> Iterator[str]:
 
 
 def violations(source: str, module: str, package: str) -> list[str]:
-    """What a module (`pool.process` in `infer2train.pool`) imports although it stands on no layer above."""
-    layer = module.split(".")[0]
-    inside = [name.split(".")[1:] for name in imported(source, package) if name.split(".")[0] == "infer2train"]
-    allowed = {*LAYERS[: LAYERS.index(layer) + 1], "__version__"}
-    return [
-        f"{module} imports {'.'.join(name) or 'infer2train'}" for name in inside if {*name[:1]} - allowed or not name
-    ]
+    """What a module (`pool.process` in `infer2train.pool`) imports although it stands on no place above."""
+    found = []
+    for name in imported(source, package):
+        top, *inside = name.split(".")
+        if top == "infer2train" and inside != ["__version__"] and not _is_above(inside, module.split(".")):
+            found.append(f"{module} imports {'.'.join(inside) or 'infer2train'}")
+    return found
+
+
+def _is_above(other: list[str], module: list[str]) -> bool:
+    rooms = list(ROOMS)
+    if not other or other[0] not in rooms:
+        return False
+    if other[0] != module[0]:
+        return rooms.index(other[0]) < rooms.index(module[0])
+    order = ROOMS[module[0]].split()
+    return other[1:2] == module[1:2] or order.index(other[1]) < order.index(module[1])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -48,10 +75,10 @@ def test_imports_only_from_above(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from infer2train.miner import mine",
-        "import infer2train.miner",
+        "from infer2train.loader.mine import mine",
+        "import infer2train.loader.mine",
         "from infer2train import miner",
-        "def lazily():\n    from infer2train.miner import mine",
+        "def lazily():\n    from infer2train.loader.mine import mine",
         "from ..miner import mine",
         "from .. import miner",
         "from infer2train import mine",
@@ -60,16 +87,33 @@ def test_imports_only_from_above(path: Path) -> None:
 )
 def test_an_import_from_below_is_seen(source: str) -> None:
     assert violations(source, "pool.inline", "infer2train.pool")
-    allowed = (
-        "from infer2train.pool.process import x\nfrom .process import y\nfrom infer2train import addresses, __version__"
-    )
+    allowed = "from infer2train.pool.pool import x\nfrom .task import y\nfrom infer2train import draws, __version__"
     assert violations(allowed, "pool.inline", "infer2train.pool") == []
 
 
-def test_configuration_is_free_of_torch() -> None:
-    names = {name.split(".")[0] for name in imported((PACKAGE / "settings.py").read_text("utf-8"), "infer2train")}
+@pytest.mark.parametrize("file", ["settings.py", "draws/mining.py", "draws/ramp.py", "training/config.py"])
+def test_configuration_is_free_of_torch(file: str) -> None:
+    names = {name.split(".")[0] for name in imported((PACKAGE / file).read_text("utf-8"), "infer2train")}
     assert "torch" not in names
     assert "dataclasses" in names, "the reader of imports saw nothing"
+
+
+def test_every_room_and_every_module_has_its_place() -> None:
+    assert {path.name.removesuffix(".py") for path in ROOM_PATHS} <= {*ROOMS, "__init__", "py.typed"}
+    for room, order in ROOMS.items():
+        there = {path.stem for path in (PACKAGE / room).glob("*") if path.is_dir() or path.suffix == ".py"}
+        assert there - {"__init__", "__pycache__"} == set(order.split()), room
+
+
+def test_the_house_stays_small() -> None:
+    arrows = {
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), name.split(".")[1])
+        for path in MODULES
+        for name in imported(path.read_text("utf-8"), "infer2train")
+        if name.startswith("infer2train.") and name.split(".")[1] in ROOMS
+    }
+    assert len(ROOM_PATHS) <= MOST_ROOMS
+    assert len({(a, b) for a, b in arrows if a != b}) <= MOST_ARROWS
 
 
 @pytest.mark.parametrize("name", ["utils", "helpers", "common", "misc"])

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from conformance.method import draw_at, made
-from infer2train.audit import as_pixels, audit_draw
-from infer2train.draw import Draw
-from infer2train.loader import MinedLoader
-from infer2train.miner import mine
-from infer2train.replay import Replay
-from infer2train.views.crops import PadCropFlip
-from infer2train.views.image_views import ImageViews
+from infer2train.draws.draw import Draw
+from infer2train.loader.loader import MinedLoader
+from infer2train.loader.mine import mine
+from infer2train.reporting.audit import as_pixels, audit_draw
+from infer2train.sources.replay import Replay
+from infer2train.sources.views.crops import PadCropFlip
+from infer2train.sources.views.image_views import ImageViews
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

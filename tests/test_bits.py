@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from infer2train.bits import difference, outline
+from infer2train.sources.bits import difference, outline
 
 
 def thing(number: float) -> dict[str, Any]:

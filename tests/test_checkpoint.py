@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from infer2train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from infer2train.manifest import write_folder
-from infer2train.randomness import restore_rng, rng_state
+from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.checkpoint.manifest import write_folder
+from infer2train.draws.randomness import restore_rng, rng_state
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json", "manifest.sha256")
 
@@ -229,7 +229,7 @@ PROLOGUE = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
-from infer2train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 def state_of(step, size=20_000):
     return {"step": step, "weights": torch.full((size,), float(step)), "history": [(step, "x" * 20_000)]}

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from infer2train.runlog import read_config, read_rows
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.training.config import RunConfig, from_plain
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from infer2train import MinedLoader, mine
-from infer2train.collapse import FEWEST_PICKS, FIRST_DRAWS, WINDOW, ClassShare, CollapseWatch, largest_class
+from infer2train.draws.collapse import FEWEST_PICKS, FIRST_DRAWS, WINDOW, ClassShare, CollapseWatch, largest_class
 from mined_runs import draws
 
 

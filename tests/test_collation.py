@@ -12,8 +12,8 @@ from torch.nn.functional import one_hot, pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from infer2train.collation import try_collate
-from infer2train.replay import Replay
+from infer2train.sources.collation import try_collate
+from infer2train.sources.replay import Replay
 
 
 def pictures() -> list[tuple[Tensor, int]]:

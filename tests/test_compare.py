@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infer2train.runlog import read_config, read_rows
+from infer2train.observe.runlog import read_config, read_rows
 from run_processes import Moment, command_line, interrupt
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")

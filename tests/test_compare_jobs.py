@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.runlog import read_rows
+from infer2train.observe.runlog import read_rows
 
 SETTINGS = {"--seeds": 1, "--epochs": 200, "--threads": 1, "--gamma": 2, "--jobs": 2, "--name": "c"}
 

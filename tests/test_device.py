@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infer2train.device import torch_device, wait_for_gpu
+from infer2train.machine.device import torch_device, wait_for_gpu
 from infer2train.oracle.measurement import timed
 
 

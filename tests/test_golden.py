@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from infer2train import mine
-from infer2train.methods.table import METHODS
+from infer2train.draws.methods.table import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, UPDATE_EVERY, EXACT_DRAWS = 25, 10, 9

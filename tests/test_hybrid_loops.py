@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import infer2train
-from infer2train.addresses import Purpose, seeds
-from infer2train.draw import Draw
-from infer2train.loader import MinedLoader
-from infer2train.pool.cores import as_text, available_cores
+from infer2train.draws.addresses import Purpose, seeds
+from infer2train.draws.draw import Draw
+from infer2train.loader.loader import MinedLoader
+from infer2train.machine.cores import as_text, available_cores
 from mined_runs import draws, equal, jittered, network, sgd, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

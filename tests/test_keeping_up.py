@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from infer2train.keeping_up import FEWEST_DRAWS, Accounts, Waits, warning
-from infer2train.timeline import TRAINER, Span
+from infer2train.observe.keeping_up import FEWEST_DRAWS, Accounts, Waits, warning
+from infer2train.observe.timeline import TRAINER, Span
 
 
 def accounts(**changes: Any) -> Accounts:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from infer2train import MinedLoader, Replay, mine
-from infer2train.checkpoint import load_checkpoint, save_checkpoint
-from infer2train.randomness import rng_state
+from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from infer2train.draws.randomness import rng_state
 from mined_runs import Jittered, draws, equal, jittered, network, one_ahead, sgd, state_of
 
 # The rule of versions

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infer2train.losses import distillation, mean_log_probabilities
+from infer2train.draws.losses import distillation, mean_log_probabilities
 
 LAMBDA = 1e-5
 """The paper's weight of the penalty."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infer2train.manifest import CHECKSUM, MANIFEST, DamageError, read_folder, write_folder
+from infer2train.checkpoint.manifest import CHECKSUM, MANIFEST, DamageError, read_folder, write_folder
 
 FILES = {"a.bin": b"\x00" * 300, "b.json": b"{}"}
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conformance.method import BATCH, IDS, draw_at, made
 from infer2train import MinedLoader, mine
-from infer2train.addresses import Purpose, uniforms
 from infer2train.batches import map_tensors
-from infer2train.draw import Draw, Kind
-from infer2train.methods.memory import Memory
+from infer2train.draws.addresses import Purpose, uniforms
+from infer2train.draws.draw import Draw, Kind
+from infer2train.draws.methods.memory import Memory
 from mined_runs import equal, sgd, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from conformance.method import BATCH, GAMMA, IDS, check_method, draw_at, made
-from infer2train.addresses import Addresses
-from infer2train.draw import Draw
-from infer2train.methods.method import Method
-from infer2train.methods.samples import class_targets
-from infer2train.methods.table import METHODS, choices_of, get_method, get_score
-from infer2train.mining import Mining
-from infer2train.ramp import Ramp
-from infer2train.scores import SCORES
-from infer2train.selection import BALANCES, PICKS
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.draw import Draw
+from infer2train.draws.methods.method import Method
+from infer2train.draws.methods.samples import class_targets
+from infer2train.draws.methods.table import METHODS, choices_of, get_method, get_score
+from infer2train.draws.mining import Mining
+from infer2train.draws.ramp import Ramp
+from infer2train.draws.scores import SCORES
+from infer2train.draws.selection import BALANCES, PICKS
 
 
 @pytest.mark.parametrize("name", METHODS)

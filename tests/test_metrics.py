@@ -2,7 +2,7 @@
 
 import pytest
 
-from infer2train.metrics import Meter, draws_per_second, scalars, window
+from infer2train.observe.metrics import Meter, draws_per_second, scalars, window
 
 
 def test_readers_with_marks_of_their_own_do_not_disturb_one_another() -> None:

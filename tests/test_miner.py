@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
 from infer2train import MinedLoader, Replay, mine
-from infer2train.addresses import Addresses, Purpose, seeds
-from infer2train.draw import Draw
-from infer2train.methods.table import METHODS
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.draw import Draw
+from infer2train.draws.methods.table import METHODS
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.oracle.snapshot import NotFiniteError
-from infer2train.runlog import read_config, read_rows
 from mined_runs import (
     CLASSES,
     Annotated,

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from infer2train.mining import Mining
-from infer2train.ramp import Ramp
+from infer2train.draws.mining import Mining
+from infer2train.draws.ramp import Ramp
 from infer2train.settings import as_plain, changed, decisive
 
 FIELDS = dataclasses.fields(Mining)

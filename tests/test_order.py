@@ -12,7 +12,7 @@ from scipy import stats
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from infer2train import mine
-from infer2train.order import epoch_batches, fingerprint, readable_ids
+from infer2train.loader.order import epoch_batches, fingerprint, readable_ids
 from mined_runs import Jittered, Monotone, Uniform, draws, network, sgd
 
 N = 24

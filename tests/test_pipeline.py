@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
-from infer2train.addresses import Addresses
-from infer2train.pipeline import AddressPipeline, ViewWorkers
-from infer2train.replay import Replay
-from infer2train.source import Source
+from infer2train.draws.addresses import Addresses
+from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
 
 
 class Echo(Source):

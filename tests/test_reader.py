@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from conformance.views import same
-from infer2train.addresses import Addresses
 from infer2train.batches import split_batch
+from infer2train.draws.addresses import Addresses
 from infer2train.oracle.samples import SourceSamples
-from infer2train.pipeline import ViewWorkers
 from infer2train.pool.fingerprint import data_digest
-from infer2train.reader import Reader
-from infer2train.replay import Replay
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.reader import Reader
+from infer2train.sources.replay import Replay
 
 HERE = Addresses(np.array([3, 3, 1]), np.array([5, 6, 7]))
 

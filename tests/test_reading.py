@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from infer2train import MinedLoader, Replay, mine
-from infer2train.pool.cores import as_text, available_cores
+from infer2train.machine.cores import as_text, available_cores
 from mined_runs import CLASSES, SIZE, Jittered, draws, equal, jittered, network, sgd
 
 pytestmark = pytest.mark.usefixtures("one_thread")

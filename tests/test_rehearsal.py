@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from infer2train import mine
-from infer2train.remedies import score_to_write, split_to_write
+from infer2train.loader.remedies import score_to_write, split_to_write
 from mined_runs import Jittered, jittered, network, sgd
 
 N = 24

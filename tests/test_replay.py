@@ -14,10 +14,10 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from conformance.views import check_source, same
-from infer2train.addresses import Addresses, Purpose, seeds
-from infer2train.randomness import seeded
-from infer2train.replay import Replay
-from infer2train.source import Source
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.randomness import seeded
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
 
 HERE = Addresses(np.array([3, 3, 1, 4]), np.array([5, 6, 7, 8]))
 

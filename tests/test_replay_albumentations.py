@@ -10,8 +10,8 @@ from scipy import stats
 from torch.utils.data import Dataset, Subset, default_collate
 
 from conformance.views import check_source
-from infer2train.addresses import Addresses
-from infer2train.replay import Replay
+from infer2train.draws.addresses import Addresses
+from infer2train.sources.replay import Replay
 
 HERE = Addresses(np.array([3, 3, 1, 4]), np.array([5, 6, 7, 8]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.runlog import CONFIG, METRICS, RunLog, read_config, read_rows, take_back, write_config
+from infer2train.observe.runlog import CONFIG, METRICS, RunLog, read_config, read_rows, take_back, write_config
 
 
 def write(folder: Path, *rows: dict[str, object]) -> None:
@@ -36,7 +36,7 @@ def test_a_row_survives_a_kill_that_follows_it(tmp_path: Path) -> None:
     killed = """
 import os, signal, sys
 from pathlib import Path
-from infer2train.runlog import RunLog
+from infer2train.observe.runlog import RunLog
 
 log = RunLog(Path(sys.argv[1]), tensorboard=False)
 log.write("step", step=1, loss=0.25)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infer2train.scores import SCORES, entropy, gradient_norm_bound, loss, margin
+from infer2train.draws.scores import SCORES, entropy, gradient_norm_bound, loss, margin
 
 
 def logits(num: int = 50, classes: int = 10, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from infer2train.addresses import Purpose, seeds
-from infer2train.selection import (
+from infer2train.draws.addresses import Purpose, seeds
+from infer2train.draws.selection import (
     BALANCES,
     PICKS,
     count_nonfinite,

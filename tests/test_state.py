@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as stnp
 from safetensors.torch import load, save
 from torch import nn
 
-from infer2train.state import _AS_BYTES, _BY_NAME, decode, encode
+from infer2train.checkpoint.state import _AS_BYTES, _BY_NAME, decode, encode
 
 
 def through_files(state: dict[str, Any]) -> dict[str, Any]:

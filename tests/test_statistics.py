@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infer2train.statistics import MOST_SEEDS, Verdict, mean_std, paired_difference, seeds_needed
+from infer2train.reporting.statistics import MOST_SEEDS, Verdict, mean_std, paired_difference, seeds_needed
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])

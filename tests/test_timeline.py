@@ -2,7 +2,7 @@
 
 import pytest
 
-from infer2train.timeline import BESIDE, TRAINER, Span, Timeline, last_steps
+from infer2train.observe.timeline import BESIDE, TRAINER, Span, Timeline, last_steps
 
 
 def test_oracles_are_added_up_without_what_is_prepared_beside() -> None:

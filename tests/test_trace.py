@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infer2train.timeline import BESIDE, TRAINER, Span
-from infer2train.trace import Trace
+from infer2train.observe.timeline import BESIDE, TRAINER, Span
+from infer2train.observe.trace import Trace
 from run_processes import command_line
 
 OVERLAPPING = [

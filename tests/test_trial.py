@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from infer2train.pipeline import ViewWorkers
-from infer2train.replay import Replay
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.replay import Replay
 
 
 class Here(Dataset[Any]):

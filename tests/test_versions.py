@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer2train.versions import EpochSteps, VersionRule
+from infer2train.draws.versions import EpochSteps, VersionRule
 
 EVERY = st.integers(1, 12)
 DELAY = st.integers(0, 30)

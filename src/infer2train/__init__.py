@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from infer2train.loader import MinedLoader
-    from infer2train.miner import mine
-    from infer2train.mining import Mining
-    from infer2train.replay import Replay
-    from infer2train.views.image_views import ImageViews
+    from infer2train.draws.mining import Mining
+    from infer2train.loader.loader import MinedLoader
+    from infer2train.loader.mine import mine
+    from infer2train.sources.replay import Replay
+    from infer2train.sources.views.image_views import ImageViews
 
 __all__ = ["mine", "Mining", "MinedLoader", "Replay", "ImageViews", "__version__"]
 
 _PUBLIC = {
-    "mine": "infer2train.miner:mine",
-    "MinedLoader": "infer2train.loader:MinedLoader",
-    "Mining": "infer2train.mining:Mining",
-    "Replay": "infer2train.replay:Replay",
-    "ImageViews": "infer2train.views.image_views:ImageViews",
+    "mine": "infer2train.loader.mine:mine",
+    "MinedLoader": "infer2train.loader.loader:MinedLoader",
+    "Mining": "infer2train.draws.mining:Mining",
+    "Replay": "infer2train.sources.replay:Replay",
+    "ImageViews": "infer2train.sources.views.image_views:ImageViews",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jsonargparse
 
 from infer2train import __version__
-from infer2train.mining import Mining
+from infer2train.draws.mining import Mining
 from infer2train.settings import at_least
 from infer2train.training.config import DataConfig, RunConfig, TrainingConfig, from_plain
 from infer2train.training.regimes import regime_defaults
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """One or two lines for an expected error; an unexpected one says how to see more."""
-    from infer2train.checkpoint import CheckpointError
+    from infer2train.checkpoint.checkpoint import CheckpointError
     from infer2train.data.images import DataError
     from infer2train.training.interrupt import Interrupted
     from infer2train.training.loop import DivergedError
@@ -210,7 +210,7 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
 
 
 def _reproduce_parser() -> jsonargparse.ArgumentParser:
-    from infer2train.reproduce.experiments import EXPERIMENTS
+    from infer2train.studies.reproduce.experiments import EXPERIMENTS
 
     questions = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
     parser = jsonargparse.ArgumentParser(
@@ -320,9 +320,9 @@ def _train(options: dict[str, Any]) -> None:
 def _compare(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.compare import Comparison, compare, print_comparison
-    from infer2train.methods.table import METHODS
+    from infer2train.draws.methods.table import METHODS
     from infer2train.settings import unknown
+    from infer2train.studies.compare import Comparison, compare, print_comparison
 
     for arm in options["methods"]:
         if arm.partition("@")[0] not in METHODS:
@@ -364,8 +364,8 @@ def _settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def _own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
     """What a method has instead of a comparison's common settings: its regime's own, and nothing without effect."""
-    from infer2train.methods.table import METHODS
-    from infer2train.selection import PICKS
+    from infer2train.draws.methods.table import METHODS
+    from infer2train.draws.selection import PICKS
 
     general = regime_defaults(options["regime"], RunConfig.method)
     own = {
@@ -407,8 +407,8 @@ def _gamma(options: dict[str, Any]) -> None:
 
     from rich.console import Console
 
-    from infer2train.gamma.measure import measure_gamma
-    from infer2train.gamma.report import print_gamma
+    from infer2train.studies.gamma.measure import measure_gamma
+    from infer2train.studies.gamma.report import print_gamma
 
     progress = Console(stderr=True)
     with progress.status("measuring …") as status:
@@ -441,7 +441,7 @@ def _tell(line: str, console: Any, status: Any) -> None:
 
 
 def _demo(options: dict[str, Any]) -> None:
-    from infer2train.demo import demo
+    from infer2train.studies.demo import demo
 
     demo(Path(options["runs_dir"]), quiet=options["quiet"])
 
@@ -449,10 +449,10 @@ def _demo(options: dict[str, Any]) -> None:
 def _reproduce(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.reproduce.experiments import EXPERIMENTS
-    from infer2train.reproduce.plan import Plan
-    from infer2train.reproduce.run import Place, print_lines, reproduce
     from infer2train.settings import unknown
+    from infer2train.studies.reproduce.experiments import EXPERIMENTS
+    from infer2train.studies.reproduce.plan import Plan
+    from infer2train.studies.reproduce.run import Place, print_lines, reproduce
 
     name = options["experiment"]
     if name not in EXPERIMENTS:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from conformance.views import elsewhere
-from infer2train.addresses import Addresses, Purpose, seeds, uniforms
-from infer2train.draw import Draw, Kind
-from infer2train.methods.method import Method
-from infer2train.methods.table import get_method
-from infer2train.mining import Mining
+from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
+from infer2train.draws.draw import Draw, Kind
+from infer2train.draws.methods.method import Method
+from infer2train.draws.methods.table import get_method
+from infer2train.draws.mining import Mining
 
 BATCH, GAMMA = 10, 4
 CLASSES = 3

@@ -24,16 +24,16 @@ from torch.utils.data import Dataset, default_collate
 
 from conformance.networks import NUM_CLASSES, TextEncoder, experienced, pixels
 from conformance.views import same
-from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.batches import call_model, logits_of, map_tensors, split_batch, tensors_of
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.draws.scores import loss
 from infer2train.oracle.scorer import Score, Scores
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.pool.pool import Pool
-from infer2train.replay import Replay
-from infer2train.scores import loss
-from infer2train.source import Source
-from infer2train.views.crops import PadCropFlip
-from infer2train.views.image_views import ImageViews
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
+from infer2train.sources.views.crops import PadCropFlip
+from infer2train.sources.views.image_views import ImageViews
 
 VERSIONS = (0, 100, 200)
 SLOTS, VIEWS = 7, 3

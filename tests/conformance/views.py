@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.batches import batch_size, map_tensors
-from infer2train.source import Source
-from infer2train.views.view import View
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.sources.source import Source
+from infer2train.sources.views.view import View
 
 CANDIDATES = 640
 """A draw of the paper: 64 samples, 10 views of each."""

@@ -13,7 +13,7 @@ from fuzzed.data import FORMS, RANDOMNESS, Form, Jitter, Samples
 from fuzzed.loaders import CHANGING, COLLATES, SAMPLERS, collates_for, recording
 from fuzzed.models import BODIES, NOT_NEGATIVE, SCORES, model_for
 from infer2train.batches import split_batch
-from infer2train.methods.table import METHODS
+from infer2train.draws.methods.table import METHODS
 
 CHEAP = "torch:fp32"
 ENGINES = [CHEAP] * 195 + ["torch:bf16"] * 2 + ["simulated:b8", "openvino:int8", "onnxruntime:int8"]

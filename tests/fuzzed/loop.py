@@ -16,8 +16,8 @@ from fuzzed.loaders import Recording
 from fuzzed.models import LOSSES, rows_of
 from fuzzed.reference import Reference
 from infer2train import MinedLoader, mine
-from infer2train.addresses import Addresses
 from infer2train.batches import call_model
+from infer2train.draws.addresses import Addresses
 
 
 def check(case: Case) -> None:

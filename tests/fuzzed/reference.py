@@ -15,9 +15,9 @@ from fuzzed.data import ids_of
 from fuzzed.loaders import CHANGING
 from fuzzed.models import SCORES, rows_of
 from infer2train import Replay
-from infer2train.addresses import Addresses
 from infer2train.batches import call_model
-from infer2train.draw import Draw
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.draw import Draw
 from mined_runs import equal
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from infer2train.gamma.energy import joules_of, read_joules
+from infer2train.studies.gamma.energy import joules_of, read_joules
 
 
 def counter(folder: Path, name: str, microjoules: str) -> None:
@@ -34,7 +34,7 @@ def test_energy_of_a_call_is_what_the_counter_gained(
 ) -> None:
     """A counter that went back has overflowed, and says nothing."""
     left = list(readings)
-    monkeypatch.setattr("infer2train.gamma.energy.read_joules", lambda: left.pop(0))
+    monkeypatch.setattr("infer2train.studies.gamma.energy.read_joules", lambda: left.pop(0))
     assert joules_of(lambda: None, seconds=0.0) == expected
 
 

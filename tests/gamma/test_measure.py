@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conformance.engine import needs
-from infer2train.gamma.busyness import Busyness
-from infer2train.gamma.measure import measure_gamma
-from infer2train.gamma.peak import greatest_peak, int8_gemm_peak, operations_per_image
-from infer2train.gamma.plan import Recommendation
-from infer2train.gamma.report import GammaReport, print_gamma
-from infer2train.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
 from infer2train.models.catalogue import build_model
 from infer2train.oracle import measurement, rounds
 from infer2train.oracle.catalogue import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import Contestant, take_turns
 from infer2train.oracle.samples import GivenSamples
+from infer2train.studies.gamma.busyness import Busyness
+from infer2train.studies.gamma.measure import measure_gamma
+from infer2train.studies.gamma.peak import greatest_peak, int8_gemm_peak, operations_per_image
+from infer2train.studies.gamma.plan import Recommendation
+from infer2train.studies.gamma.report import GammaReport, print_gamma
+from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 from infer2train import cli

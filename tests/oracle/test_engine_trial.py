@@ -16,15 +16,15 @@ from torch.nn.utils import parametrizations
 from conformance.engine import needs
 from conformance.networks import GATED
 from infer2train.batches import call_model
-from infer2train.metrics import window
+from infer2train.observe.metrics import window
 from infer2train.oracle import openvino_engine
 from infer2train.oracle.catalogue import INT8, build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.lowered_engine import Lowered, LoweredEngine
+from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
 from infer2train.oracle.snapshot import snapshot
 from infer2train.oracle.trial import Trial, rank_correlation, shares
-from infer2train.quantization.program import Program
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

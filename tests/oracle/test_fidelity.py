@@ -14,13 +14,13 @@ from torch import Tensor
 from conformance.engine import converted, trained
 from conformance.networks import NUM_CLASSES, images
 from infer2train.batches import map_tensors
+from infer2train.draws.scores import loss
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import LEAST_GAIN, PATIENCE, PROBE_SAMPLES, Fidelity, FidelityMonitor, fidelity
 from infer2train.oracle.samples import PROBE_VIEWS, GivenSamples
 from infer2train.oracle.simulated_engine import SimulatedEngine
 from infer2train.oracle.snapshot import snapshot
 from infer2train.oracle.torch_engine import TorchEngine
-from infer2train.scores import loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

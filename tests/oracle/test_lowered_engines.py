@@ -17,11 +17,11 @@ from conformance.networks import NETWORKS
 from infer2train.batches import call_model, map_tensors, tensors_of
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.lowered_engine import CALIBRATION_ROWS, RECALIBRATION_FACTOR, Lowered, LoweredEngine
+from infer2train.oracle.quantization.graph import GraphError
+from infer2train.oracle.quantization.program import Program, Simulation, deviation, specify
+from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import NotFiniteError, Record, snapshot
-from infer2train.quantization.graph import GraphError
-from infer2train.quantization.program import Program, Simulation, deviation, specify
-from infer2train.quantization.ranges import measure_ranges
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,13 +13,13 @@ from torch.utils.data import default_collate
 from conformance.networks import images, pixels, tokens
 from conformance.pool import Sentences
 from conformance.views import same
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import map_tensors, split_batch
+from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.oracle.samples import PROBE_VIEWS, GivenSamples, SourceSamples
-from infer2train.replay import Replay
-from infer2train.source import Source
-from infer2train.views.crops import PadCropFlip
-from infer2train.views.image_views import ImageViews
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
+from infer2train.sources.views.crops import PadCropFlip
+from infer2train.sources.views.image_views import ImageViews
 
 NUM_IMAGES = 20
 IDS = np.array([11, 3, 4, 17, 3])

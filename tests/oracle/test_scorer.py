@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import batch_size, split_batch
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.scores import loss
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.scorer import Scorer, Scores, chunks, joined
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.oracle.torch_engine import TorchEngine
-from infer2train.replay import Replay
-from infer2train.scores import loss
+from infer2train.sources.replay import Replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from conformance.engine import needs
 
 SCRIPT = """
 import sys, threading, torch
-from infer2train.gamma.peak import int8_gemm_peak
+from infer2train.studies.gamma.peak import int8_gemm_peak
 from infer2train.models.cifar_resnet import resnet8
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.samples import GivenSamples

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from conformance.pool import CHUNK, Case, Task
-from infer2train.addresses import Addresses
+from infer2train.draws.addresses import Addresses
+from infer2train.machine.cores import available_cores
 from infer2train.oracle.scorer import Scorer, Scores
 from infer2train.oracle.torch_engine import TorchEngine
-from infer2train.pipeline import ViewWorkers
-from infer2train.pool.cores import available_cores
 from infer2train.pool.process import ProcessPool
 from infer2train.pool.pulse import Pulse
 from infer2train.pool.task import ScoringTask
-from infer2train.reader import Reader
-from infer2train.source import Source
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.reader import Reader
+from infer2train.sources.source import Source
 
 CPU = torch.device("cpu")
 

@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from conformance.pool import Case, Sentences, Small, case
-from infer2train.addresses import Addresses
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.scores import loss
 from infer2train.pool.pool import OracleLostError
 from infer2train.pool.process import OracleError, Patience, ProcessPool
 from infer2train.pool.pulse import PHASES
 from infer2train.pool.task import packed
 from infer2train.pool.worker_process import GUARD
-from infer2train.replay import Replay
-from infer2train.scores import loss
-from infer2train.source import Source
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
 from pool.process_pools import Meddled, Orders, Shared, bits, process_pool, score_all, scoring_task
 
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch
-from infer2train.pool.heap import keep_freed_memory
+from infer2train.machine.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,15 +13,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from conformance.pool import CHUNK, TASKS, Task, case, check_pool
-from infer2train.addresses import Addresses
 from infer2train.batches import call_model
+from infer2train.draws.addresses import Addresses
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.scorer import Scorer, Scores
 from infer2train.oracle.snapshot import Record
 from infer2train.oracle.torch_engine import TorchEngine
-from infer2train.pipeline import AddressPipeline
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import check_scores
+from infer2train.sources.pipeline import AddressPipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

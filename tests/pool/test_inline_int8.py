@@ -25,15 +25,15 @@ from conformance.pool import (
 )
 from infer2train import scores
 from infer2train.batches import call_model, split_batch
-from infer2train.losses import mean_log_probabilities
+from infer2train.draws.losses import mean_log_probabilities
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.scorer import Scorer, Scores
 from infer2train.oracle.snapshot import NotFiniteError, Record
-from infer2train.pipeline import AddressPipeline
 from infer2train.pool.inline import InlinePool
+from infer2train.sources.pipeline import AddressPipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

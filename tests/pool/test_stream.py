@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conformance.pool import TASKS, Task, case, check_pool
 from infer2train.batches import map_tensors
-from infer2train.miner import mine
+from infer2train.loader.mine import mine
 from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import NotFiniteError, Record
 from infer2train.pool.stream import StreamPool
-from infer2train.replay import Replay
+from infer2train.sources.replay import Replay
 from pool.process_pools import scoring_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from infer2train.quantization.affine import BITS, Affine, affine_of_range, symmetric
+from infer2train.oracle.quantization.affine import BITS, Affine, affine_of_range, symmetric
 
 ROUNDING = 1.02
 """Half a step and a little: at 16 bits x / S is exact in float32 to about a hundredth of a step."""

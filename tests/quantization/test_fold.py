@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from conformance.networks import NETWORKS, Shared, experienced, images, pixels, resnet
 from infer2train.batches import call_model, tensors_of
 from infer2train.models.imagenet_resnet import resnet18, resnet50
-from infer2train.quantization.fold import FoldedPair, fold_plan, folded_tensors
+from infer2train.oracle.quantization.fold import FoldedPair, fold_plan, folded_tensors
 
 
 def refreshed(skeleton: nn.Module, pairs: list[FoldedPair], model: nn.Module) -> nn.Module:

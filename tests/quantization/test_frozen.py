@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from infer2train import mine
-from infer2train.quantization.frozen import frozen_copy
+from infer2train.oracle.quantization.frozen import frozen_copy
 from mined_runs import draws, jittered, sgd
 
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
-from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.graph import GraphError, WeightGraph, export
+from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
+from infer2train.oracle.quantization.graph import GraphError, WeightGraph, export
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot
-from infer2train.quantization.graph import WeightGraph
 
 IDS = torch.randint(0, 20, (12, 6), generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from infer2train.quantization.operations import Operations, at_site
+from infer2train.oracle.quantization.operations import Operations, at_site
 
 
 class Everything(torch.nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infer2train.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.graph import WeightGraph
 
 ROWS = 3
 

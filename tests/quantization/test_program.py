@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from conformance.networks import NETWORKS, experienced
 from infer2train.batches import call_model, tensors_of
-from infer2train.quantization.affine import affine_of_range
-from infer2train.quantization.graph import WeightGraph
-from infer2train.quantization.program import (
+from infer2train.oracle.quantization.affine import affine_of_range
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.program import (
     LONG_TAILS,
     SCHEMES,
     SMALLEST_CHANNEL,
@@ -26,7 +26,7 @@ from infer2train.quantization.program import (
     get_scheme,
     specify,
 )
-from infer2train.quantization.ranges import measure_ranges
+from infer2train.oracle.quantization.ranges import measure_ranges
 
 WEIGHT, SITES = "0.weight", {"0.weight/input", "0.weight/output", "4.weight/input"}
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as older_spectral_norm
 from torch.nn.utils import weight_norm as older_weight_norm
 
-from infer2train.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.graph import WeightGraph
 
 X = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conformance.networks import TextEncoder, experienced, tokens
-from infer2train.quantization.graph import WeightGraph
-from infer2train.quantization.ranges import measure_ranges
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.ranges import measure_ranges
 
 Extremes = Callable[[np.ndarray], tuple[float, float]]
 

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from infer2train.observe.timeline import BESIDE, TRAINER, Span
 from infer2train.reporting import lanes
 from infer2train.reporting.report import write_report
 from infer2train.reporting.svg import SERIES
-from infer2train.timeline import BESIDE, TRAINER, Span
 
 SVG = "{http://www.w3.org/2000/svg}"
 NEXT = f"oracle 0{BESIDE}"

@@ -6,8 +6,8 @@ import pytest
 
 from infer2train.reporting import plots
 from infer2train.reporting.curves import ErrorCurves, across_seeds
+from infer2train.reporting.statistics import paired_difference
 from infer2train.reporting.svg import INK, SERIES
-from infer2train.statistics import paired_difference
 
 EMPTY = across_seeds([])
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from run_folders import FINAL_ERRORS, write_comparison, write_run
 
+from infer2train.reporting.statistics import Verdict, paired_difference
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table, difference, duration, outlook
-from infer2train.statistics import Verdict, paired_difference
 
 
 def test_methods_are_compared_seed_by_seed_with_the_baseline(comparison_folder):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.reproduce.archive import restore, store
-from infer2train.runlog import METRICS, read_config, write_config
+from infer2train.observe.runlog import METRICS, read_config, write_config
 from infer2train.settings import as_plain
+from infer2train.studies.reproduce.archive import restore, store
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import enter_folder
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from infer2train.methods.table import choices_of
+from infer2train.draws.methods.table import choices_of
 from infer2train.oracle.catalogue import missing_packages
-from infer2train.reproduce.arms import ORACLE_8_BIT, Arm
-from infer2train.reproduce.experiments import EXPERIMENTS
-from infer2train.reproduce.plan import SCALES, VARIANTS, Plan
+from infer2train.sources.views.catalogue import VIEWS
+from infer2train.studies.reproduce.arms import ORACLE_8_BIT, Arm
+from infer2train.studies.reproduce.experiments import EXPERIMENTS
+from infer2train.studies.reproduce.plan import SCALES, VARIANTS, Plan
 from infer2train.training.config import RunConfig
-from infer2train.views.catalogue import VIEWS
 
 
 def all_arms(name: str) -> list[Arm]:

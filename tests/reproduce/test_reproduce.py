@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer2train.checkpoint import load_checkpoint
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.reporting.runs import read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
-from infer2train.reproduce.arms import Arm, Experiment, Sweep
-from infer2train.reproduce.diagnosis import recalibrate
-from infer2train.reproduce.page import table
-from infer2train.reproduce.plan import Plan, as_long_as
-from infer2train.reproduce.results import Line
-from infer2train.reproduce.run import Place, reproduce
-from infer2train.runlog import read_config, read_rows
+from infer2train.studies.reproduce.arms import Arm, Experiment, Sweep
+from infer2train.studies.reproduce.diagnosis import recalibrate
+from infer2train.studies.reproduce.page import table
+from infer2train.studies.reproduce.plan import Plan, as_long_as
+from infer2train.studies.reproduce.results import Line
+from infer2train.studies.reproduce.run import Place, reproduce
 from infer2train.training.config import from_plain
 from infer2train.training.evaluation import random_views
 from infer2train.training.setup import prepare
@@ -281,7 +281,7 @@ def test_a_shorter_run_takes_the_whole_course_of_learning_rate_and_ramp() -> Non
 
 
 def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_this() -> None:
-    from infer2train.reproduce.costs import devices
+    from infer2train.studies.reproduce.costs import devices
 
     run = plan().run(EXPERIMENT.arms[1], 0)
     assert devices(run) == 1

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infer2train.addresses import Addresses
+from infer2train.draws.addresses import Addresses
+from infer2train.sources.views.identity import Identity
+from infer2train.sources.views.image_views import ImageViews
 from infer2train.training.evaluation import BATCH, calibration_error, evaluate, every_sample, random_views
-from infer2train.views.identity import Identity
-from infer2train.views.image_views import ImageViews
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.oracle.catalogue import INT8, missing_packages, parse_engine
-from infer2train.runlog import read_config, read_rows
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 from infer2train import cli

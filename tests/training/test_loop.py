@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from infer2train.checkpoint import load_checkpoint
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.reporting.gallery import load_gallery
-from infer2train.runlog import read_config, read_rows
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import Result, evaluate_folder, is_finished, result_of

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 
 from infer2train import cli
-from infer2train.gamma.measure import subject
-from infer2train.runlog import read_rows
+from infer2train.observe.runlog import read_rows
+from infer2train.studies.gamma.measure import subject
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import evaluate_folder

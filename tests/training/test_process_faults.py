@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infer2train.runlog import read_rows
+from infer2train.observe.runlog import read_rows
 from run_processes import Moment, command_line, kill
 
 EPOCHS, STEPS_PER_EPOCH = 2, 5
@@ -177,7 +177,11 @@ def test_a_run_that_may_goes_on_unmined_without_its_oracle(work: Work) -> None:
 def test_random_kills_of_workers_and_trainer_in_one_run(work: Work) -> None:
     """Kills at moments that nobody chose."""
     chance = random.Random(1)
-    functions = [f"{LOOP}:train_step", "infer2train.pool.process:ProcessPool._look", "infer2train.picking:Picker.take"]
+    functions = [
+        f"{LOOP}:train_step",
+        "infer2train.pool.process:ProcessPool._look",
+        "infer2train.loader.picking:Picker.take",
+    ]
     status = -signal.SIGKILL
     for what in (kill_a_worker, None, kill_a_worker, None):
         moment = Moment("after", chance.choice(functions), chance.randint(1, 6), *([what] if what else []))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from infer2train.addresses import Addresses
-from infer2train.methods.table import METHODS
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.methods.table import METHODS
+from infer2train.sources.views.catalogue import make_view
+from infer2train.sources.views.image_views import ImageViews
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES, regime_defaults
 from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model
-from infer2train.views.catalogue import make_view
-from infer2train.views.image_views import ImageViews
 
 SIZES = {"digits": (8, 1, 10), "cifar10-resnet44": (32, 3, 10), "imagenet-resnet50": (256, 3, 1000)}
 """Height, channels and classes of the images of each regime, as they are stored."""

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infer2train.checkpoint import load_checkpoint
-from infer2train.metrics import LANES
-from infer2train.runlog import read_rows
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.observe.metrics import LANES
+from infer2train.observe.runlog import read_rows
 from run_processes import Moment, command_line, fill_disk, interrupt, interrupt_twice, terminate
 
 EPOCHS, STEPS_PER_EPOCH, UPDATE_EVERY, CHECKPOINT_EVERY = 4, 5, 7, 3
@@ -40,7 +40,7 @@ def dropping(num_classes, in_channels):
     convolution = nn.Conv2d(in_channels, 8, 3, padding=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(512, num_classes))
 """  # noqa: E501
-LOOP, WATCH, CHECKPOINT = "infer2train.training.loop", "infer2train.training.watch", "infer2train.checkpoint"
+LOOP, WATCH, CHECKPOINT = "infer2train.training.loop", "infer2train.training.watch", "infer2train.checkpoint.checkpoint"
 TIMED = ("seconds", "steps_per_second", "scoring_share", *(f"{name}_seconds" for name in LANES))
 
 
@@ -120,7 +120,7 @@ KILLS: dict[str, list[tuple[Moment, int | None, bool]]] = {
     "nm-sample": [
         (Moment("before", "pathlib:Path.replace"), None, False),  # the configuration is written, not yet renamed
         (Moment("after", f"{LOOP}:train_step", 2), None, False),
-        (Moment("before", "infer2train.manifest:sync", 2), None, True),  # inside the very first checkpoint
+        (Moment("before", "infer2train.checkpoint.manifest:sync", 2), None, True),  # inside the very first checkpoint
         (Moment("after", f"{LOOP}:train_step", 8), 6, False),  # within an epoch, within T, on the ramp
         (Moment("before", f"{CHECKPOINT}:_put_in_place"), 6, True),  # checkpoint 9 is whole, under its other name
         (Moment("before", f"{CHECKPOINT}:sync"), 9, False),  # and here under its own
@@ -133,9 +133,9 @@ KILLS: dict[str, list[tuple[Moment, int | None, bool]]] = {
         (Moment("before", f"{LOOP}:write_report"), 20, False),
     ],
     "nm-augment": [
-        (Moment("after", "infer2train.runlog:RunLog.write", 6), 3, False),  # one start row, five steps
+        (Moment("after", "infer2train.observe.runlog:RunLog.write", 6), 3, False),  # one start row, five steps
         (Moment("before", "infer2train.oracle.torch_engine:TorchEngine.use", 2), 6, False),
-        (Moment("after", "infer2train.manifest:sync", 3), 6, True),
+        (Moment("after", "infer2train.checkpoint.manifest:sync", 3), 6, True),
         (Moment("after", f"{LOOP}:train_step", 8), 12, False),
     ],
     "self-distill": [
@@ -332,8 +332,15 @@ def test_twenty_random_kills(method: str, work: Work) -> None:
     functions = [
         *(f"{LOOP}:{name}" for name in ("train_step", "save_checkpoint", "take_back")),
         *(f"{WATCH}:{name}" for name in ("evaluate", "audit_draw")),
-        *("infer2train.manifest:sync", f"{CHECKPOINT}:sync", "os:open", "os:replace", "os:rename", "shutil:rmtree"),
-        *("infer2train.runlog:RunLog.write", "infer2train.oracle.scorer:Scorer.score", "json:dumps"),
+        *(
+            "infer2train.checkpoint.manifest:sync",
+            f"{CHECKPOINT}:sync",
+            "os:open",
+            "os:replace",
+            "os:rename",
+            "shutil:rmtree",
+        ),
+        *("infer2train.observe.runlog:RunLog.write", "infer2train.oracle.scorer:Scorer.score", "json:dumps"),
     ]
     name, kills, steps = f"random-{method}", 0, []
     while kills < 20:

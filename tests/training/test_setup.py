@@ -11,7 +11,7 @@ from torch import nn
 
 from infer2train.data.digits import load
 from infer2train.data.images import ImageSplit
-from infer2train.randomness import restore_rng, rng_state
+from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import regime_defaults

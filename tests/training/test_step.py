@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from infer2train.methods.table import choices_of
+from infer2train.draws.methods.table import choices_of
 from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
 from infer2train.training.setup import Run, prepare, resolved

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from infer2train.keeping_up import FEWEST_DRAWS
+from infer2train.observe.keeping_up import FEWEST_DRAWS
+from infer2train.observe.runlog import RunLog, read_rows
+from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.reporting.lanes import lanes, load_timeline
-from infer2train.runlog import RunLog, read_rows
-from infer2train.timeline import TRAINER, Span, Timeline
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.health import Health
 from infer2train.training.loop import train

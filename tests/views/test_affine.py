@@ -9,9 +9,9 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from infer2train.addresses import Purpose, seeds
-from infer2train.views.affine import ShiftRotate
-from infer2train.views.elementary import exponential, sine_and_cosine
+from infer2train.draws.addresses import Purpose, seeds
+from infer2train.sources.views.affine import ShiftRotate
+from infer2train.sources.views.elementary import exponential, sine_and_cosine
 
 OWN = seeds(3, Purpose.PROBE, slot=np.arange(5000))
 UNIT = 2.0**20

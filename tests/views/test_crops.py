@@ -9,8 +9,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infer2train.addresses import Purpose, seeds
-from infer2train.views.crops import PadCropFlip, RandomResizedCropFlip
+from infer2train.draws.addresses import Purpose, seeds
+from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
 
 OWN = seeds(3, Purpose.PROBE, slot=np.arange(5000))
 

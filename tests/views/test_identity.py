@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infer2train.views.identity import EvaluationCrop, Identity
+from infer2train.sources.views.identity import EvaluationCrop, Identity
 
 OWN = np.arange(4)
 

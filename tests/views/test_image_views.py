@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from conformance.views import check_source, elsewhere
-from infer2train.addresses import Addresses
-from infer2train.views.affine import ShiftRotate
-from infer2train.views.crops import PadCropFlip, RandomResizedCropFlip
-from infer2train.views.identity import Identity
-from infer2train.views.image_views import ImageViews
+from infer2train.draws.addresses import Addresses
+from infer2train.sources.views.affine import ShiftRotate
+from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
+from infer2train.sources.views.identity import Identity
+from infer2train.sources.views.image_views import ImageViews
 
 N = 40
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 10, 12, 3), dtype=np.uint8)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from conformance.views import check_source
-from infer2train.addresses import Addresses, Purpose, integers, seeds
-from infer2train.views import on_demand
-from infer2train.views.crops import PadCropFlip, RandomResizedCropFlip
-from infer2train.views.identity import EvaluationCrop, Identity
-from infer2train.views.image_views import ImageViews
-from infer2train.views.on_demand import OnDemandViews
-from infer2train.views.view import View
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.sources.views import on_demand
+from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
+from infer2train.sources.views.identity import EvaluationCrop, Identity
+from infer2train.sources.views.image_views import ImageViews
+from infer2train.sources.views.on_demand import OnDemandViews
+from infer2train.sources.views.view import View
 
 SHAPES = [(40, 30), (17, 64), (40, 30), (64, 17), (33, 33), (5, 60), (40, 30)]
 TARGETS = np.arange(len(SHAPES)) * 10

@@ -9,9 +9,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 from torch import Tensor
 
-from infer2train.addresses import Purpose, seeds
-from infer2train.views.crops import PadCropFlip
-from infer2train.views.trivial_augment import OPERATIONS, STRENGTHS, TrivialAugment
+from infer2train.draws.addresses import Purpose, seeds
+from infer2train.sources.views.crops import PadCropFlip
+from infer2train.sources.views.trivial_augment import OPERATIONS, STRENGTHS, TrivialAugment
 
 OWN = seeds(3, Purpose.PROBE, slot=np.arange(30_000))
 SIGNED = range(1 - STRENGTHS, STRENGTHS)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from conformance.views import check_view
-from infer2train.addresses import Purpose, integers
-from infer2train.views.affine import ShiftRotate
-from infer2train.views.catalogue import VIEWS, make_view
-from infer2train.views.crops import PadCropFlip, RandomResizedCropFlip
-from infer2train.views.identity import EvaluationCrop, Identity
-from infer2train.views.trivial_augment import TrivialAugment
-from infer2train.views.view import Parameters, View
+from infer2train.draws.addresses import Purpose, integers
+from infer2train.sources.views.affine import ShiftRotate
+from infer2train.sources.views.catalogue import VIEWS, make_view
+from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
+from infer2train.sources.views.identity import EvaluationCrop, Identity
+from infer2train.sources.views.trivial_augment import TrivialAugment
+from infer2train.sources.views.view import Parameters, View
 
 
 def noise(*shape: int) -> Tensor:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.addresses import Purpose, integers, seeds
 from infer2train.data.images import Split
+from infer2train.draws.addresses import Purpose, integers, seeds
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""

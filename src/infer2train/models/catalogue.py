@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from infer2train.addresses import Purpose, check_seed, seeds
+from infer2train.draws.addresses import Purpose, check_seed, seeds
 from infer2train.settings import resolve, unknown
 
 MODELS = {

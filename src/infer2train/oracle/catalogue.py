@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from infer2train.device import torch_device
+from infer2train.machine.device import torch_device
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.quantization.graph import GraphError
 from infer2train.oracle.samples import Samples
-from infer2train.quantization.graph import GraphError
 from infer2train.settings import resolve, unknown
 
 ENGINES = {

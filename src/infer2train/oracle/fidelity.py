@@ -116,7 +116,7 @@ class FidelityMonitor:
         return found
 
     def totals(self) -> dict[str, float]:
-        """Running sums, for `infer2train.metrics.window`."""
+        """Running sums, for `infer2train.observe.metrics.window`."""
         return dict(self._totals)
 
     def _warn(self, engine: Engine, found: Fidelity) -> None:

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from infer2train.batches import as_float32, call_model, take_rows, tensors_of, to_device
-from infer2train.device import device_of
+from infer2train.machine.device import device_of
 from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.quantization.frozen import frozen_copy, without_history
 from infer2train.oracle.samples import PROBE_VIEWS
 from infer2train.oracle.snapshot import parameters_and_buffers
-from infer2train.quantization.frozen import frozen_copy, without_history
 
 MEASURED_EVERY_STEPS = 100
 """Least steps between two measurements: each costs the trainer the forward pass of one small batch."""

@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 
 from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
+from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.program import LONG_TAILS, Program, Simulation, deviation, get_scheme, specify
+from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
 from infer2train.oracle.trial import LEAST_SHARE, REAL, Trial, is_visible, rank_correlation, shares
-from infer2train.quantization.fold import fold_plan, folded_tensors
-from infer2train.quantization.graph import WeightGraph
-from infer2train.quantization.program import LONG_TAILS, Program, Simulation, deviation, get_scheme, specify
-from infer2train.quantization.ranges import measure_ranges
 
 CPU = torch.device("cpu")
 ROWS = 32

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.quantization.graph import WeightGraph, export
+from infer2train.oracle.quantization.program import BIAS_LIMIT, Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.weight_bits import exact_weight_bits
-from infer2train.quantization.graph import WeightGraph, export
-from infer2train.quantization.program import BIAS_LIMIT, Program
 
 if TYPE_CHECKING:
     import onnx

@@ -9,10 +9,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from time import perf_counter
 
+from infer2train.observe.timeline import BESIDE, Span, Timeline
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.snapshot import Record
-from infer2train.timeline import BESIDE, Span, Timeline
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Refresher:
         return any(p.program is not None and not p.program.done() for p in self._published.values())
 
     def totals(self) -> dict[str, float]:
-        """Of the engine's refreshes and of its fidelity, see `infer2train.metrics.window`."""
+        """Of the engine's refreshes and of its fidelity, see `infer2train.observe.metrics.window`."""
         return self.engine.totals() | (self._monitor.totals() if self._monitor is not None else {})
 
     def _program(self, published: _Published) -> Prepared:

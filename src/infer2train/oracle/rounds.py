@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import get_clock_info, perf_counter, process_time
 
-from infer2train.device import wait_for_gpu
+from infer2train.machine.device import wait_for_gpu
 
 ROUNDS = 20
 """Rounds at most."""

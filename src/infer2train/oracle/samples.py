@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
 from infer2train.batches import batch_size, map_tensors
-from infer2train.source import Source
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.sources.source import Source
 
 PROBE_VIEWS = 8
 """Views of each sample of the probe."""

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.addresses import Addresses
 from infer2train.batches import batch_size, logits_of, pad_batch, split_batch, take_rows, to_device
-from infer2train.losses import mean_log_probabilities
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.losses import mean_log_probabilities
 from infer2train.oracle.engine import Engine
 
 Score = Callable[[Any, Any], Tensor]

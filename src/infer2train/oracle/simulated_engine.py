@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from infer2train.device import torch_device
+from infer2train.machine.device import torch_device
 from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.quantization.affine import BITS
+from infer2train.oracle.quantization.program import Program, Simulation
 from infer2train.oracle.samples import Samples
-from infer2train.quantization.affine import BITS
-from infer2train.quantization.program import Program, Simulation
 
 
 class SimulatedEngine(LoweredEngine):

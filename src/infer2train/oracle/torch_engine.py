@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import as_float32, call_model, map_tensors, to_device
-from infer2train.device import device_of
+from infer2train.machine.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
+from infer2train.oracle.quantization.fold import LAYERS, fold_plan, folded_tensors
+from infer2train.oracle.quantization.frozen import frozen_copy
 from infer2train.oracle.snapshot import Record, RecordGate
-from infer2train.quantization.fold import LAYERS, fold_plan, folded_tensors
-from infer2train.quantization.frozen import frozen_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}

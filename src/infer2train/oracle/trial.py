@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from infer2train.oracle.fidelity import fidelity
+from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.samples import PROBE_VIEWS
-from infer2train.quantization.graph import WeightGraph
 
 REAL = ("fp32", "bf16", "fp16")
 """Precisions that are not integers."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
 from infer2train.oracle.weight_bits import exact_weight_bits
-from infer2train.source import Source
+from infer2train.sources.source import Source
 
 PACKAGES = ("infer2train", "torch", "numpy", "openvino", "onnxruntime")
 PROBES = 4

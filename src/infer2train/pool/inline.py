@@ -4,14 +4,14 @@ from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 
-from infer2train.addresses import Addresses
+from infer2train.draws.addresses import Addresses
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.refresher import Refresher
 from infer2train.oracle.scorer import Scorer, Scores, chunks
 from infer2train.oracle.snapshot import Record
-from infer2train.pipeline import AddressPipeline
 from infer2train.pool.pool import Pool, require_published
+from infer2train.sources.pipeline import AddressPipeline
 
 LANE = "oracle"
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from infer2train.addresses import Addresses
+from infer2train.draws.addresses import Addresses
+from infer2train.observe.timeline import Timeline
 from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import Record
-from infer2train.timeline import Timeline
 
 
 class OracleLostError(RuntimeError):
@@ -77,7 +77,7 @@ class Pool(ABC):
         """Wall-clock of the miner's process spent so far, by what on: `views`, `scoring`, `publishing`."""
 
     def totals(self) -> dict[str, float]:
-        """Running totals of refreshes and of the oracle's fidelity, see `infer2train.metrics.window`."""
+        """Running totals of refreshes and of the oracle's fidelity, see `infer2train.observe.metrics.window`."""
         return {}
 
     @abstractmethod

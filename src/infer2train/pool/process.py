@@ -23,7 +23,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from infer2train.addresses import Addresses
+from infer2train.checkpoint.state import decode
+from infer2train.draws.addresses import Addresses
+from infer2train.observe.timeline import Span
 from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import NotFiniteError, Record
 from infer2train.pool.channel import ChannelClosedError, Message, wait_for
@@ -32,8 +34,6 @@ from infer2train.pool.pool import OracleLostError, Pool, require_published
 from infer2train.pool.segment import Layout, Segment, anonymous_file, received
 from infer2train.pool.task import ScoringTask, packed
 from infer2train.pool.worker_process import GUARD, JOIN_SECONDS, WorkerProcess, starting_again
-from infer2train.state import decode
-from infer2train.timeline import Span
 
 HANG_UP_SECONDS = 1.0
 """Until the system tells how a process ended that hung up."""

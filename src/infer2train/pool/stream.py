@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from infer2train.addresses import Addresses
 from infer2train.batches import tensors_of
+from infer2train.draws.addresses import Addresses
 from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import Record
-from infer2train.pipeline import AddressPipeline
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool, require_published
 from infer2train.pool.task import ScoringTask
-from infer2train.replay import Replay
+from infer2train.sources.pipeline import AddressPipeline
+from infer2train.sources.replay import Replay
 
 T = TypeVar("T")
 

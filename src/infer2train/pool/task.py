@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.scorer import Scorer
-from infer2train.pipeline import ViewWorkers
-from infer2train.reader import Reader
-from infer2train.source import Source
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.reader import Reader
+from infer2train.sources.source import Source
 
 _WORDS = {
     "source": "the data set (with its transforms and its collate_fn)",

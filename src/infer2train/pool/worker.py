@@ -26,18 +26,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from infer2train.addresses import Addresses
+from infer2train.checkpoint.state import encode
+from infer2train.draws.addresses import Addresses
+from infer2train.observe.timeline import Span, Timeline
 from infer2train.oracle.refresher import Refresher
 from infer2train.oracle.scorer import Scores, chunks
 from infer2train.oracle.snapshot import Record
-from infer2train.pipeline import AddressPipeline
 from infer2train.pool.channel import Channel, ChannelClosedError, Message
 from infer2train.pool.fingerprint import fingerprint
 from infer2train.pool.pulse import BEAT_SECONDS, Pulse
 from infer2train.pool.segment import Segment, received
 from infer2train.pool.task import ScoringTask
-from infer2train.state import encode
-from infer2train.timeline import Span, Timeline
+from infer2train.sources.pipeline import AddressPipeline
 
 PREPARING_SECONDS = 0.02
 """Between looks at what the second thread has done, while there is nothing else to do."""

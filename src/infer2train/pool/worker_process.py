@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from infer2train.machine.cores import on_cores
 from infer2train.pool.channel import channel_pair
-from infer2train.pool.cores import on_cores
 from infer2train.pool.pulse import Pulse
 from infer2train.pool.worker import Setting, work
 

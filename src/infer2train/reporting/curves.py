@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from infer2train.reporting.runs import Run, logged
-from infer2train.statistics import mean_std
+from infer2train.reporting.statistics import mean_std
 
 MOST_POINTS = 250
 """A page shows this many points of a line apart."""

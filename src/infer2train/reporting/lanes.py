@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infer2train.observe.timeline import BESIDE, TRAINER, Span
 from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.svg import INK, SERIES, drawn
-from infer2train.timeline import BESIDE, TRAINER, Span
 
 TIMELINE = "timeline.json"
 WIDTH_INCHES = 8.6

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer2train.reporting.curves import Curve, ErrorCurves
+from infer2train.reporting.statistics import PairedDifference
 from infer2train.reporting.svg import INK, MUTED, SERIES, drawn
-from infer2train.statistics import PairedDifference
 
 
 class Style(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer2train.reporting.runs import Run, RunSet, read
-from infer2train.statistics import PairedDifference, mean_std, paired_difference
+from infer2train.reporting.statistics import PairedDifference, mean_std, paired_difference
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from infer2train.reporting.statistics import MOST_SEEDS, PairedDifference, Verdict
 from infer2train.reporting.summary import MethodSummary
-from infer2train.statistics import MOST_SEEDS, PairedDifference, Verdict
 
 ABSENT = "–"
 _STYLES = {Verdict.HELPS: "green", Verdict.HURTS: "red", Verdict.INCONCLUSIVE: "yellow"}

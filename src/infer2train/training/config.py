@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infer2train.mining import Mining
+from infer2train.draws.mining import Mining
 from infer2train.settings import changed, setting
 
 

@@ -6,10 +6,10 @@ Methods that look at γ views of each sample decode it once for all of them, and
 import numpy as np
 import torch
 
-from infer2train.addresses import Addresses, Purpose, integers, seeds
-from infer2train.methods.table import choices_of
+from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
+from infer2train.draws.methods.table import choices_of
+from infer2train.machine.cores import available_cores, parse_cores
 from infer2train.oracle.measurement import step_seconds, timed
-from infer2train.pool.cores import available_cores, parse_cores
 from infer2train.training.config import RunConfig
 from infer2train.training.setup import Run
 

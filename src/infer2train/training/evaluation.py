@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infer2train.addresses import Addresses, Purpose, seeds
 from infer2train.batches import logits_of
-from infer2train.pipeline import AddressPipeline, ViewWorkers
-from infer2train.views.view_dataset import ViewDataset
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.views.view_dataset import ViewDataset
 
 BATCH = 256
 """Images evaluated at a time."""

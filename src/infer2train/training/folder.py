@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from infer2train.checkpoint import load_checkpoint
-from infer2train.runlog import CONFIG, read_config, read_rows
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.observe.runlog import CONFIG, read_config, read_rows
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.evaluation import Evaluation, evaluate

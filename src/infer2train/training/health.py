@@ -3,10 +3,10 @@
 Beside `watch`, which measures; the live line counts the same accidents, see `progress`.
 """
 
-from infer2train.keeping_up import FEWEST_DRAWS, Accounts, Waits, warning
-from infer2train.metrics import Totals, window
-from infer2train.runlog import RunLog
-from infer2train.timeline import Span, Timeline
+from infer2train.observe.keeping_up import FEWEST_DRAWS, Accounts, Waits, warning
+from infer2train.observe.metrics import Totals, window
+from infer2train.observe.runlog import RunLog
+from infer2train.observe.timeline import Span, Timeline
 from infer2train.training.progress import RunProgress
 from infer2train.training.setup import Run
 

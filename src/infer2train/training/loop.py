@@ -12,14 +12,14 @@ from typing import NoReturn
 
 import torch
 
-from infer2train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.checkpoint.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.machine.cores import on_cores
+from infer2train.observe.runlog import RunLog, take_back, write_config
+from infer2train.observe.trace import Trace
 from infer2train.oracle.snapshot import NotFiniteError
-from infer2train.pool.cores import on_cores
 from infer2train.pool.pool import OracleLostError
 from infer2train.reporting.report import write_report
-from infer2train.runlog import RunLog, take_back, write_config
 from infer2train.settings import as_plain
-from infer2train.trace import Trace
 from infer2train.training.config import RunConfig
 from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
@@ -54,7 +54,7 @@ def train(
         quiet: show no progress.
         title: what the progress line calls the run. Default: the folder's name.
         report: write report.html at the end.
-        trace: file to write a trace to, see `infer2train.trace`.
+        trace: file to write a trace to, see `infer2train.observe.trace`.
 
     Raises:
         ValueError: the folder exists, or holds another configuration, or the configuration cannot be met.

@@ -12,31 +12,31 @@ from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from infer2train.addresses import Addresses
-from infer2train.assembly import CHUNK_ON_CPU
 from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
 from infer2train.data.images import EncodedData, EncodedSplit, ImageData, Split
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
-from infer2train.device import allow_tf32, torch_device
-from infer2train.loader import MinedLoader
-from infer2train.methods.table import choices_of
-from infer2train.miner import mine
+from infer2train.draws.addresses import Addresses
+from infer2train.draws.methods.table import choices_of
+from infer2train.draws.randomness import seed_everything
+from infer2train.loader.assembly import CHUNK_ON_CPU
+from infer2train.loader.loader import MinedLoader
+from infer2train.loader.mine import mine
+from infer2train.machine.cores import as_text, available_cores, shared_out
+from infer2train.machine.device import allow_tf32, torch_device
+from infer2train.machine.memory import keep_freed_memory
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
-from infer2train.pipeline import ViewWorkers
-from infer2train.pool.cores import as_text, available_cores, shared_out
-from infer2train.pool.heap import keep_freed_memory
-from infer2train.randomness import seed_everything
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.views.catalogue import SIZED, make_view
+from infer2train.sources.views.identity import EvaluationCrop, Identity
+from infer2train.sources.views.image_views import Images, ImageViews
+from infer2train.sources.views.on_demand import OnDemandViews
+from infer2train.sources.views.view import View
+from infer2train.sources.views.view_dataset import ViewDataset
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import every_sample, random_views
-from infer2train.views.catalogue import SIZED, make_view
-from infer2train.views.identity import EvaluationCrop, Identity
-from infer2train.views.image_views import Images, ImageViews
-from infer2train.views.on_demand import OnDemandViews
-from infer2train.views.view import View
-from infer2train.views.view_dataset import ViewDataset
 
 # Of scaled RGB images, as the paper's regimes have it; a grey image has the mean of both.
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

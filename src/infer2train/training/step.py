@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infer2train.batches import logits_of
-from infer2train.draw import Draw
-from infer2train.losses import distillation
+from infer2train.draws.draw import Draw
+from infer2train.draws.losses import distillation
 from infer2train.training.setup import Run
 
 

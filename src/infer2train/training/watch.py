@@ -3,13 +3,13 @@
 from pathlib import Path
 from time import perf_counter
 
-from infer2train.audit import audit_draw
-from infer2train.draw import Draw
-from infer2train.metrics import LOGGED, Totals, draws_per_second, window
+from infer2train.draws.draw import Draw
+from infer2train.observe.metrics import LOGGED, Totals, draws_per_second, window
+from infer2train.observe.runlog import RunLog
+from infer2train.observe.timeline import last_steps
+from infer2train.reporting.audit import audit_draw
 from infer2train.reporting.gallery import load_gallery, save_gallery
 from infer2train.reporting.lanes import save_timeline
-from infer2train.runlog import RunLog
-from infer2train.timeline import last_steps
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import evaluate
 from infer2train.training.health import Health

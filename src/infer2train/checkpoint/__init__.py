@@ -1,0 +1,1 @@
+"""What a run is at a step, on a disk that may fail."""

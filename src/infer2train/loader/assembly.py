@@ -1,0 +1,270 @@
+"""From a user's loader, model and settings to a pool that scores: what is read, which engine, where it runs.
+
+Everything that is left to the machine or the model is decided here, once, and told in notes.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
+
+from infer2train.draws.addresses import Addresses, check_seed
+from infer2train.draws.methods.method import Choices
+from infer2train.draws.methods.table import choices_of, get_score
+from infer2train.draws.mining import Mining
+from infer2train.loader.order import readable_ids, usual_batch_size
+from infer2train.loader.rehearsal import rehearse
+from infer2train.machine.cores import as_text, shared_out
+from infer2train.machine.device import device_of
+from infer2train.oracle.catalogue import build_engine, resolve_engine
+from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.oracle.quantization.program import get_scheme
+from infer2train.oracle.samples import SourceSamples
+from infer2train.oracle.scorer import Scorer, Split
+from infer2train.pool.inline import InlinePool
+from infer2train.pool.pool import Pool
+from infer2train.pool.task import ScoringTask
+from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.reader import Reader
+from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
+
+SCORED_APART = (
+    "score_collate makes the batches that are scored: a score is of the sample before what collate_fn does to a batch, "
+    "which is trained on"
+)
+"""What the user of two collate functions should know."""
+ANY_SIZE = "torch:fp32"
+"""What scores batches that change their size."""
+CHUNK_ON_CPU = 32
+"""Candidates scored at a time where caches are small; on other devices a whole draw is."""
+
+Notes = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the user's loop consists of, and what is scored of it."""
+
+    dataloader: "DataLoader[Any]"
+    model: nn.Module
+    split: Split
+    source: Source
+    reader: Reader
+    """Reads the source beside the draws."""
+
+    def read(self, addresses: Addresses) -> tuple[Any, Any]:
+        """(inputs, targets) at addresses, as they are scored."""
+        return self.split(self.reader.batch(addresses))
+
+    def samples(self, seed: int) -> SourceSamples:
+        """Views of what the loop trains on, for engines to calibrate and check themselves on."""
+        return SourceSamples(self.reader, lambda: readable_ids(self.dataloader), seed=seed, split=self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """A pool, and what was decided on the way to it."""
+
+    mining: Mining
+    """The settings, with what was left to the machine decided."""
+    pool: Pool
+    monitor: FidelityMonitor | None
+    notes: Notes
+
+
+def sources(
+    dataloader: "DataLoader[Any]",
+    transform: Callable[[Any], Any] | None,
+    score_collate: Callable[[list[Any]], Any] | None,
+    mining: Mining,
+) -> tuple[Source, Source]:
+    """What is trained on, and what is scored: two sources only where they are collated in two ways."""
+    choices, data, collate_fn = choices_of(mining), dataloader.dataset, dataloader.collate_fn
+    if isinstance(data, Source):
+        if transform is not None:
+            raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
+        if collate_fn is not default_collate or score_collate is not None:
+            raise ValueError(
+                "collate_fn and score_collate must be left out where the data set makes whole batches: got one; drop it"
+            )
+        return data, data
+    tried: dict[str, Any] = {
+        "transform": transform,
+        "workers": ViewWorkers.of(dataloader),
+        "ids": readable_ids(dataloader),
+    }
+    if score_collate is None or not choices.asks_the_pool:
+        source = Replay(data, collate_fn, may_mix=not choices.asks_the_pool, **tried)
+        return source, source
+    if choices.loss == "distillation":
+        raise ValueError(
+            "self-distill compares what the model says of a batch with what the oracle said of the same samples, so "
+            "both need one collate function: got score_collate; mix after the loader, or use another method"
+        )
+    return Replay(data, collate_fn, check=False, may_mix=True, **tried), Replay(data, score_collate, **tried)
+
+
+def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
+    """The pool that scores for a loop.
+
+    Args:
+        host: the loop.
+        wanted: what is mined.
+        is_scored_apart: whether what is scored is collated otherwise than what is trained on.
+
+    Raises:
+        ValueError: a name is unknown, or data and model do not go with it.
+    """
+    choices = choices_of(wanted)
+    get_scheme(wanted.quantization)
+    check_seed(wanted.seed)
+    notes: Notes = (SCORED_APART,) if is_scored_apart else ()
+    chunk = wanted.oracle_chunk or _default_chunk(host, wanted.gamma)
+    mining = replace(wanted, oracle=_named(wanted.oracle, choices), oracle_chunk=chunk)
+    for decide in (_for_any_size, _for_this_machine):
+        mining, more = decide(host, mining, choices)
+        notes += more
+    task = _task(host, mining, choices)
+    if task.engine is not None:
+        notes += task.engine.notes
+        if mining.oracle == "int8":
+            mining = replace(mining, oracle=task.engine.name)
+    pool, more = _started(host, mining, choices, task)
+    return Assembly(mining=mining, pool=pool, monitor=task.monitor, notes=notes + more)
+
+
+def _default_chunk(host: Host, gamma: int) -> int:
+    is_on_cpu = device_of(host.model).type == "cpu"
+    return CHUNK_ON_CPU if is_on_cpu else gamma * (usual_batch_size(host.dataloader) or CHUNK_ON_CPU)
+
+
+def _named(oracle: str, choices: Choices) -> str:
+    """The engine asked for, as far as its name alone tells: which one `int8` is, this model decides.
+
+    Raises:
+        ValueError: there is no such engine, or a package is missing.
+    """
+    resolved = resolve_engine(oracle, is_used=choices.has_oracle)
+    return oracle if oracle == "int8" and choices.has_oracle else resolved
+
+
+def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
+    """Try one batch; where batches change their size, an engine that takes them all."""
+    if not choices.asks_the_pool:
+        return mining, ()
+    tried = rehearse(
+        host.model,
+        host.reader.batch,
+        readable_ids(host.dataloader),
+        choices=choices,
+        split=host.split,
+        score=get_score(mining),
+        balance=mining.balance,
+    )
+    if not tried.varying or not choices.has_oracle or mining.oracle.startswith("torch"):
+        return mining, ()
+    reason = (
+        f"batches change their size ({tried.varying}), and int8 engines take inputs of one size: they are scored in "
+        f"fp32 by {ANY_SIZE} instead of {mining.oracle}; pad them to one length in collate_fn to have that"
+    )
+    warnings.warn(reason, RuntimeWarning, stacklevel=4)
+    return replace(mining, oracle=ANY_SIZE), (reason,)
+
+
+def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
+    """What `auto` is here, and why: measured once, and a setting from then on."""
+    if not choices.has_oracle or mining.oracle != "auto":
+        return mining, ()
+    from infer2train.oracle.measurement import fastest_engine, step_seconds
+
+    samples = host.samples(mining.seed)
+    batch_size = usual_batch_size(host.dataloader) or CHUNK_ON_CPU
+    assert mining.oracle_chunk is not None
+    chosen, lines = fastest_engine(
+        host.model,
+        samples,
+        step_seconds=step_seconds(host.model, samples.calibration(0, batch_size)),
+        batch_size=batch_size,
+        update_every=mining.update_every,
+        rows=mining.oracle_chunk,
+    )
+    return replace(mining, oracle=chosen), (f"oracle auto is {chosen} here", *lines)
+
+
+def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
+    """What the pool does. A torch engine that does not say where it runs does so where the model is, or in a process on
+    the CPU."""
+    is_elsewhere = mining.pool == "process" and choices.asks_the_pool
+    device = torch.device("cpu") if is_elsewhere else device_of(host.model)
+    samples, chunk = host.samples(mining.seed), mining.oracle_chunk
+    assert chunk is not None
+    engine, score = None, get_score(mining)
+    if choices.has_oracle:
+        engine = build_engine(
+            mining.oracle, host.model, device, samples=samples, scheme=mining.quantization, rows=chunk
+        )
+    scores_on = device if engine is None else engine.device
+    scorer = Scorer(
+        score=score,
+        distill_views=mining.gamma if choices.loss == "distillation" else 0,
+        split=host.split,
+        device=scores_on,
+        chunk=chunk,
+    )
+    monitor = None
+    if engine is not None and score is not None:
+        monitor = FidelityMonitor(samples, score, engine.device, mines_views=choices.candidates == "views")
+    workers = ViewWorkers.of(host.dataloader, scores_on)
+    return ScoringTask(
+        source=host.source, reader=host.reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
+    )
+
+
+def _started(host: Host, mining: Mining, choices: Choices, task: ScoringTask) -> tuple[Pool, Notes]:
+    """The pool, and what its user should know. A control that looks at no candidate has no oracle to put anywhere."""
+    if mining.pool == "process" and choices.asks_the_pool:
+        return _process_pool(task, mining)
+    if mining.pool == "stream" and choices.asks_the_pool:
+        return _stream_pool(task, host.model, mining.queue_depth), ()
+    return InlinePool(task.engine, task.scorer, AddressPipeline(task.source, like=task.view_workers), task.monitor), ()
+
+
+def _process_pool(task: ScoringTask, mining: Mining) -> tuple[Pool, Notes]:
+    from infer2train.pool.process import ProcessPool
+
+    cores, others = shared_out(mining.oracle_cores, mining.oracle_workers)
+    pool = ProcessPool(
+        task,
+        workers=mining.oracle_workers,
+        cores=cores,
+        queue_depth=mining.queue_depth,
+        is_freshest=mining.staleness == "freshest",
+        is_newest_first=mining.when_late == "skip",
+    )
+    notes = [
+        f"the oracle's processes: {mining.oracle_workers}, on cores {as_text(cores)}; the trainer's cores: "
+        f"{as_text(others)}"
+    ]
+    if torch.get_num_threads() > len(others):
+        notes.append(
+            f"the trainer computes with {torch.get_num_threads()} threads and has {len(others)} cores beside the "
+            f"oracle's: torch.set_num_threads({len(others)}) keeps them out of each other's way"
+        )
+    return pool, tuple(notes)
+
+
+def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
+    from infer2train.pool.stream import StreamPool
+
+    device = device_of(model)
+    if device.type != "cuda":
+        raise ValueError(
+            f"pool='stream' shares a CUDA device with the trainer: got a model on {device}; use pool='process', or "
+            "move the model to CUDA"
+        )
+    return StreamPool(task, device, queue_depth=queue_depth)

@@ -1,0 +1,119 @@
+"""`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from infer2train.batches import split_batch
+from infer2train.draws.methods.table import get_method
+from infer2train.draws.mining import Mining
+from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, untouched
+from infer2train.loader.admission import check_loader, check_model
+from infer2train.loader.assembly import Host, assembled, sources
+from infer2train.loader.loader import MinedLoader
+from infer2train.loader.order import readable_ids
+from infer2train.machine.device import device_of
+from infer2train.observe.runlog import RunLog, read_rows, write_config
+from infer2train.oracle.live import LiveModel
+from infer2train.oracle.scorer import Split
+from infer2train.settings import as_plain, changed
+from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.reader import Reader
+
+
+def mine(
+    dataloader: "DataLoader[Any]",
+    model: nn.Module,
+    optimizer: Optimizers | None = None,
+    mining: Mining | None = None,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+    score_collate: Callable[[list[Any]], Any] | None = None,
+    split: Split = split_batch,
+    scaler: "torch.amp.GradScaler | None" = None,
+    log_dir: str | Path | None = None,
+    **settings: Any,
+) -> MinedLoader:
+    """A loader whose batches an oracle has picked, for the training loop that you already have.
+
+    What is mined, and how, are settings: fields of `Mining`, by name (`method="nm-augment", gamma=10`). What a method
+    has no use for (γ and the oracle under `baseline`, say) is left aside, so that the same call with another `method`
+    is its control. A score, a pick or a ramp that would have no effect is refused. A script needs
+    `if __name__ == "__main__":` for `pool="process"`.
+
+    Args:
+        dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
+            `collate_fn`, any number of workers. It is only read.
+        model: what you train. Its weights are copied every `update_every` steps and never touched.
+        optimizer: its steps are counted by a hook; a list where several train the model. Leave it out and call
+            `loader.step_done()` after each step instead.
+        mining: settings that several calls share. Default: those of `Mining()`.
+        transform: the random transform, where the data set does not apply it: an item is then loaded once for all its
+            views.
+        score_collate: makes the batches that the oracle scores, where `collate_fn` mixes samples (MixUp, CutMix) or
+            draws: a candidate is then scored as it is before that, and trained on after it. Better is to mix in the
+            loop, after the loader. Default: `collate_fn`, which must make the same of a sample in every batch.
+        split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
+        scaler: your GradScaler, whose skipped steps count too.
+        log_dir: writes config.yaml, metrics.jsonl and, on `loader.close()`, report.html there.
+        settings: fields of `Mining`, instead of what `mining` has. `loader.mining` holds all of them, with what was
+            left to the machine decided (`oracle="auto"`): pass that to resume.
+
+    Returns:
+        A loader to iterate once an epoch; it yields what your `collate_fn` returns.
+
+    Raises:
+        ValueError: an unknown name, a setting without effect, or a loader, data set or model that cannot be mined.
+
+    Example:
+        >>> loader = infer2train.mine(base, model, optimizer, method="nm-augment", gamma=10)   # doctest: +SKIP
+        >>> for x, y in loader:                                                                # doctest: +SKIP
+        ...     loss = criterion(model(x), y)
+        ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
+
+    Source: Hoffer et al. 2018, Algorithm 1. Deviates in what the paper left open: a bounded delay, and weights that
+    are published at steps 0, T, 2T … whatever the epoch.
+    """
+    check_loader(dataloader)
+    model, optimizers = check_model(model), optimizers_of(optimizer)
+    wanted: Mining = changed(Mining, mining, settings)
+    trained_on, scored = sources(dataloader, transform, score_collate, wanted)
+    with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
+        host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
+        hybrid = assembled(host, wanted, is_scored_apart=scored is not trained_on)
+        method = get_method(hybrid.mining)
+        method.survey(host.read, readable_ids(dataloader))
+    live = None if hybrid.monitor is None else LiveModel(model, hybrid.monitor, wanted.update_every)
+    trainer = AddressPipeline(trained_on, like=dataloader)
+    loader = MinedLoader(dataloader, model, method, hybrid.pool, trainer, live)
+    loader.notes = hybrid.notes
+    loader.on_close(reader.close)
+    is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
+    loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))
+    if log_dir is not None:
+        config = as_plain(loader.mining, Mining)
+        loader.log_to(partial(_begun_log, Path(log_dir), config, model), wanted.log_every)
+    return loader
+
+
+def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new: bool) -> RunLog:
+    """The log of a run that begins, or goes on, in this folder.
+
+    Raises:
+        ValueError: a new run would be written into another's; nothing of that is touched.
+    """
+    if is_new and any(row["kind"] == "step" for row in read_rows(folder)):
+        raise ValueError(
+            f"log_dir must be a new folder, or that of the state loaded: got {folder}, which holds another run; name "
+            "another one, or call load_state_dict() first"
+        )
+    write_config(folder, config)
+    log = RunLog(folder)
+    log.start(str(device_of(model)), torch.get_num_threads())
+    return log

@@ -1,0 +1,264 @@
+"""Draws on their way: candidates to the pool, scores to the pick, picks to the trainer's pipeline.
+
+What happens to one draw between the loader, which decides when it may be scored and by which version, and the batch
+that the training loop gets. Several draws are on their way at once; they come out in the order in which they went in.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.collapse import ClassShare, CollapseWatch, largest_class
+from infer2train.draws.draw import Draw, Kind
+from infer2train.draws.methods.method import Method
+from infer2train.draws.methods.samples import has_classes
+from infer2train.draws.ramp import ALWAYS
+from infer2train.draws.selection import count_nonfinite
+from infer2train.observe.metrics import Meter
+from infer2train.observe.timeline import TRAINER
+from infer2train.oracle.scorer import Scores
+from infer2train.pool.pool import OracleLostError, Pool, check_scores
+from infer2train.sources.pipeline import AddressPipeline
+
+
+def planned(
+    method: Method,
+    *,
+    number: int,
+    epoch: int,
+    step: int,
+    ids: Int64[np.ndarray, " b"],
+    epoch_ids: Int64[np.ndarray, " e"],
+    version: int,
+) -> Draw:
+    """A draw that is to be made: everything about it but what the oracle will say.
+
+    Args:
+        method: decides what kind of draw it is.
+        number: counted over the run.
+        epoch: counted from 0.
+        step: that trains on it.
+        ids: as the user's loader gave them.
+        epoch_ids: of the whole epoch.
+        version: of the weights that may score it, where the oracle does.
+    """
+    choices, seed = method.choices, method.mining.seed
+    share = method.share(epoch)
+    kind = method.kind_of(step, share, len(ids))
+    given = Addresses(ids, seeds(seed, Purpose.VIEW, epoch=epoch, draw=number, slot=np.arange(len(ids))))
+    draw = Draw(
+        number=number,
+        epoch=epoch,
+        step=step,
+        kind=kind,
+        share=share,
+        seed=seed,
+        ids=ids,
+        epoch_ids=epoch_ids,
+        version=version if choices.has_oracle and kind is not Kind.GIVEN else None,
+        candidates=given[:0],
+        addresses=given,
+    )
+    return replace(draw, candidates=method.candidates(draw)) if kind.is_scored else draw
+
+
+def as_given(draw: Draw) -> Draw:
+    """A planned draw as the batch that the user's loader gave: nobody scores it any more."""
+    return replace(draw, kind=Kind.GIVEN, version=None, candidates=draw.candidates[:0])
+
+
+def remedy_of(method: Method) -> str:
+    """What a run that collapses could do that it does not do yet."""
+    mining = method.mining
+    ways = [f"a lower update_every (now {mining.update_every})", f"a lower gamma (now {mining.gamma})"]
+    if method.choices.schedule == ALWAYS:
+        ways.insert(0, "ramp_stop=1.0 with epochs=, which mines little at first")
+    if mining.balance == "none":
+        ways.insert(0, "balance='stratified'")
+    return f"pass {', or '.join(ways)}"
+
+
+class Picker:
+    """Takes draws in, gives batches out; called by one thread.
+
+    Args:
+        method: what is mined.
+        pool: scores candidates.
+        trainer: makes the picked views.
+        meter: where what was picked is counted.
+    """
+
+    def __init__(self, method: Method, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
+        self._method, self._mining = method, method.mining
+        self._pool, self._trainer, self._meter = pool, trainer, meter
+        is_by_loss = (method.choices.score, method.choices.pick) == ("loss", "hardest")
+        self._watch = CollapseWatch(remedy_of(method), is_loss=is_by_loss)
+        self._submitted: deque[Draw] = deque()
+        self._picked: deque[Draw] = deque()
+        self._shares: dict[int, ClassShare] = {}
+        self._is_lost = False
+
+    def __len__(self) -> int:
+        """Draws on their way."""
+        return len(self._submitted) + len(self._picked)
+
+    @property
+    def depth(self) -> int:
+        """Draws worth having on their way: the one asked for, those that workers make views of, those scored ahead."""
+        return 1 + self._trainer.depth + self._pool.queue_depth
+
+    def submit(self, draw: Draw) -> None:
+        """Take in a planned draw, whose version is published."""
+        if draw.kind.is_scored and not self._is_lost:
+            with self._surviving():
+                self._pool.submit(draw.number, draw.candidates, draw.version)
+        self._submitted.append(draw)
+
+    def take(self) -> tuple[Draw, Any]:
+        """The oldest draw on its way, and its batch; waits for its scores and its views."""
+        while self._submitted and self._is_wanted(self._submitted[0]):
+            self._picked.append(self._pick(self._submitted[0]))
+            self._submitted.popleft()
+        with self._pool.timeline.span(TRAINER, "views", draw=self._picked[0].number):
+            batch = self._trainer.get()
+        drawn = self._picked.popleft()
+        self._measure(drawn)
+        return drawn, batch
+
+    def _is_wanted(self, draw: Draw) -> bool:
+        """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
+        if not self._picked:
+            return True
+        is_ready = not draw.kind.is_scored or self._pool.is_ready(draw.number)
+        return is_ready and len(self._picked) <= self._trainer.depth
+
+    def stop(self) -> None:
+        """Forget all draws on their way. May be called twice."""
+        self._pool.forget()
+        self._trainer.forget()
+        self._submitted.clear()
+        self._picked.clear()
+        self._shares.clear()
+
+    def close(self) -> None:
+        """Forget them and stop the workers that make views. May be called twice."""
+        self._trainer.close()
+        self.stop()
+
+    def _pick(self, draw: Draw) -> Draw:
+        picked = self._selected(draw)
+        self._trainer.put(picked.addresses)
+        return picked
+
+    def _selected(self, draw: Draw) -> Draw:
+        """The draw with what is trained on."""
+        if draw.kind is Kind.GIVEN:
+            return draw
+        if not draw.kind.is_scored:
+            return replace(self._method.select(draw, None, None), version=None)
+        scores = self._scores(draw)
+        if scores is None:
+            return as_given(draw)
+        scored = replace(draw, version=scores.version, scores=scores.values, log_probabilities=scores.log_probabilities)
+        picked = self._method.select(scored, scores.values, scores.targets)
+        if scores.values is not None and self._method.choices.candidates == "samples":
+            self._look(picked, scores)
+        return picked
+
+    def _look(self, draw: Draw, scores: Scores) -> None:
+        """See whether mining samples has collapsed."""
+        assert scores.values is not None
+        assert draw.chosen is not None
+        assert draw.mined is not None
+        mined = torch.from_numpy(draw.chosen[draw.mined])
+        if len(mined) == 0:
+            return
+        picked = torch.zeros(len(scores.values), dtype=torch.bool)
+        picked[mined] = True
+        self._watch.see_scores(scores.values.cpu(), picked, draw.epoch)
+        if not has_classes(scores.targets):
+            return
+        share = largest_class(scores.targets.cpu().long(), picked)
+        self._watch.see_classes(share)
+        self._shares[draw.number] = share
+
+    def _scores(self, draw: Draw) -> Scores | None:
+        """What the oracle says of a draw; None where the run goes on without."""
+        mining, pool = self._mining, self._pool
+        if self._is_lost:
+            return None
+        if mining.when_late == "skip" and not pool.is_ready(draw.number):
+            pool.cancel(draw.number)
+            self._meter.add(skipped_draws=1)
+            return None
+        scores = None
+        with self._surviving(), pool.timeline.span(TRAINER, "scores", draw=draw.number):
+            scores = pool.collect(draw.number)
+        if scores is None:
+            return None
+        check_scores(scores, draw.number, draw.version, is_exact=mining.staleness == "strict")
+        _require_every_candidate(scores, draw)
+        return scores
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Within, the loss of the oracle ends the run, or ends only mining."""
+        try:
+            yield
+        except OracleLostError as error:
+            if self._mining.on_oracle_loss == "stop":
+                raise
+            self._is_lost = True
+            warnings.warn(f"{error} The run goes on without mining.", RuntimeWarning)
+
+    def _measure(self, drawn: Draw) -> None:
+        if self._is_lost:
+            self._meter.add(oracle_lost_draws=1)
+        if self._method.choices.candidates == "samples":
+            self._meter.add(duplicates=len(drawn.addresses) - len(np.unique(drawn.addresses.ids)))
+        if (share := self._shares.pop(drawn.number, None)) is not None:
+            self._meter.add(
+                class_picked=share.picked, class_picks=share.picks, class_there=share.there, class_all=share.candidates
+            )
+        if drawn.version is not None:
+            self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
+        if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
+            return
+        picked = drawn.scores[torch.from_numpy(drawn.chosen[drawn.mined]).to(drawn.scores.device)]
+        self._meter.add(**score_amounts(drawn.scores, picked))
+
+
+def score_amounts(scores: Float[Tensor, " n"], picked: Float[Tensor, " m"]) -> dict[str, float]:
+    """What is added up of scores: of all candidates, and of those that were picked for theirs."""
+    finite, finite_picked = scores[torch.isfinite(scores)], picked[torch.isfinite(picked)]
+    return {
+        "mined_examples": len(picked),
+        "scored": len(finite),
+        "score_sum": float(finite.sum()),
+        "chosen": len(finite_picked),
+        "chosen_sum": float(finite_picked.sum()),
+        "nonfinite_scores": count_nonfinite(scores),
+    }
+
+
+def _require_every_candidate(scores: Scores, draw: Draw) -> None:
+    """Refuse scores that cannot be matched with their candidates.
+
+    Raises:
+        ValueError: there are more or fewer than candidates.
+    """
+    pairs = ((scores.values, len(draw.candidates)), (scores.log_probabilities, len(draw.ids)))
+    for found, expected in pairs:
+        if found is not None and len(found) != expected:
+            raise ValueError(
+                f"every candidate needs a score: got {len(found)} for {expected}; a collate_fn must keep every sample"
+            )

@@ -1,0 +1,173 @@
+"""One small batch through the whole way, when `mine()` is called: what cannot work is said before the first step.
+
+The oracle's side meets the user's batch, model and score here for the first time, and each may have a form that was
+never asked of it in the user's own loop: three parts in a batch, one output, a score of a column. What is refused, is
+refused with the line to write, which was tried on this very batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import nn
+
+from infer2train.batches import batch_size, logits_of, pad_batch, take_rows, tensors_of
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.methods.method import Choices
+from infer2train.draws.methods.samples import class_targets
+from infer2train.draws.randomness import seeded
+from infer2train.draws.selection import Balance
+from infer2train.loader.remedies import score_to_write, split_to_write
+from infer2train.oracle.live import are_close, asked, asked_copy
+from infer2train.oracle.scorer import Score, Split, one_each
+
+ROWS = 8
+"""Samples of the rehearsal."""
+ALONE = 3
+"""Of them, those that are looked at without the others."""
+
+Read = Callable[[Addresses], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What was learned of the user's batches.
+
+    Args:
+        varying: what changes its size from one batch to another, such as `[n, 7] and [n, 9]`; None where nothing does.
+    """
+
+    varying: str | None
+
+
+def rehearse(
+    model: nn.Module,
+    read: Read,
+    ids: Int64[np.ndarray, " n"],
+    *,
+    choices: Choices,
+    split: Split,
+    score: Score | None,
+    balance: Balance,
+) -> Rehearsal:
+    """Do once, with `ROWS` samples, what a draw's scoring does.
+
+    Args:
+        model: the trainer's; a copy is run.
+        read: makes the batch at addresses.
+        ids: that may be read.
+        choices: the method's.
+        split: batch -> (inputs, targets).
+        score: (outputs, targets) -> [n]; None where nothing is scored.
+        balance: class quotas of nm-sample.
+
+    Raises:
+        ValueError: a batch, the model or the score is not as the method needs it: what, and the line to write.
+    """
+    chosen = ids[np.unique(np.linspace(0, len(ids) - 1, ROWS).astype(np.int64))]
+    at = Addresses(chosen, seeds(0, Purpose.PROBE, slot=np.arange(len(chosen))))
+    batch = read(at)
+    network = asked_copy(model)
+    inputs, targets = _apart(network, batch, split)
+    if (rows := batch_size(inputs)) != len(at):
+        raise ValueError(
+            f"a collate_fn must keep every sample: got {rows} rows for {len(at)} samples; leave out what cannot be "
+            "read by a torch.utils.data.Subset, not in collate_fn"
+        )
+    if choices.candidates == "samples" and balance != "none":
+        class_targets(targets)
+    if not choices.has_oracle:
+        return Rehearsal(varying=None)
+    outputs = _outputs(network, batch, inputs)
+    _require_deterministic(network, inputs, outputs)
+    _require_rows_apart(network, inputs, outputs)
+    if choices.loss == "distillation" and logits_of(outputs).ndim != 2:
+        raise ValueError(
+            f"self-distill needs logits [n, k]: got shape {tuple(logits_of(outputs).shape)}; use another method"
+        )
+    if score is not None:
+        _require_score(score, outputs, targets, rows)
+    return Rehearsal(varying=_varying(read, at, split))
+
+
+def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:
+    try:
+        inputs, targets = split(batch)
+    except Exception as error:  # whatever the user's split raises, or ours of a batch of no usual form
+        rule = "split= must tell a batch apart into (inputs, targets)"
+        raise ValueError(f"{_said(rule, error)}; here, pass {split_to_write(network, batch)}") from error
+    return inputs, targets
+
+
+def _outputs(network: nn.Module, batch: Any, inputs: Any) -> Any:
+    try:
+        with seeded(0), _cuda_moved(inputs):  # a model that draws moves nothing before it is refused
+            return asked(network, inputs)
+    except Exception as error:  # whatever the user's forward raises
+        rule = "the model must take a batch's inputs as split= gives them"
+        raise ValueError(
+            f"{_said(rule, error)}; pass {split_to_write(network, batch)}, and do in it whatever your loop does to a "
+            "batch before the model"
+        ) from error
+
+
+def _require_score(score: Score, outputs: Any, targets: Any, rows: int) -> None:
+    try:
+        one_each(score(outputs, targets), rows)
+    except Exception as error:  # whatever the user's score raises, or ours of targets that are no classes
+        line = score_to_write(outputs, targets)
+        remedy = f"; here, pass score={line} (F is torch.nn.functional)" if line else ""
+        raise ValueError(_said("score= must work on a model's outputs and the targets", error) + remedy) from error
+
+
+def _said(rule: str, error: Exception) -> str:
+    """One of our own errors as it is; one of the user's code with its kind, behind the rule that it broke."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, ValueError) else f"{rule}: got {type(error).__name__}: {text}"
+
+
+def _require_deterministic(network: nn.Module, inputs: Any, outputs: Any) -> None:
+    with seeded(1), _cuda_moved(inputs):
+        again = asked(network, inputs)
+    if not are_close(again, outputs):
+        raise ValueError(
+            "a model must be deterministic in evaluation mode, so that a score can be told from luck and says the same "
+            "when a run is resumed: got other outputs from the same inputs under another random state; draw only `if "
+            "self.training:` (dropout: F.dropout(x, p, self.training))"
+        )
+
+
+def _cuda_moved(inputs: Any) -> Any:
+    """Another state of CUDA's generators inside; theirs are put back after."""
+    devices = sorted({tensor.device.index for tensor in tensors_of(inputs) if tensor.is_cuda})
+    return torch.random.fork_rng(devices)
+
+
+def _require_rows_apart(network: nn.Module, inputs: Any, outputs: Any) -> None:
+    rows = batch_size(inputs)
+    few = pad_batch(take_rows(inputs, ALONE), rows)
+    if are_close(take_rows(asked(network, few), ALONE), take_rows(outputs, ALONE)):
+        return
+    causes = [name for name, module in network.named_modules() if _mixes_rows(module)]
+    raise ValueError(
+        "what a model says of a candidate must not depend on the others in its batch, which are others for the oracle "
+        "than for the trainer: got outputs that do in evaluation mode"
+        + (f" (batch statistics in {', '.join(causes[:3])})" if causes else "")
+        + "; use running statistics (track_running_stats=True), or GroupNorm or LayerNorm"
+    )
+
+
+def _mixes_rows(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _varying(read: Read, at: Addresses, split: Split) -> str | None:
+    """The sizes behind the rows that inputs were seen to have, if more than one."""
+    sizes: dict[str, None] = {}
+    for start in range(0, len(at), 2):
+        tensors = tensors_of(split(read(at[start : start + 2]))[0])
+        sizes[" and ".join(f"[{', '.join(['n', *map(str, tensor.shape[1:])])}]" for tensor in tensors)] = None
+    return " or ".join(sizes) if len(sizes) > 1 else None

@@ -1,0 +1,156 @@
+"""The run folder's record: `config.yaml` to run it again, `metrics.jsonl` to see how it went.
+
+Rows are JSON objects with a `kind`: start, step, epoch, event; docs/run-folder.md lists their fields. A resumed run
+takes back the rows that its checkpoint does not know of, so that no step is reported twice. TensorBoard gets the same
+numbers where it is installed.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infer2train import __version__
+from infer2train.observe.metrics import scalars
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+SAID_AGAIN = ("finished", "images-skipped")
+"""Events that a run which goes on writes again."""
+
+
+class RunLog:
+    """Appends rows to a run folder. One process writes; any may read.
+
+    Args:
+        folder: made if it is missing.
+        tensorboard: write TensorBoard event files too, if the extra is installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        if not _ends_with_newline(folder / METRICS):
+            self._file.write("\n")  # a kill has cut the last line short
+        self._board = _summary_writer(folder) if tensorboard else None
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one row; it is on its way to the disk when this returns."""
+        self._file.write(json.dumps({"kind": kind, **fields}, allow_nan=True) + "\n")
+        self._file.flush()
+        if self._board is not None and "step" in fields:
+            for name, value in scalars(fields).items():
+                self._board.add_scalar(f"{kind}/{name}", value, int(fields["step"]))
+
+    def start(self, device: str, threads: int) -> None:
+        """Append what the run runs on."""
+        import torch
+
+        versions = {
+            "infer2train": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "device": device}
+        self.write("start", time=time.time(), versions=versions, machine=machine)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been written so far, by earlier processes too."""
+        return read_rows(self.folder)
+
+    def take_back(self, step: int, epoch: int) -> None:
+        """Drop the rows that going on after `step`, in `epoch`, will write again."""
+        self._file.close()
+        take_back(self.folder, step, epoch)
+        self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files. May be called twice."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `config.yaml`, whole or not at all."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{CONFIG}.partial"
+    partial.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(folder / CONFIG)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The flat mapping in `config.yaml`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import yaml
+
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"a run folder holds {CONFIG}: got {folder} without one; name a folder such as runs/NAME")
+    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ValueError(
+            f"{path} must hold settings by name: got {type(loaded).__name__}; restore it or start a new run"
+        )
+    return loaded
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, without a last line that a kill has cut short."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def take_back(folder: Path, step: int, epoch: int) -> None:
+    """Drop the rows that a run which goes on after `step`, in `epoch`, will write again."""
+
+    def is_kept(row: dict[str, Any]) -> bool:
+        if row["kind"] == "event":
+            return row["event"] not in SAID_AGAIN
+        return bool(row["epoch"] < epoch) if row["kind"] == "epoch" else row.get("step", 0) <= step
+
+    partial = folder / f".{METRICS}.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder) if is_kept(row)), encoding="utf-8")
+    partial.replace(folder / METRICS)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def cpu_name() -> str:
+    """The processor's name, as the operating system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

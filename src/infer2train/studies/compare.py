@@ -1,0 +1,213 @@
+"""Methods × seeds: the same run under several methods, paired by seed, and what the differences can be trusted for."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from infer2train.observe.runlog import CONFIG
+from infer2train.reporting.report import write_report
+from infer2train.reporting.summary import MethodSummary, summarise
+from infer2train.reporting.tables import comparison_table
+from infer2train.training.config import RunConfig
+from infer2train.training.folder import Result, enter_folder, is_finished
+from infer2train.training.interrupt import Interrupted
+from infer2train.training.loop import train
+
+COMPARISON = "comparison.json"
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared: a run for every method and seed."""
+
+    runs: dict[tuple[str, int], RunConfig]
+    """By (method, seed), in the order in which they are trained."""
+    baseline: str = BASELINE
+    """The method that the others are compared with."""
+    runs_in: str = "."
+    """Where the run folders are, from the comparison's own: comparisons that have runs in common share them."""
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods in the order asked for."""
+        return list(dict.fromkeys(method for method, _ in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds in the order asked for."""
+        return list(dict.fromkeys(seed for _, seed in self.runs))
+
+
+def compare(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    quiet: bool = False,
+    after: Callable[[Path], None] | None = None,
+) -> list[MethodSummary]:
+    """Train every run of a comparison in its own sub-folder, then write the comparison's report.
+
+    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs.
+
+    Args:
+        comparison: what is compared.
+        folder: must be new, unless `resume`.
+        resume: go on with what is there.
+        jobs: runs trained side by side, each in a process of its own; 1 trains in this one.
+        quiet: show no progress.
+        after: called with the folder of each run that was trained, in the process that trained it.
+
+    Raises:
+        ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
+        Interrupted: Ctrl-C; what was under way has written a checkpoint.
+    """
+    if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
+        raise ValueError(
+            f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
+            "--name for another one"
+        )
+    trained = Path(os.path.normpath(folder / comparison.runs_in))  # also while the folder is not there yet
+    waiting = {
+        f"{method}-seed{seed}": config
+        for (method, seed), config in comparison.runs.items()
+        if not _is_done(config, trained / f"{method}-seed{seed}")
+    }
+    write_comparison(folder, comparison.methods, comparison.seeds, comparison.baseline, comparison.runs_in)
+    if jobs == 1:
+        _train_in_turn(waiting, trained, quiet, after)
+    elif waiting:
+        _train_side_by_side(waiting, trained, jobs, quiet, after)
+    write_report(folder)
+    return summarise(folder)
+
+
+def write_comparison(
+    folder: Path, methods: Sequence[str], seeds: Sequence[int], baseline: str, runs_in: str = "."
+) -> None:
+    """Write down what a comparison's report shows, in `comparison.json` of its folder, which is made.
+
+    Args:
+        folder: of the comparison.
+        methods: in the order of the report; those without a run are left out there.
+        seeds: those asked for.
+        baseline: the method that the others are compared with.
+        runs_in: where the run folders are, from the comparison's own.
+    """
+    contents = {"methods": list(methods), "seeds": list(seeds), "baseline": baseline}
+    if runs_in != ".":
+        contents["runs_in"] = runs_in
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_done(config: RunConfig, target: Path) -> bool:
+    if not (target / CONFIG).is_file():
+        return False
+    enter_folder(config, target, resume=True)  # refuses a run of another configuration
+    return is_finished(target)
+
+
+After = Callable[[Path], None] | None
+
+
+def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool, after: After) -> None:
+    for number, (name, config) in enumerate(waiting.items(), start=1):
+        title = f"[{number}/{len(waiting)}] {name}"
+        result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
+        if not quiet:
+            Console(stderr=True).print(_told(title, result), highlight=False)
+
+
+def _train_one(config: RunConfig, folder: Path, *, quiet: bool, title: str | None, after: After) -> Result:
+    result = train(config, folder, resume=folder.exists(), quiet=quiet, title=title, report=False)
+    if after is not None:
+        after(folder)
+    return result
+
+
+def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool, after: After) -> None:
+    """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=quiet
+    )
+    spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
+        task, done = bar.add_task("runs", total=len(waiting)), 0
+        left, running = iter(waiting.items()), dict[Future[Result], str]()
+
+        def start(number: int) -> None:
+            for name, config in islice(left, number):
+                call = executor.submit(_train_one, config, folder / name, quiet=True, title=None, after=after)
+                running[call] = name
+
+        try:
+            # As many as are trained at once: the executor sends further ones ahead, which nothing takes back.
+            start(jobs)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, result = running.pop(future), future.result()
+                    start(1)
+                    done += 1
+                    bar.advance(task)
+                    if not quiet:
+                        console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
+        except BaseException as stop:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                os.kill(child.pid or 0, signal.SIGINT)
+            executor.shutdown(wait=True)
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
+            raise
+
+
+def _leave_with_parent() -> None:
+    """In a fresh process: take orders from the parent alone, not from the terminal, and end when it is gone."""
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM means what Ctrl-C means, which works in the background of a shell too."""
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _told(title: str, result: Result) -> str:
+    return f"{title}: test error {result.evaluation.error:.2%} in {result.seconds:.1f} s"
+
+
+def print_comparison(summaries: Sequence[MethodSummary], folder: Path, console: Console) -> None:
+    """The table, and where the report is."""
+    console.print(comparison_table(summaries))
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,222 @@
+"""`infer2train gamma`: what this machine can do for a model, measured in one go."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from infer2train.batches import split_batch
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.data.catalogue import default_cache_dir, load_data
+from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.scores import loss
+from infer2train.machine.cores import available_cores, shared_out
+from infer2train.machine.memory import keep_freed_memory
+from infer2train.observe.runlog import CONFIG, cpu_name, read_config
+from infer2train.oracle.catalogue import ENGINES
+from infer2train.oracle.rounds import WALL, take_turns
+from infer2train.oracle.samples import SourceSamples
+from infer2train.settings import at_least
+from infer2train.sources.views.catalogue import make_view
+from infer2train.sources.views.image_views import ImageViews
+from infer2train.studies.gamma.contest import Contest, Place
+from infer2train.studies.gamma.energy import joules_of
+from infer2train.studies.gamma.peak import greatest_peak, operations_per_image
+from infer2train.studies.gamma.plan import recommend, side_by_side
+from infer2train.studies.gamma.report import GammaReport
+from infer2train.studies.gamma.trainer import TrainerSpeed
+from infer2train.training.config import RunConfig, from_plain
+from infer2train.training.folder import CHECKPOINTS
+from infer2train.training.setup import pixel_model
+
+LARGE = 64
+"""Images higher than this get random-resized crops, and a thousand classes where no data says otherwise."""
+MADE_IMAGES = 256
+"""Random images, where no data is given. Speed does not depend on what is seen; captured gain does."""
+WARM_UP_STEPS = 5
+"""Steps that a fresh model trains before it is measured, so that its views differ for it."""
+
+
+def measure_gamma(
+    *,
+    model: str = "resnet44",
+    data: str | None = None,
+    data_cache: str | None = None,
+    image_size: int | None = None,
+    label_column: str | None = None,
+    batch_size: int = 64,
+    gamma: int = 10,
+    threads: int | None = None,
+    oracle_cores: str | None = None,
+    compiled: bool = False,
+    run: Path | None = None,
+    engines: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> GammaReport:
+    """Measure trainer, engines and views of this machine for a model, and say whether mining pays.
+
+    Args:
+        model: an entry of the model catalogue.
+        data: a data set's name or folder. Default: random pixels.
+        data_cache: folder of the decoded cache.
+        image_size: height and width (pixels). Default: as stored; 32 for random pixels.
+        label_column: of Parquet shards, where the labels are. Default: found by name and feature.
+        batch_size: examples in a step.
+        gamma: candidates for each example that are asked for.
+        threads: of trainer and engines alike. Default: as many as there are cores.
+        oracle_cores: cores of the oracle, such as "1"; the trainer is measured on the others, and what a step takes
+            beside the oracle is predicted. Default: both are measured on all cores.
+        compiled: try torch.compile for the trainer too, which takes minutes.
+        run: a run folder whose model, data and newest weights are measured.
+        engines: engines to measure. Default: every one of `MEASURED` that is installed.
+        say: called with what is being measured.
+
+    Raises:
+        ValueError: a setting that cannot be met.
+    """
+    for name, value in {"batch_size": batch_size, "gamma": gamma, "threads": threads, "image_size": image_size}.items():
+        if value is not None:
+            at_least(name, value, 2 if name == "batch_size" else 1)
+    oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
+    torch.set_num_threads(threads or len(trainers))
+    keep_freed_memory()  # as a training does
+    source, network, described = subject(model, data, data_cache, image_size, run, label_column)
+    samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
+    ids = np.resize(np.arange(len(source)), batch_size)
+    images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
+
+    trained_steps = described["steps"] or _warm_up(network, images, targets)
+    draw = Addresses(ids, seeds(0, Purpose.VIEW, draw=1, slot=np.arange(batch_size)))
+    trainer = Place(cores=trainers if oracles else (), num_threads=threads or len(trainers))
+    contest = Contest(
+        network,
+        images,
+        targets,
+        views=lambda: source.batch(draw),
+        samples=samples,
+        engines=engines,
+        compiled=compiled,
+        trainer=trainer,
+        oracle=Place(cores=oracles, num_threads=len(oracles)) if oracles else trainer,
+        say=say,
+    )
+    rounds = take_turns(contest.contestants, say=say)
+    train, speeds = contest.training(), contest.speeds(loss)
+    best = min(train, key=lambda speed: speed.step_seconds)
+    operations = operations_per_image(network, images)
+    peak, peak_of = greatest_peak(contest.products, speeds, operations)
+    planned: dict[str, Any] = {
+        "batch_size": batch_size,
+        "views_per_second": contest.views.rate,
+        "step_seconds": best.step_seconds + contest.views.fastest_seconds,
+    }
+    recommended = recommend(speeds, gamma=gamma, step_rounds=contest.step_rounds(), **planned)
+    return GammaReport(
+        machine={"cpu": cpu_name(), "cores": len(available_cores()), "system": platform.platform()},
+        versions=_versions(),
+        model=described["model"],
+        data=described["data"],
+        image_size=int(images.shape[-1]),
+        batch_size=batch_size,
+        threads=torch.get_num_threads(),
+        trained_steps=trained_steps,
+        gamma=gamma,
+        rounds=rounds,
+        is_cpu_time=contest.clocks != WALL,
+        taken_by_others=contest.busyness.share,
+        train=train,
+        parts=contest.parts_of_a_step(),
+        engines=speeds,
+        failed=contest.failed,
+        views_per_second=contest.views.rate,
+        peak_operations=peak,
+        peak_of=peak_of,
+        operations_per_image=operations,
+        joules_per_trained_image=_joules(network, images, targets, best),
+        recommended=recommended,
+        hybrid=side_by_side(recommended, speeds, oracle_cores=oracles, trainer_cores=trainers, **planned)
+        if oracles
+        else None,
+    )
+
+
+def subject(
+    model: str,
+    data: str | None,
+    data_cache: str | None,
+    image_size: int | None,
+    run: Path | None,
+    label_column: str | None = None,
+) -> tuple[ImageViews, nn.Module, dict[str, Any]]:
+    """What is measured: views, a network, and what they are called."""
+    weights = None
+    if run is not None:
+        config = from_plain(read_config(run))
+        checkpoint = load_checkpoint(run / CHECKPOINTS)
+        if checkpoint is None:
+            raise ValueError(f"gamma --run needs a run with a checkpoint: got none in {run}; train it first")
+        if config.decode == "on-demand":
+            raise ValueError(
+                f"gamma --run measures images that were decoded once: got {run}, which decodes on demand; pass --model "
+                "and --image-size instead of --run"
+            )
+        model, data, image_size = config.model, config.data, image_size or config.image_size
+        data_cache, label_column = data_cache or config.data_cache, config.label_column
+        weights = checkpoint.state["model"]
+        assert (run / CONFIG).is_file()
+    if data is None:
+        size = image_size or 32
+        generator = np.random.default_rng(0)
+        pixels = generator.integers(0, 256, (MADE_IMAGES, size, size, 3), dtype=np.uint8)
+        classes = 1000 if size > LARGE else 10
+        labels, name = generator.integers(0, classes, MADE_IMAGES), "random pixels"
+    else:
+        cache_dir = Path(data_cache or default_cache_dir())
+        loaded = load_data(data, cache_dir=cache_dir, image_size=image_size, label_column=label_column)
+        pixels, labels, classes, name = loaded.train.images, loaded.train.targets, len(loaded.class_names), loaded.name
+        size = pixels.shape[1]
+    view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)
+    channels = pixels.shape[3]
+    network = pixel_model(RunConfig(model=model), classes, channels)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = 0
+    if weights is not None:
+        network.load_state_dict(weights)
+        assert checkpoint is not None
+        steps = int(checkpoint.state["loader"]["steps"])
+    return ImageViews(pixels, labels, view), network, {"model": model, "data": name, "steps": steps}
+
+
+def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> int:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(WARM_UP_STEPS):
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(network.train()(images), targets))
+        optimizer.step()
+    return WARM_UP_STEPS
+
+
+def _joules(network: nn.Module, images: torch.Tensor, targets: torch.Tensor, best: TrainerSpeed) -> float | None:
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in best.name):
+            outputs = network(images)
+        torch.autograd.backward(nn.functional.cross_entropy(outputs.float(), targets))
+        network.zero_grad()
+
+    found = joules_of(step)
+    return None if found is None else found / len(images)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("infer2train", "torch", *ENGINES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
