@@ -4,9 +4,9 @@ The way of the data, in one direction:
 
     sampler -> addresses -> pool -> [ view -> engine -> score ] -> pick -> [ view ] -> training step
 
-`addresses` names candidates, `source` (`replay`, `views`) shows them, `oracle` scores them with weights of the version
-that `versions` allows, `pool` runs that, `selection` picks, `methods` says which of all this a method uses, `miner`
-joins it into a loader for anybody's training loop, and `training` is our own such loop.
+`draws` names candidates and picks among them, `sources` shows them, `oracle` scores them with weights of the version
+that a draw may have, `pool` runs that, `loader` joins it for anybody's training loop, and `training` is our
+own such loop. A room imports only what stands before it in this way; docs/how-it-works.md has the list.
 """
 
 from typing import TYPE_CHECKING, Any

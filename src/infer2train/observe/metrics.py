@@ -60,8 +60,8 @@ def window(now: Totals, mark: Totals) -> dict[str, float]:
         examples), `score_mean` and `score_chosen` (of all finite candidates, of the mined): means; `*_seconds`: time of
         the training process; `scoring_share`: of the wall-clock, in views of candidates, scoring and publishing.
         `trainer_*_seconds` and `oracle_*_seconds` of all that trainer and oracles did at all, see
-        `observe.timeline`. Where oracles have processes of their own, also `oracle_busy`, the share of their time in which
-        they had something to do, and `waiting_share`, the part of the trainer's that it waited for scores.
+        `observe.timeline`. Where oracles have processes of their own, also `oracle_busy`, the share of their time in
+        which they had something to do, and `waiting_share`, the part of the trainer's that it waited for scores.
         `skipped_draws`, `skipped_steps`, `oracle_lost_draws` and `worker_restarts` where there were any, and
         `outgrown_versions`, published while the model's outputs depended on something that no oracle sees change.
         Where samples with class labels are mined, `largest_class_share`: of the class that has most of a draw's picks
