@@ -77,6 +77,19 @@ def mine(
         ...     loss = criterion(model(x), y)
         ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
 
+    Algorithm 1, as nm-augment does it inline; `loader` is what this returns, and trains the same weights:
+
+        for step, ids in enumerate(batches):
+            if step % loader.mining.update_every == 0:
+                oracle = copy.deepcopy(model).eval()
+            x, y = read(views(step, ids))
+            with torch.no_grad():
+                losses = F.cross_entropy(oracle(x), y, reduction="none")
+            hardest = losses.view(len(ids), -1).argmax(1) + torch.arange(len(ids)) * loader.mining.gamma
+            F.cross_entropy(model(x[hardest]), y[hardest]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
     Source: Hoffer et al. 2018, Algorithm 1. Deviates in what the paper left open: a bounded delay, and weights that
     are published at steps 0, T, 2T … whatever the epoch.
     """

@@ -1,7 +1,18 @@
 """Draws on their way: candidates to the pool, scores to the pick, picks to the trainer's pipeline.
 
-What happens to one draw between the loader, which decides when it may be scored and by which version, and the batch
-that the training loop gets. Several draws are on their way at once; they come out in the order in which they went in.
+    ids of an epoch, from the user's sampler        loader/order.py
+        |
+    planned: kind of draw, version, candidates      here; draws/draw.py, draws/methods/
+        |  addresses, version
+    pool: view -> engine -> score                   pool/, sources/, oracle/, draws/scores.py
+        |  scores, targets
+    picked by the draw's method                     draws/methods/, draws/selection.py
+        |  addresses
+    the trainer's views                             sources/pipeline.py
+        |  batch
+    handed out to the training loop                 loader/loader.py
+
+Several draws are on their way at once; they come out in the order in which they went in.
 """
 
 import warnings
