@@ -79,7 +79,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
         CheckpointError: writing failed (a full disk, say). The earlier checkpoints are as they were.
 
     Example:
-        >>> save_checkpoint(Path("run/checkpoints"), 150, {"model": model.state_dict(), "rng": rng_state()}).name
+        >>> save_checkpoint(Path("run/checkpoints"), 150, {"model": model.state_dict()}).name
         'step-00000150'
     """
     if step < 0 or keep < 1:

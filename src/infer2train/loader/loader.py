@@ -366,7 +366,7 @@ class MinedLoader:
             RuntimeError: another draw was fetched before this one was trained on.
 
         Example:
-            >>> loss = criterion(outputs, y) + loader.penalty(outputs)      # doctest: +SKIP
+            >>> loss = criterion(outputs, y) + loader.penalty(outputs)
         """
         last = self.last
         if last is None:

@@ -72,8 +72,8 @@ def mine(
         ValueError: an unknown name, a setting without effect, or a loader, data set or model that cannot be mined.
 
     Example:
-        >>> loader = infer2train.mine(base, model, optimizer, method="nm-augment", gamma=10)   # doctest: +SKIP
-        >>> for x, y in loader:                                                                # doctest: +SKIP
+        >>> loader = infer2train.mine(base, model, optimizer, method="nm-augment", gamma=10)
+        >>> for x, y in loader:
         ...     loss = criterion(model(x), y)
         ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
 

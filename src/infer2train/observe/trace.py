@@ -27,7 +27,7 @@ class Trace:
         most_events: that are written.
 
     Example:
-        >>> with Trace(Path("trace.json")) as trace:  # doctest: +SKIP
+        >>> with Trace(Path("trace.json")) as trace:
         ...     timeline.listen(trace.add)
     """
 

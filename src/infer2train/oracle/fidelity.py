@@ -50,8 +50,9 @@ def fidelity(oracle: Float[Tensor, "s v"], fresh: Float[Tensor, "s v"]) -> Fidel
     """Compare an oracle's scores of `v` views of each of `s` samples with the scores that it should have given.
 
     Example:
-        >>> fidelity(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
-        Fidelity(captured_gain=0.0, same_view=0.0, rank_correlation=0.5, spread=0.5)
+        >>> found = fidelity(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> found.captured_gain, found.same_view, round(found.rank_correlation, 3), found.spread
+        (0.0, 0.0, 0.5, 0.5)
     """
     mean, best = fresh.mean(1), fresh.amax(1)
     chosen = fresh.gather(1, oracle.argmax(1, keepdim=True))[:, 0]

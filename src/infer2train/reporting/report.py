@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Path:
         ValueError: the folder holds no run.
 
     Example:
-        >>> write_report(Path("runs/first"))  # doctest: +SKIP
+        >>> write_report(Path("runs/first"))
         PosixPath('runs/first/report.html')
     """
     page = _template().render(context(read(folder)))

@@ -44,7 +44,7 @@ def summarise(folder: Path) -> list[MethodSummary]:
         ValueError: the folder holds no run.
 
     Example:
-        >>> [line.method for line in summarise(Path("runs/first"))]  # doctest: +SKIP
+        >>> [line.method for line in summarise(Path("runs/first"))]
         ['baseline', 'nm-augment']
     """
     return summaries(read(folder))

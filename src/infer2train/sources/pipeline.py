@@ -74,9 +74,9 @@ class AddressPipeline:
             taken over; or these alone.
 
     Example:
-        >>> pipeline = AddressPipeline(source, like=loader)      # doctest: +SKIP
-        >>> pipeline.put(addresses)                              # doctest: +SKIP
-        >>> batch = pipeline.get()                               # doctest: +SKIP
+        >>> pipeline = AddressPipeline(source, like=loader)
+        >>> pipeline.put(addresses)
+        >>> batch = pipeline.get()
     """
 
     def __init__(self, source: Source, like: "DataLoader[Any] | ViewWorkers") -> None:

@@ -26,9 +26,9 @@ class Reader(Source):
         workers: as the user's DataLoader has them; with none, the calling process reads.
 
     Example:
-        >>> reader = Reader(source, ViewWorkers.of(loader))      # doctest: +SKIP
-        >>> batch = reader.batch(addresses)                      # doctest: +SKIP
-        >>> reader.close()                                       # doctest: +SKIP
+        >>> reader = Reader(source, ViewWorkers.of(loader))
+        >>> batch = reader.batch(addresses)
+        >>> reader.close()
     """
 
     def __init__(self, source: Source, workers: ViewWorkers) -> None:

@@ -48,6 +48,7 @@ class Replay(Itemwise):
             `collate_fn` made something else of the same sample in another batch.
 
     Example:
+        >>> import random
         >>> from torch.utils.data import default_collate
         >>> source = Replay([1.0, 2.0], default_collate, transform=lambda x: x + random.random())
         >>> here = Addresses(np.array([1, 1]), np.array([7, 8]))

@@ -82,7 +82,7 @@ def affine_of_range(low: Float[Tensor, "*c"] | float, high: Float[Tensor, "*c"] 
 
     Example:
         >>> affine_of_range(-1.0, 1.0).quantize(torch.tensor([-1.0, 0.0, 0.5, 1.0]))
-        tensor([-128,   -1,   63,  126], dtype=torch.int32)
+        tensor([-127,    0,   64,  127], dtype=torch.int32)
 
     Source: Jacob et al., arXiv 1712.05877, sections 2.1 and 3.
     """

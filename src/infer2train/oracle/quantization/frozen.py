@@ -15,7 +15,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     feature map) are copied without their history, which `copy.deepcopy` alone refuses.
 
     Example:
-        >>> frozen_copy(nn.utils.weight_norm(nn.Linear(2, 2))).weight.requires_grad      # doctest: +SKIP
+        >>> frozen_copy(nn.utils.weight_norm(nn.Linear(2, 2))).weight.requires_grad
         False
     """
     with torch.no_grad():  # TorchScript copies by computing
