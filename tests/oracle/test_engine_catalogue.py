@@ -10,13 +10,28 @@ import pytest
 import torch
 from torch import nn
 
-from conformance.engine import needs
-from infer2train.oracle.catalogue import EXTRAS, build_engine, resolve_engine
+from conformance.engine import check_engine, converted, needs
+from conformance.networks import NETWORKS
+from infer2train.oracle.catalogue import ENGINES, EXTRAS, build_engine, resolve_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot
+from infer2train.settings import resolve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_conforms_by_its_bare_name(name: str) -> None:
+    needs(name)
+    build, inputs = NETWORKS["vgg"]
+    is_converted = issubclass(resolve(ENGINES[name]), LoweredEngine)
+    torch.manual_seed(0)
+    check_engine(
+        lambda model: converted(name, "vgg") if is_converted else build_engine(name, model), build(), inputs(13)
+    )
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,11 @@ def some_rows(tree: Any, start: int, stop: int) -> Any:
     return map_tensors(lambda tensor: tensor[start:stop], tree)
 
 
-# The suite
-
-SLOW = [pair for pair in PAIRS if pair[1] != "vgg"]
+# The suite, beside test_engine_catalogue.py, where every engine goes through it with one network
 
 
-@pytest.mark.parametrize(("spec", "network"), marked(PAIRS, dict.fromkeys(SLOW, pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "network"), [pair for pair in PAIRS if pair[1] != "vgg"])
 def test_conformance(spec: str, network: str) -> None:
     torch.manual_seed(0)
     check_engine(lambda model: converted(spec, network), NETWORKS[network][0](), inputs_of(network))
