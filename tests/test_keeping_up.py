@@ -22,7 +22,7 @@ def accounts(**changes: Any) -> Accounts:
 def remedies(**changes: Any) -> dict[str, int]:
     message = warning(accounts(waiting_seconds=5.0, **changes))
     assert message is not None
-    return {flag: int(value) for flag, value in re.findall(r"--([a-z-]+) (\d+)", message)}
+    return {flag: int(value) for flag, value in re.findall(r"(?:: |; |with )([a-z_]+) (\d+)", message)}
 
 
 def test_a_trainer_that_hardly_waits_is_not_warned() -> None:
@@ -63,16 +63,16 @@ def test_each_remedy_by_itself_is_enough_and_no_more_than_that(name: str) -> Non
         scoring, refresh, workers = made.scoring_seconds, made.refresh_seconds, made.workers
         if setting == "gamma":
             scoring *= value / made.gamma
-        elif setting == "mine-every":
+        elif setting == "mine_every":
             scoring *= made.mine_every / value
-        elif setting == "update-every":
+        elif setting == "update_every":
             refresh *= made.update_every / value
-        elif setting == "oracle-workers":
+        elif setting == "oracle_workers":
             scoring, refresh = scoring * workers / value, refresh  # every worker refreshes by itself
         return accounts(**{**slow, "scoring_seconds": scoring, "refresh_seconds": refresh}).load
 
-    assert {"gamma", "mine-every", "oracle-workers"} <= found.keys()
-    assert ("update-every" in found) == (name == "mostly refreshes")
+    assert {"gamma", "mine_every", "oracle_workers"} <= found.keys()
+    assert ("update_every" in found) == (name == "mostly refreshes")
     for setting, value in found.items():
         assert load(setting, value) <= 1 + 1e-9
         easier = value + 1 if setting == "gamma" else value - 1
@@ -80,9 +80,9 @@ def test_each_remedy_by_itself_is_enough_and_no_more_than_that(name: str) -> Non
 
 
 def test_where_refreshes_alone_take_too_long_scoring_less_is_not_advised() -> None:
-    assert remedies(scoring_seconds=4.0, refresh_seconds=12.0).keys() == {"update-every"}
+    assert remedies(scoring_seconds=4.0, refresh_seconds=12.0).keys() == {"update_every"}
     both = remedies(scoring_seconds=14.0, refresh_seconds=12.0, mine_every=2)
-    assert both == {"update-every": 300, "mine-every": 6}, "26 s of work in 10 s: a third of it"
+    assert both == {"update_every": 300, "mine_every": 6}, "26 s of work in 10 s: a third of it"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_where_refreshes_alone_take_too_long_scoring_less_is_not_advised() -> No
 def test_int8_is_advised_to_floats_alone(oracle: str, is_float: bool) -> None:
     message = warning(accounts(oracle=oracle, waiting_seconds=5.0, scoring_seconds=25.0))
     assert message is not None
-    assert ("--oracle int8" in message) == is_float
+    assert ("oracle int8" in message) == is_float
 
 
 @pytest.mark.parametrize(("versions", "delay"), [(30, 1), (6, 3), (2, 8)])
@@ -101,18 +101,18 @@ def test_waiting_at_new_versions_is_hidden_by_as_many_steps_of_delay_as_it_lasts
     changes = {"waiting_seconds": 2.0, "behind_seconds": 1.5, "versions": versions}
     message = warning(accounts(**changes))
     assert message is not None
-    assert f"--delay-steps {delay} " in message
-    assert ("--queue-depth 8" in message) == (delay == 8), "as many draws must be on their way as steps are hidden"
-    assert "--gamma" not in message
+    assert f"delay_steps {delay} " in message
+    assert ("queue_depth 8" in message) == (delay == 8), "as many draws must be on their way as steps are hidden"
+    assert "gamma" not in message
     more = warning(accounts(delay_steps=2, **changes))
     assert more is not None
-    assert f"--delay-steps {delay + 2} " in more
+    assert f"delay_steps {delay + 2} " in more
 
 
 def test_waiting_anywhere_else_with_time_to_spare_is_no_matter_of_delay() -> None:
     message = warning(accounts(waiting_seconds=2.0, behind_seconds=0.5, versions=3))
     assert message is not None
-    assert "--delay-steps" not in message
+    assert "delay_steps" not in message
     assert "60 % of its time left" in message
 
 

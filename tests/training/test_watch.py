@@ -1,6 +1,5 @@
 """Where the time of a run goes, as its rows and its timeline say; what befell its oracle, as its events say."""
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from infer2train.draws.mining import Mining
+from infer2train.loader.health import Health
 from infer2train.observe.keeping_up import FEWEST_DRAWS
 from infer2train.observe.runlog import RunLog, read_rows
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.reporting.lanes import lanes, load_timeline
 from infer2train.training.config import RunConfig, from_plain
-from infer2train.training.health import Health
 from infer2train.training.loop import train
 from infer2train.training.progress import RunProgress
 from infer2train.training.regimes import regime_defaults
-from infer2train.training.setup import prepare, resolved
 
 TINY = {"epochs": 2, "batch_size": 40, "gamma": 2, "threads": 1, "train_error_samples": 0, "update_every": 2}
 
@@ -71,12 +70,11 @@ class Watched:
     """The health of a run whose timeline and totals a test makes up."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        run = prepare(resolved(config("nm-augment", **changes)))
-        run = dataclasses.replace(run, config=dataclasses.replace(run.config, pool="process"))
+        mining = Mining(**{"gamma": 2, "update_every": 2, "pool": "process", **changes})
         self.folder, self.timeline = folder, Timeline()
         self.console = Console(file=io.StringIO(), width=1000)
-        progress = RunProgress("run", 1, quiet=True, console=self.console)
-        self.health = Health(run, self.timeline, RunLog(folder, tensorboard=False), progress)
+        warn = RunProgress("run", 1, quiet=True, console=self.console).warn
+        self.health = Health(mining, 5, self.timeline, RunLog(folder, tensorboard=False), warn)
         self.draws, self.now = 0, {"oracle_available_seconds": 0.0, "oracle_forward_seconds": 0.0}
 
     def mine(self, draws: int, *, waiting: float, forward: float) -> None:
@@ -88,7 +86,7 @@ class Watched:
             self.timeline.add(Span(TRAINER, "scores", started, waiting, details))
             self.draws += 1
             self.now["oracle_forward_seconds"] += forward
-            self.health.step(dict(self.now))
+            self.health.step(self.draws, dict(self.now))
 
     def events(self) -> list[tuple[str, str]]:
         return [(row["event"], row["message"]) for row in read_rows(self.folder) if row["kind"] == "event"]
@@ -106,8 +104,8 @@ def test_a_slow_oracle_is_told_once_and_not_of_its_first_draws(tmp_path: Path) -
     ((event, message),) = watched.events()
     assert event == "oracle-too-slow"
     assert "waited 50 %" in message
-    assert "--gamma 2" in message or "--gamma 3" in message
-    assert "--oracle int8" in message
+    assert "gamma 2" in message or "gamma 3" in message
+    assert "oracle int8" in message
     assert watched.said().count(message) == 1, "in a quiet run too"
 
 
@@ -132,7 +130,7 @@ def test_each_worker_that_was_replaced_is_an_event_with_its_reason(tmp_path: Pat
 def test_draws_that_go_without_an_oracle_are_told_of_once(tmp_path: Path, name: str, event: str) -> None:
     watched = Watched(tmp_path)
     for count in (0.0, 1.0, 2.0):
-        watched.health.step({name: count})
+        watched.health.step(int(count), {name: count})
     ((found, message),) = watched.events()
     assert found == event
     assert message in watched.said()

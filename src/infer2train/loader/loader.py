@@ -23,10 +23,11 @@ from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.draws.versions import EpochSteps
 from infer2train.loader.acknowledgement import Pace
 from infer2train.loader.admission import refuse_ranks
+from infer2train.loader.journal import Journal
 from infer2train.loader.order import Batches, OwnOrder, epoch_batches, fingerprint
 from infer2train.loader.picking import Picker, planned
 from infer2train.machine.device import device_of
-from infer2train.observe.metrics import LOGGED, Meter, Totals, draws_per_second, window
+from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
@@ -50,6 +51,10 @@ PASSED_ON = (
 """What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
 STALE_EPOCHS = 2
 """An oracle that is refreshed less often than this is worth a warning."""
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class MinedLoader:
@@ -91,9 +96,9 @@ class MinedLoader:
         self._picker = Picker(method, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
-        self._log: tuple[RunLog, int] | None = None
-        self._open_log: Callable[[bool], RunLog] | None = None
-        self._log_every = 0
+        self._journal: Journal | None = None
+        self._begin_journal: Callable[[bool], Journal] | None = None
+        self._writes_report = True
         self._closing: list[Callable[[], None]] = []
 
     # As the DataLoader that it was made from
@@ -134,6 +139,9 @@ class MinedLoader:
             if iteration == self._iteration:
                 self._picker.stop()
         self._settle()
+        self.leave()
+        if self._journal is not None:
+            self._journal.end_epoch()
         self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
 
     def _begin_epoch(self) -> None:
@@ -154,6 +162,7 @@ class MinedLoader:
             self._batches = epoch_batches(self._dataloader, self.mining.seed, self._epoch)
             self._epoch_ids = np.concatenate(self._batches)
         self._start_log()
+        self.come_back()
         self._warn_of_stale_weights()
         order = fingerprint(self._batches)
         if not self._is_resumed or self._epoch_steps is None:
@@ -190,9 +199,9 @@ class MinedLoader:
 
     def _start_log(self) -> None:
         """Begin to write, unless the folder holds another run: nothing of that is touched."""
-        if self._open_log is not None:
-            self._log = self._open_log(self._epoch_steps is None), self._log_every
-            self._open_log = None
+        if self._begin_journal is not None:
+            self._journal = self._begin_journal(self._epoch_steps is None)
+            self._begin_journal = None
 
     def _warn_of_stale_weights(self) -> None:
         """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
@@ -330,8 +339,8 @@ class MinedLoader:
         self._steps += 1
         if self._has_oracle and self._rule.is_published(self._steps):
             self._publish()
-        if self._log is not None and self.last is not None and self._steps % self._log[1] == 0:
-            self._write_step(self._log[0], self.last)
+        if self._journal is not None and self.last is not None:
+            self._journal.step(self._steps, self.last, self.totals())
 
     def _publish(self) -> None:
         with self._pool.timeline.span(TRAINER, "publish", version=self._steps):
@@ -412,29 +421,39 @@ class MinedLoader:
             **measured,
         }
 
-    def log_to(self, open_log: Callable[[bool], RunLog], every_steps: int) -> None:
-        """Write a step row every so many steps to what `open_log` opens, when the first epoch begins or goes on.
+    def log_to(
+        self,
+        open_log: Callable[[bool], RunLog],
+        *,
+        more: Callable[[], Mapping[str, Any]] = dict,
+        warn: Callable[[str], None] = _warn,
+        report: bool = True,
+    ) -> None:
+        """Write rows, events and the timeline to what `open_log` opens, when the first epoch begins or goes on.
 
         Args:
             open_log: called once, told whether the run is a new one; it may refuse.
-            every_steps: between rows.
+            more: what the loop adds to each row of a step, such as its loss; asked while a step is acknowledged.
+            warn: tells the user of an oracle that is too slow, and the like.
+            report: write report.html on `close()`.
         """
-        self._open_log, self._log_every = open_log, every_steps
-        self._log_mark = self.totals()
 
-    def _write_step(self, log: RunLog, last: Draw) -> None:
-        now = self.totals()
-        measured = window(now, self._log_mark)
-        self._log_mark = now
-        log.write(
-            "step",
-            step=self._steps,
-            draw=last.number,
-            epoch=last.epoch,
-            version=last.version,
-            steps_per_second=draws_per_second(measured) / self.mining.accumulation_steps,
-            **{name: measured[name] for name in LOGGED if name in measured},
-        )
+        def begin(is_new: bool) -> Journal:
+            log = open_log(is_new)
+            return Journal(log, self.mining, len(self), self.timeline, self.totals(), more=more, warn=warn)
+
+        self._begin_journal, self._writes_report = begin, report
+
+    def leave(self) -> None:
+        """Before anything in the midst of an epoch that is no training, an evaluation or a checkpoint: rows leave its
+        time out. What comes between epochs is left out anyway."""
+        if self._journal is not None:
+            self._journal.leave(self.totals()["seconds"])
+
+    def come_back(self) -> None:
+        """After it."""
+        if self._journal is not None:
+            self._journal.come_back(self.totals()["seconds"])
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the loader is closed."""
@@ -446,12 +465,9 @@ class MinedLoader:
         self._pool.close()
         while self._closing:
             self._closing.pop()()
-        if self._log is not None:
-            from infer2train.reporting.report import write_report
-
-            log, self._log = self._log[0], None
-            log.close()
-            write_report(log.folder)
+        if self._journal is not None:
+            journal, self._journal = self._journal, None
+            journal.close(with_report=self._writes_report)
 
     # Resume
 
@@ -517,8 +533,8 @@ class MinedLoader:
         )
         self._method.load_state_dict(state["method"])
         self._start_log()
-        if self._log is not None:
-            self._log[0].take_back(self._steps, self._epoch)
+        if self._journal is not None:
+            self._journal.log.take_back(self._steps, self._epoch)
         self._pool.retire(max(self._pool.records, default=0) + 1)
         device = device_of(self._model)
         for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):

@@ -112,7 +112,7 @@ def warning(accounts: Accounts) -> str | None:
         >>> print(warning(Accounts(draws=100, waiting_seconds=10.0, trainer_seconds=10.0, scoring_seconds=20.0,
         ...     refresh_seconds=0.0, behind_seconds=0.0, versions=0, workers=1, oracle="torch:fp32", gamma=8,
         ...     mine_every=1, update_every=100, delay_steps=0, queue_depth=4)))
-        the oracle cannot keep up: the trainer waited 50 % of the last 100 mined draws; a draw takes the oracle 200 ms, the trainer does its part in 100 ms: 2.0 times too slow. Any of these would do: --oracle int8 if it is that much faster; --gamma 4; --mine-every 2; --oracle-workers 2 with a core each
+        the oracle cannot keep up: the trainer waited 50 % of the last 100 mined draws; a draw takes the oracle 200 ms, the trainer does its part in 100 ms: 2.0 times too slow. Any of these would do: oracle int8 if it is that much faster; gamma 4; mine_every 2; oracle_workers 2 with a core each
     """  # noqa: E501
     if accounts.draws < FEWEST_DRAWS or accounts.waiting_share <= MOST_WAITING:
         return None
@@ -134,7 +134,7 @@ def warning(accounts: Accounts) -> str | None:
         )
     return (
         f"the oracle is late at times: {told}, although the oracle has {100 - 100 * accounts.load:.0f} % of its time "
-        f"left. --queue-depth {2 * max(1, accounts.queue_depth)} would give it a longer start"
+        f"left. queue_depth {2 * max(1, accounts.queue_depth)} would give it a longer start"
     )
 
 
@@ -145,23 +145,23 @@ def _remedies(accounts: Accounts) -> list[str]:
     for_scoring = a.trainer_seconds - refreshing  # a process's time for scoring, if it is not to be waited for
     for_refreshing = a.trainer_seconds - a.scoring_seconds / a.workers
     if refreshing > a.scoring_seconds / a.workers and for_refreshing > 0:
-        found.append(f"--update-every {math.ceil(a.update_every * refreshing / for_refreshing)}")
+        found.append(f"update_every {math.ceil(a.update_every * refreshing / for_refreshing)}")
     if for_scoring <= 0:  # scoring less does not help
         factor = math.ceil(a.load)
-        return found or [f"--update-every {factor * a.update_every} together with --mine-every {factor * a.mine_every}"]
+        return found or [f"update_every {factor * a.update_every} together with mine_every {factor * a.mine_every}"]
     if a.oracle.partition("@")[0].partition(":")[2] in FLOAT:
-        found.append("--oracle int8 if it is that much faster")
+        found.append("oracle int8 if it is that much faster")
     needed = a.scoring_seconds / a.workers / for_scoring
     if 2 <= (gamma := int(a.gamma / needed)) < a.gamma:
-        found.append(f"--gamma {gamma}")
-    found.append(f"--mine-every {max(a.mine_every + 1, math.ceil(a.mine_every * needed))}")
+        found.append(f"gamma {gamma}")
+    found.append(f"mine_every {max(a.mine_every + 1, math.ceil(a.mine_every * needed))}")
     workers = max(a.workers + 1, math.ceil(a.workers * needed))
-    return [*found, f"--oracle-workers {workers} with a core each"]
+    return [*found, f"oracle_workers {workers} with a core each"]
 
 
 def _delay(accounts: Accounts, seconds: float) -> str:
     """The settings that let the trainer go on with old weights for so long."""
     step = accounts.trainer_seconds / accounts.draws / accounts.mine_every
     delay = accounts.delay_steps + max(1, math.ceil(seconds / step))
-    deeper = f" --queue-depth {delay}" if delay > accounts.queue_depth else ""
-    return f"--delay-steps {delay}{deeper}"
+    deeper = f" queue_depth {delay}" if delay > accounts.queue_depth else ""
+    return f"delay_steps {delay}{deeper}"

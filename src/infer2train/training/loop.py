@@ -6,6 +6,7 @@ from which `resume=True` goes on to the same final weights, bit for bit.
 
 import math
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
@@ -139,8 +140,8 @@ def _train_epochs(
             lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            result = train_step(run, images, targets, sums)
-            watch.step(result, lr)
+            result = train_step(run, images, targets, sums, saw=partial(watch.saw, lr=lr))
+            watch.step(result)
             if not math.isfinite(result.loss):
                 _stop_diverged(run, folder, f"the training loss must stay finite: got {result.loss}", log)
             if interrupt.is_set or run.loader.steps % run.config.checkpoint_every == 0:

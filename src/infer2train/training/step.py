@@ -1,6 +1,6 @@
 """One step of the trainer: forward, loss, backward, update. What it learns on the way is added up for the epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +59,22 @@ class StepResult:
     targets: Int64[Tensor, " b"]
 
 
-def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: EpochSums) -> StepResult:
-    """Train on one draw: minimise L + λ·penalty."""
+def train_step(
+    run: Run,
+    images: Tensor,
+    targets: Int64[Tensor, " b"],
+    sums: EpochSums,
+    saw: Callable[[StepResult], None] = lambda result: None,
+) -> StepResult:
+    """Train on one draw: minimise L + λ·penalty.
+
+    Args:
+        run: what is trained.
+        images: of the draw.
+        targets: their classes.
+        sums: of the epoch, added to.
+        saw: told of the step before it is acknowledged, and so before a row of it is written.
+    """
     images, targets = images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
     run.model.train()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
@@ -72,10 +86,12 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
     loss = loss.detach()
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    run.loader.step_done()
-    sums.add(float(loss), int((logits.argmax(dim=1) != targets).sum()), len(targets))
     said = float(penalty.detach()) if run.config.method == "self-distill" else None
-    return StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
+    result = StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
+    saw(result)
+    run.loader.step_done()
+    sums.add(result.loss, int((logits.argmax(dim=1) != targets).sum()), len(targets))
+    return result
 
 
 def mean_loss(

@@ -4,23 +4,18 @@ from pathlib import Path
 from time import perf_counter
 
 from infer2train.draws.draw import Draw
-from infer2train.observe.metrics import LOGGED, Totals, draws_per_second, window
+from infer2train.observe.metrics import Totals, draws_per_second, window
 from infer2train.observe.runlog import RunLog
-from infer2train.observe.timeline import last_steps
 from infer2train.reporting.audit import audit_draw
 from infer2train.reporting.gallery import load_gallery, save_gallery
-from infer2train.reporting.lanes import save_timeline
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import evaluate
-from infer2train.training.health import Health
 from infer2train.training.progress import RunProgress
 from infer2train.training.setup import Run
 from infer2train.training.step import EpochSums, StepResult, penalty_gradient_ratio
 
 GALLERY_EPOCHS = 6
 """Contact sheets kept of a run: of its first epochs and of its last ones."""
-TIMELINE_STEPS = 20
-"""Steps at the end of an epoch whose timeline is kept."""
 REFRESH_SECONDS = 0.5
 """Wall-clock between updates of the live line."""
 
@@ -30,45 +25,45 @@ class Watch:
 
     def __init__(self, run: Run, sums: EpochSums, log: RunLog, progress: RunProgress) -> None:
         self._run, self._sums, self._log, self._progress = run, sums, log, progress
-        self._row = self._shown = self._left = run.loader.totals()
+        self._shown = self._left = run.loader.totals()
         self._last_seconds = self._left["seconds"]
         self._mined: tuple[Draw, StepResult] | None = None
-        self._timeline = run.loader.timeline
-        self._health = Health(run, self._timeline, log, progress)
+        self._seen: tuple[StepResult, float] | None = None
+        run.loader.log_to(lambda is_new: log, more=self._of_the_step, warn=progress.warn, report=False)
 
     def come_back(self) -> None:
         """After anything that is no training: go on counting from here, as if no time had passed."""
+        self._run.loader.come_back()
         now = self._run.loader.totals()
-        away = now["seconds"] - self._last_seconds
-        self._row, self._shown = ({**mark, "seconds": mark["seconds"] + away} for mark in (self._row, self._shown))
+        self._shown = {**self._shown, "seconds": self._shown["seconds"] + now["seconds"] - self._last_seconds}
         self._left = now
 
-    def step(self, result: StepResult, lr: float) -> None:
-        """After each step: a row now and then, and the live line."""
-        loader, config = self._run.loader, self._run.config
-        assert loader.last is not None
-        if loader.last.version is not None:
+    def saw(self, result: StepResult, lr: float) -> None:
+        """Before each step is acknowledged: what it did."""
+        last = self._run.loader.last
+        assert last is not None
+        self._seen = result, lr
+        if last.version is not None:
             # Rows and contact sheets show the last draw that an oracle had to do with, whatever `mine_every` is.
-            self._mined = loader.last, result
-        now = loader.totals()
-        self._health.step(now)
-        if loader.steps % config.log_every == 0:
-            measured, self._row = window(now, self._row), now
-            mined, seen = self._mined or (loader.last, result)
-            self._log.write(
-                "step",
-                step=loader.steps,
-                draw=loader.last.number,
-                epoch=loader.last.epoch,
-                version=mined.version,
-                loss=result.loss,
-                lr=lr,
-                steps_per_second=draws_per_second(measured),
-                penalty=seen.penalty,
-                penalty_gradient_ratio=penalty_gradient_ratio(config.distill_weight, mined, seen.logits, seen.targets),
-                **{name: measured[name] for name in LOGGED if name in measured},
-            )
-        self._show(now, result.loss)
+            self._mined = last, result
+
+    def _of_the_step(self) -> dict[str, float | None]:
+        """What a row of a step has besides what the loader knows."""
+        assert self._seen is not None
+        result, lr = self._seen
+        mined, seen = self._mined or (self._run.loader.last, result)
+        assert mined is not None
+        weight = self._run.config.distill_weight
+        return {
+            "loss": result.loss,
+            "lr": lr,
+            "penalty": seen.penalty,
+            "penalty_gradient_ratio": penalty_gradient_ratio(weight, mined, seen.logits, seen.targets),
+        }
+
+    def step(self, result: StepResult) -> None:
+        """After each step: the live line."""
+        self._show(self._run.loader.totals(), result.loss)
 
     def _show(self, now: Totals, loss: float) -> None:
         if now["seconds"] - self._shown["seconds"] < REFRESH_SECONDS:
@@ -79,6 +74,7 @@ class Watch:
 
     def leave(self) -> None:
         """Before anything that is no training: add what the epoch took since `come_back`."""
+        self._run.loader.leave()
         now = self._run.loader.totals()
         self._last_seconds = now["seconds"]
         spent = window(now, self._left)
@@ -90,7 +86,6 @@ class Watch:
         """After each epoch: evaluate where it is due, log, show."""
         self.leave()
         run, sums = self._run, self._sums
-        save_timeline(folder, last_steps(self._timeline.recent, min(TIMELINE_STEPS, sums.steps)))
         started = perf_counter()
         errors = self._errors(epoch) if _is_due(epoch, run.config) else {}
         self._audit(folder)
