@@ -25,13 +25,12 @@ def test_what_a_resumed_run_logs_again_replaces_what_it_logged_before(tmp_path):
     assert (len(run.epochs), run.test_error, run.seconds["total"], run.scoring_share) == (2, 0.25, 20.0, 0.4)
 
 
-def test_a_run_is_finished_with_its_last_epoch(tmp_path):
+def test_a_run_is_finished_when_it_says_so(tmp_path):
     (tmp_path / "config.yaml").write_text("method: nm-augment\nepochs: 3\nseed: 5\n")
     epochs = [{"kind": "epoch", "epoch": epoch, "test_error": 0.5} for epoch in range(3)]
-    old_end = {"kind": "event", "event": "finished", "step": 2}  # of the shorter run that this one continues
-    write(tmp_path, [*epochs[:2], old_end])
-    assert not read_run(tmp_path).finished
     write(tmp_path, epochs)
+    assert not read_run(tmp_path).finished, "it was killed before its last checkpoint"
+    write(tmp_path, [*epochs, {"kind": "event", "event": "finished", "step": 6}])
     run = read_run(tmp_path)
     assert (run.finished, run.method, run.seed) == (True, "nm-augment", 5)
 

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,31 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, without a last line that a kill has cut short."""
+    """The rows of `metrics.jsonl`, without lines that a kill has cut short; none where there is no file."""
+    return rows_and_rest(folder)[0]
+
+
+def rows_and_rest(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of `metrics.jsonl`, and how many lines are none."""
     path = folder / METRICS
     if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+        return [], 0
+    rows, rest = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            continue
-    return rows
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            rest += bool(line.strip())
+    return rows, rest
+
+
+def says_finished(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a run came to its end: it says so in an event."""
+    return any(row.get("kind") == "event" and row.get("event") == "finished" for row in rows)
 
 
 def take_back(folder: Path, step: int, epoch: int) -> None:

@@ -5,16 +5,17 @@ averaged here (`summary` and `curves` do that), and nothing is written.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from infer2train.observe.runlog import CONFIG, METRICS, read_config, rows_and_rest, says_finished
 
 Row = dict[str, Any]
 
-METRICS, CONFIG, COMPARISON = "metrics.jsonl", "config.yaml", "comparison.json"
+COMPARISON = "comparison.json"
 MINING = ("views", "scoring", "publishing")
 """The parts of the wall-clock that count as scoring: candidates' views, their scores, the oracle's weights."""
 
@@ -47,10 +48,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all its epochs are done; without epochs, whether it said so."""
-        if self.epochs and self.config.get("epochs"):
-            return int(self.epochs[-1]["epoch"]) + 1 >= int(self.config["epochs"])
-        return any(row.get("event") == "finished" for row in self.events)
+        """Whether it came to its end."""
+        return says_finished(self.events)
 
     @property
     def test_error(self) -> float | None:
@@ -124,10 +123,10 @@ def read(folder: Path) -> RunSet:
 
 def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> Run:
     """One run folder, of the method and seed that a comparison planned; files that it does not have count as empty."""
-    rows, unreadable = _read_rows(folder / METRICS)
-    config = _read_config(folder / CONFIG)
+    rows, unreadable = rows_and_rest(folder)
+    config = read_config(folder) if (folder / CONFIG).is_file() else {}
     kinds: dict[str, list[Row]] = {"start": [], "step": [], "epoch": [], "event": []}
-    for row in rows:
+    for row in map(_drawable, rows):
         kinds.get(row.get("kind", ""), []).append(row)
     return Run(
         folder=folder,
@@ -157,38 +156,11 @@ def _read_comparison(folder: Path) -> RunSet:
     return RunSet(folder, methods, seeds, str(plan.get("baseline") or methods[0]), runs)
 
 
-def _read_rows(path: Path) -> tuple[list[Row], int]:
-    """The rows, and how many lines are none. NaN and infinities become None: they cannot be drawn."""
-    rows: list[Row] = []
-    unreadable = 0
-    if not path.is_file():
-        return rows, 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line, parse_constant=lambda _: None)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            unreadable += 1
-    return rows, unreadable
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The flat mapping, empty where there is no file.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if not path.is_file():
-        return {}
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{path} must hold a mapping of settings: got {type(config).__name__}; restore it or remove it"
-        )
-    return config
+def _drawable(value: Any) -> Any:
+    """The value with None for NaN and infinities, which cannot be drawn."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return {name: _drawable(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
 def _last_of_each(rows: list[Row], key: str) -> tuple[Row, ...]:

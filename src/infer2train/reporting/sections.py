@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from infer2train.reporting import tables
-from infer2train.reporting.runs import CONFIG, Row, Run, RunSet, logged
+from infer2train.observe.runlog import CONFIG
+from infer2train.reporting.runs import Row, Run, RunSet, logged
 
 
 def subject(runs: RunSet) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
-from infer2train.observe.runlog import CONFIG, read_config, read_rows
+from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.evaluation import Evaluation, evaluate
@@ -68,7 +68,7 @@ def result_of(folder: Path) -> Result:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in a folder came to its end."""
-    return any(row["kind"] == "event" and row["event"] == "finished" for row in read_rows(folder))
+    return says_finished(read_rows(folder))
 
 
 def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
