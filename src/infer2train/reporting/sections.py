@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from infer2train.reporting import tables
 from infer2train.observe.runlog import CONFIG
+from infer2train.reporting import tables
 from infer2train.reporting.runs import Row, Run, RunSet, logged
 
 
