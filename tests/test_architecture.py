@@ -8,10 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ORDER = """
-config timeline trace addresses source device batches bits pipeline reader collation trial replay views data models
-scores losses selection methods versions quantization state oracle pool metrics keeping_up runlog manifest checkpoint
-statistics reporting order acknowledgement admission remedies rehearsal plan collapse picking audit loader miner
-training compare gamma demo integrations reproduce cli __main__
+config timeline trace addresses source device compilation batches bits pipeline reader collation trial replay views
+data models scores losses selection methods versions quantization state oracle pool metrics keeping_up runlog
+manifest checkpoint statistics reporting order acknowledgement admission remedies rehearsal plan collapse picking
+audit loader miner training compare gamma demo integrations reproduce cli __main__
 """
 LAYERS = ORDER.split()
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -1,7 +1,7 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from infer2train.addresses import Addresses
+from infer2train.compilation import compiled
 from infer2train.config import RunConfig
 from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
 from infer2train.data.encoded import EncodedData, EncodedSplit, Split
@@ -50,6 +51,8 @@ class Run:
     config: RunConfig
     data: ImageData | EncodedData
     model: nn.Module
+    forward: Callable[[Tensor], Any]
+    """The model as the trainer calls it: itself, or what torch.compile made of it."""
     optimizer: SGD
     loader: MinedLoader
     training_images: ViewDataset
@@ -197,6 +200,7 @@ def assembled(
     training_home = torch.device("cpu") if config.pool == "process" else home
     training_images = views_of(train, make_view(config.view, size), training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = model if config.compile == "none" else compiled(model, device, "pass --compile none", config.compile)
     optimizer = SGD(
         parameter_groups(model, config.weight_decay),
         lr=config.lr,
@@ -216,6 +220,7 @@ def assembled(
         config=replace(config, oracle=loader.plan.oracle),  # what `auto` was found to be
         data=data,
         model=model,
+        forward=forward,
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,

@@ -64,7 +64,7 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
     images, targets = images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
     run.model.train()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
-        logits = logits_of(run.model(images))
+        logits = logits_of(run.forward(images))
     logits = logits.float()
     penalty = run.loader.penalty(logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=run.config.label_smoothing) + penalty
@@ -75,7 +75,8 @@ def train_step(run: Run, images: Tensor, targets: Int64[Tensor, " b"], sums: Epo
     run.loader.step_done()
     sums.add(float(loss), int((logits.argmax(dim=1) != targets).sum()), len(targets))
     said = float(penalty.detach()) if run.config.method == "self-distill" else None
-    return StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
+    # A copy: a recorded graph writes the next draw's where this one's are.
+    return StepResult(loss=float(loss), penalty=said, logits=logits.detach().clone(), targets=targets)
 
 
 def penalty_gradient_ratio(
