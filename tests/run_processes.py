@@ -82,7 +82,9 @@ class Moment:
         setattr(owner, name, watched)
 
 
-def command_line(folder: Path, *arguments: str, moment: Moment | None = None) -> tuple[int, str]:
+def command_line(
+    folder: Path, *arguments: str, moment: Moment | None = None, limit_seconds: float = 120
+) -> tuple[int, str]:
     """Run `infer2train ARGUMENTS` in `folder`, to its end or to the moment.
 
     Returns:
@@ -91,11 +93,11 @@ def command_line(folder: Path, *arguments: str, moment: Moment | None = None) ->
     output = folder / "output.txt"
     process = SERVER.Process(target=_run, args=(folder, output, arguments, moment))
     process.start()
-    process.join(120)
+    process.join(limit_seconds)
     if process.exitcode is None:
         process.kill()
         process.join()
-        raise AssertionError(f"{arguments} took more than 120 s: {output.read_text()}")
+        raise AssertionError(f"{arguments} took more than {limit_seconds} s: {output.read_text()}")
     return process.exitcode, output.read_text()
 
 

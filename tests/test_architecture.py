@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ROOMS = {
     "settings": "",
     "batches": "",
-    "machine": "cores memory device",
+    "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection scores losses methods collapse",
     "sources": "albumentations source bits pipeline views collation reader trial replay",
     "models": "initialisation pixels cifar_resnet imagenet_resnet catalogue",

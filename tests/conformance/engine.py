@@ -283,7 +283,7 @@ def _raised(call: Callable[[], Any]) -> Exception | None:
 
 
 def _tolerance(engine: Engine) -> float:
-    precision = engine.name.partition("@")[0].partition(":")[2]
+    precision = engine.name.partition("@")[0].partition("+")[0].partition(":")[2]
     return TOLERANCES["int8" if precision in ("b8", "b16") else precision]
 
 

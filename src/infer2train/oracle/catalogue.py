@@ -22,7 +22,7 @@ ENGINES = {
     "onnxruntime": "infer2train.oracle.onnxruntime_engine:ONNXRuntimeEngine",
 }
 """Name -> an engine whose default precision is what the bare name means. `torch` is built as (model, *, precision=,
-device=), the others as (model, *, precision=, samples=, device=, scheme=, rows=)."""
+device=, is_compiled=), the others as (model, *, precision=, samples=, device=, scheme=, rows=)."""
 EXTRAS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
 """Engine -> packages that its extra of the same name installs."""
 INT8 = ("openvino:int8", "onnxruntime:int8")
@@ -33,11 +33,13 @@ AUTOMATIC = ("int8", "auto")
 
 @dataclass(frozen=True)
 class EngineName:
-    """A parsed `name:precision@device`."""
+    """A parsed `name:precision+compile@device`."""
 
     name: str
     precision: str | None
     device: str | None
+    is_compiled: bool = False
+    """By torch.compile; only torch's own engine can be."""
 
 
 def parse_engine(spec: str) -> EngineName:
@@ -48,7 +50,7 @@ def parse_engine(spec: str) -> EngineName:
 
     Example:
         >>> parse_engine("openvino:int8@GPU.0")
-        EngineName(name='openvino', precision='int8', device='GPU.0')
+        EngineName(name='openvino', precision='int8', device='GPU.0', is_compiled=False)
     """
     rest, at, device = spec.partition("@")
     if rest == "auto":
@@ -57,10 +59,15 @@ def parse_engine(spec: str) -> EngineName:
         )
     if at and not device:
         raise ValueError(f"an engine's device stands behind the @: got {spec!r}; name one, or leave the @ out")
+    rest, plus, suffix = rest.partition("+")
     name, colon, precision = rest.partition(":")
     if name not in ENGINES:
         raise unknown("engine", name, [*ENGINES, *AUTOMATIC])
-    return EngineName(name, precision if colon else None, device or None)
+    if plus and (suffix, name) != ("compile", "torch"):
+        raise ValueError(
+            f"what may follow an engine's precision is +compile, after torch's: got {spec!r}; leave it out"
+        )
+    return EngineName(name, precision if colon else None, device or None, bool(plus))
 
 
 def missing_packages(name: str) -> list[str]:
@@ -127,8 +134,8 @@ def build_engine(
     one; the engine's name and notes say which and why.
 
     Args:
-        spec: an entry of `ENGINES`, with or without a precision and a device: `openvino:int8`, `torch` (fp32); or
-            `int8`.
+        spec: an entry of `ENGINES`, with or without a precision and a device: `openvino:int8`, `torch` (fp32),
+            `torch:bf16+compile`; or `int8`.
         model: the trainer's model, which the engine copies.
         device: where the torch engine runs, if the name does not say it. Default: the model's own.
         samples: calibration samples and probe; every engine but torch needs them.
@@ -155,7 +162,7 @@ def build_engine(
     engine: Engine
     if parsed.name == "torch":
         place = torch_device(parsed.device, "leave it out for the model's own") if parsed.device else device
-        engine = build(model, device=place, **chosen)
+        engine = build(model, device=place, is_compiled=parsed.is_compiled, **chosen)
         return engine
     if samples is None:
         raise ValueError(f"the {parsed.name} engine needs samples= to calibrate on: got none; pass GivenSamples(x)")

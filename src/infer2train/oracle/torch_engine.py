@@ -1,8 +1,9 @@
-"""The engine that every machine has: PyTorch, eager, in fp32, bf16 or fp16.
+"""The engine that every machine has: PyTorch, eager or compiled, in fp32, bf16 or fp16.
 
 The reference for the engines that run integers, and an oracle in its own right: with batch-norm folded, channels last
 and fed in chunks, it runs small networks more than twice as fast as the trainer's modules run one large batch. Weights
-live in static tensors that a refresh overwrites, so a refresh allocates and traces nothing that stays.
+live in static tensors that a refresh overwrites, so a refresh allocates and traces nothing that stays, and what
+torch.compile has built sees it.
 """
 
 import copy
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import as_float32, call_model, map_tensors, to_device
+from infer2train.machine.compilation import compiled
 from infer2train.machine.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import LAYERS, fold_plan, folded_tensors
@@ -22,6 +24,9 @@ from infer2train.oracle.snapshot import Record, RecordGate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
+UNCOMPILED = "leave +compile out of the oracle's name"
+VIEW_REFUSED = ("view size is not compatible", "Cannot view a tensor")
+"""What torch says of a view that the layout of its tensor does not allow, as it runs and as it compiles."""
 LOW_PRECISION_LAYERS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose weights are kept in the engine's precision: exactly these classes. A subclass may compute with its
 weight (standardise it, hand it to attention), so it keeps float32 and autocast does the rest."""
@@ -38,9 +43,10 @@ class TorchEngine(Engine):
         precision: fp32, bf16 or fp16.
         device: where it runs. Default: the model's own.
         fold: put batch-norm into the layers before it where that is possible.
+        is_compiled: by torch.compile, for inputs of a few shapes; the first outputs may take minutes.
 
     Raises:
-        ValueError: the precision is unknown.
+        ValueError: the precision is unknown, or there is nothing to compile with.
 
     Example:
         >>> from infer2train.oracle.snapshot import snapshot
@@ -58,10 +64,11 @@ class TorchEngine(Engine):
         precision: str = "fp32",
         device: torch.device | None = None,
         fold: bool = True,
+        is_compiled: bool = False,
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision of the torch engine must be one of {', '.join(DTYPES)}: got {precision!r}")
-        self.name = f"torch:{precision}"
+        self.name = f"torch:{precision}{'+compile' if is_compiled else ''}"
         self.device = device or device_of(model)
         self._dtype = DTYPES[precision]
         self._gate = RecordGate(model)
@@ -75,17 +82,24 @@ class TorchEngine(Engine):
         for name, module in self._network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
                 module.register_forward_hook(partial(_note, self._ran, name))
+        self._is_compiled = is_compiled
+        self._run = self._runner()
+
+    def _runner(self) -> Any:
+        """What is called for outputs."""
+        return compiled(self._network, self.device, UNCOMPILED, whole=True) if self._is_compiled else self._network
 
     def __getstate__(self) -> dict[str, Any]:
         """Without weights: they come with the first record."""
         known: dict[int, Any] = {id(tensor): _without_storage(tensor) for tensor in self._static.values()}
-        return copy.deepcopy({**self.__dict__, "version": None}, known | {id(self._ran): {}})
+        return copy.deepcopy({**self.__dict__, "version": None, "_run": None}, known | {id(self._ran): {}})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         for static in self._static.values():
             static.data = static.data.contiguous()
         _lay_out(self._network, self._format)
+        self._run = self._runner()
 
     def prepared(self, record: Record) -> Prepared:
         """The record's weights, folded in float32, as the engine's own tensors are.
@@ -123,14 +137,16 @@ class TorchEngine(Engine):
 
     def _forward(self, inputs: Any) -> Any:
         try:
-            return call_model(self._network, inputs)
-        except RuntimeError as error:
-            if self._format is torch.contiguous_format or "view size is not compatible" not in str(error):
+            return call_model(self._run, inputs)
+        except Exception as error:
+            if self._format is torch.contiguous_format or not any(said in str(error) for said in VIEW_REFUSED):
+                if self._is_compiled:
+                    error.add_note(f"torch.compile needs a model that it can follow, and few shapes; {UNCOMPILED}")
                 raise
         # x.view(n, -1) of a feature map needs the layout that the model was written for.
         self._format = torch.contiguous_format
         _lay_out(self._network, self._format)
-        return call_model(self._network, inputs)
+        return call_model(self._run, inputs)
 
     def _autocast(self) -> torch.autocast:
         low = self._dtype is not torch.float32

@@ -80,6 +80,9 @@ class TrainingConfig:
     """Arithmetic of the trainer: fp32, or bf16 autocast."""
     device: str = "cpu"
     """Where the trainer runs: cpu, cuda, cuda:1, mps."""
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    """torch.compile of the trainer's forward and backward pass: none, default, or reduce-overhead, which on CUDA
+    records graphs. It rounds otherwise, so a run goes on as it began."""
     threads: int | None = setting(None, at_least=1)
     """Threads of the trainer's CPU arithmetic. Default: as many as there are cores for this process."""
     num_workers: int = setting(0, at_least=0)

@@ -85,6 +85,6 @@ def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
         Console(stderr=True).print(
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
         )
-    run = prepare(replace(config, device=device or config.device), progress=False)
+    run = prepare(replace(config, device=device or config.device, compile="none"), progress=False)
     run.model.load_state_dict(checkpoint.state["model"])
     return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)

@@ -1,6 +1,6 @@
 """Everything a run consists of, built from its configuration: data, model, optimiser, mined loader."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ from infer2train.draws.randomness import seed_everything
 from infer2train.loader.assembly import CHUNK_ON_CPU
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
+from infer2train.machine.compilation import compiled
 from infer2train.machine.cores import as_text, available_cores, shared_out
 from infer2train.machine.device import allow_tf32, torch_device
 from infer2train.machine.memory import keep_freed_memory
@@ -50,6 +51,8 @@ class Run:
     config: RunConfig
     data: ImageData | EncodedData
     model: nn.Module
+    forward: Callable[[Tensor], Any]
+    """The model as the trainer calls it: itself, or what torch.compile made of it."""
     optimizer: SGD
     loader: MinedLoader
     training_images: ViewDataset
@@ -197,6 +200,7 @@ def assembled(
     training_home = torch.device("cpu") if config.pool == "process" else home
     training_images = views_of(train, make_view(config.view, size), training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = model if config.compile == "none" else compiled(model, device, "pass --compile none", config.compile)
     optimizer = SGD(
         parameter_groups(model, config.weight_decay),
         lr=config.lr,
@@ -211,12 +215,12 @@ def assembled(
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
-    # Steps are counted by step_done(): a hook of the optimiser would see none that is replayed as a CUDA graph.
     loader = mine(base, model, mining=config)
     return Run(
         config=replace(config, oracle=loader.mining.oracle),  # what `auto` was found to be
         data=data,
         model=model,
+        forward=forward,
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,

@@ -78,7 +78,7 @@ def train_step(
     images, targets = images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
     run.model.train()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
-        logits = logits_of(run.model(images))
+        logits = logits_of(run.forward(images))
     logits = logits.float()
     penalty = run.loader.penalty(logits)
     loss = mean_loss(logits, targets, run.loader.last, run.config.label_smoothing) + penalty
@@ -87,7 +87,8 @@ def train_step(
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     said = float(penalty.detach()) if run.config.method == "self-distill" else None
-    result = StepResult(loss=float(loss), penalty=said, logits=logits.detach(), targets=targets)
+    # A copy: a recorded graph writes the next draw's where this one's are.
+    result = StepResult(loss=float(loss), penalty=said, logits=logits.detach().clone(), targets=targets)
     saw(result)
     run.loader.step_done()
     sums.add(result.loss, int((logits.argmax(dim=1) != targets).sum()), len(targets))

@@ -20,10 +20,10 @@ from infer2train.training.setup import Run, prepare
 VIEWS = 5000
 """Random views on which the statistics are measured; each batch counts alike."""
 EVENT = "recalibrated"
-WITHOUT_ORACLE = {"method": "baseline", "pool": "inline"} | dict.fromkeys(
+WITHOUT_ORACLE = {"method": "baseline", "pool": "inline", "compile": "none"} | dict.fromkeys(
     ("score", "pick", "ramp_rate", "ramp_start", "ramp_stop")
 )
-"""Settings of the same model and data where nothing is scored."""
+"""Settings of the same model and data where nothing is scored or trained."""
 
 
 def diagnose(folder: Path) -> None:
