@@ -21,7 +21,8 @@ ROOMS = {
     "refresher trial lowered_engine simulated_engine openvino_engine onnxruntime_engine catalogue measurement",
     "pool": "pool segment fingerprint task channel pulse inline stream worker worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
-    "loader": "order acknowledgement admission remedies rehearsal picking health journal loader assembly mine",
+    "loader": "order acknowledgement admission remedies rehearsal course publisher picking health journal loader "
+    "assembly mine",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder watch loop",
     "studies": "compare gamma reproduce demo",
     "cli": "",

@@ -7,11 +7,9 @@ whose version needs a step that is not done raises, and never blocks.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,37 +18,26 @@ from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
-from infer2train.draws.versions import EpochSteps
-from infer2train.loader.acknowledgement import Pace
 from infer2train.loader.admission import refuse_ranks
+from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
-from infer2train.loader.order import Batches, OwnOrder, epoch_batches, fingerprint
+from infer2train.loader.order import OwnOrder
 from infer2train.loader.picking import Picker, planned
-from infer2train.machine.device import device_of
+from infer2train.loader.publisher import Publisher
 from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
-from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.pool.pool import Pool
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.sources.pipeline import AddressPipeline
 
-REMEDIES = (
-    "pass accumulation_steps= if the loop accumulates gradients, scaler= if a GradScaler skips steps, or call "
-    "loader.step_done() after each step if mine() was given no optimizer. If a step was skipped (a loss that was not "
-    "finite), the optimizer was replaced, or a second one trains too: pass all of them as optimizer=[…], or leave it "
-    "out and call loader.step_done() once for every draw, skipped ones too"
-)
-"""What a loop can do whose steps were not all counted."""
 PASSED_ON = (
     *("dataset", "batch_size", "sampler", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout"),
     *("worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
     "pin_memory_device",
 )
 """What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
-STALE_EPOCHS = 2
-"""An oracle that is refreshed less often than this is worth a warning."""
 
 
 def _warn(message: str) -> None:
@@ -78,22 +65,16 @@ class MinedLoader:
         trainer: AddressPipeline,
         live: LiveModel | None = None,
     ) -> None:
-        self.mining, self._method, self._rule = method.mining, method, method.mining.rule
+        self.mining, self._method = method.mining, method
         self._has_oracle = method.choices.has_oracle
-        self._dataloader, self._model, self._pool, self._live = dataloader, model, pool, live
-        self._epoch, self._position, self._draws, self._steps = 0, 0, 0, 0
-        self._is_open, self._is_resumed, self._has_warned = False, False, False
-        self._epoch_steps: EpochSteps | None = None
-        self._order: str | None = None
-        self._batches: Batches = []
-        self._epoch_ids = np.empty(0, dtype=np.int64)
+        self._dataloader, self._pool = dataloader, pool
+        self._meter = Meter()
+        self._course = Course(self.mining, self._has_oracle)
+        self._publisher = Publisher(model, pool, self.mining, live, self._meter)
+        self._picker = Picker(method, pool, trainer, self._meter)
         self._iteration = 0
-        self._pace = Pace()
         self._is_step_due, self._has_warned_of_skips = False, False
         self._handed_out: float | None = None
-        self._newest_scored = -1
-        self._meter = Meter()
-        self._picker = Picker(method, pool, trainer, self._meter)
         self._started = perf_counter()
         self._mark: Totals = self.totals()
         self._journal: Journal | None = None
@@ -118,12 +99,12 @@ class MinedLoader:
     @property
     def epoch(self) -> int:
         """The epoch under way, or the next one (counted from 0): start `for epoch in range(loader.epoch, n)` here."""
-        return self._epoch
+        return self._course.epoch
 
     @property
     def steps(self) -> int:
         """Steps acknowledged so far."""
-        return self._steps
+        return self._course.steps
 
     def __len__(self) -> int:
         """Draws in an epoch."""
@@ -133,7 +114,7 @@ class MinedLoader:
         self._begin_epoch()
         iteration = self._iteration
         try:
-            while self._position < len(self._batches):
+            while self._course.left:
                 yield self._next_batch()
         finally:
             if iteration == self._iteration:
@@ -142,7 +123,7 @@ class MinedLoader:
         self.leave()
         if self._journal is not None:
             self._journal.end_epoch()
-        self._epoch, self._position, self._is_open = self._epoch + 1, 0, False
+        self._course.end_epoch()
 
     def _begin_epoch(self) -> None:
         refuse_ranks()
@@ -150,76 +131,20 @@ class MinedLoader:
         self._count_what_is_due()
         self._handed_out = None
         self._iteration += 1
-        is_peeked = self._is_peeked()
-        if is_peeked:
-            # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
-            assert self._epoch_steps is not None
-            self._warn_of_a_long_look(self._draws - self._epoch_steps.first_draw)
-            self._draws, self._position = self._epoch_steps.first_draw, 0
-        else:
-            if self._is_open and not self._is_resumed:
-                self._epoch, self._position = self._epoch + 1, 0
-            self._batches = epoch_batches(self._dataloader, self.mining.seed, self._epoch)
-            self._epoch_ids = np.concatenate(self._batches)
+        is_another = self._course.read_order(self._dataloader)
         self._start_log()
         self.come_back()
-        self._warn_of_stale_weights()
-        order = fingerprint(self._batches)
-        if not self._is_resumed or self._epoch_steps is None:
-            self._epoch_steps = EpochSteps(
-                first_draw=self._draws, first_step=self._steps, accumulation_steps=self.mining.accumulation_steps
-            )
-            if not is_peeked:
-                self._method.begin_epoch(self._epoch)
-        elif order != self._order:
-            raise ValueError(
-                "a resumed epoch needs a sampler that gives the same order again: got another one; sample from the "
-                "global state of torch, NumPy or random, which mine() seeds, and leave the data as it was"
-            )
-        self._order, self._is_resumed, self._is_open = order, False, True
-        if self._has_oracle and self._steps not in self._pool.records and self._rule.is_published(self._steps):
-            self._publish()
-
-    def _is_peeked(self) -> bool:
-        """Whether the epoch under way was only looked at: `next(iter(loader))`, or a loop broken off at once."""
-        steps = self._epoch_steps
-        if not self._is_open or self._is_resumed or steps is None or self._steps > steps.first_step:
-            return False
-        # Where nobody counts steps, two draws may have been trained on.
-        return self._has_oracle or self._draws - steps.first_draw <= 1
-
-    def _warn_of_a_long_look(self, draws: int) -> None:
-        if draws > 1:
-            warnings.warn(
-                f"{draws} draws were handed out and no step was done: the epoch begins again. If they were trained on: "
-                f"{REMEDIES}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        self._course.warn_of_stale_weights()
+        if self._course.begin_epoch() and is_another:
+            self._method.begin_epoch(self._course.epoch)
+        if self._has_oracle:
+            self._publisher.publish_if_due(self._course.steps)
 
     def _start_log(self) -> None:
         """Begin to write, unless the folder holds another run: nothing of that is touched."""
         if self._begin_journal is not None:
-            self._journal = self._begin_journal(self._epoch_steps is None)
+            self._journal = self._begin_journal(self._course.is_new)
             self._begin_journal = None
-
-    def _warn_of_stale_weights(self) -> None:
-        """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
-        mining, steps = self.mining, self._epoch_steps
-        if self._is_resumed or self._has_warned or not self._has_oracle:
-            return
-        steps_per_epoch = -(-len(self._batches) // mining.accumulation_steps)
-        message = None
-        if steps is None and mining.update_every > STALE_EPOCHS * steps_per_epoch:
-            message = (
-                f"the oracle gets new weights every {mining.update_every} steps, an epoch has {steps_per_epoch}: "
-                f"lower update_every, to {max(1, steps_per_epoch // 2)} for example"
-            )
-        elif steps is not None and self._steps < self._step_of(max(self._draws - 1, 0)) - mining.delay_steps:
-            message = f"{self._steps} steps were done after {self._draws} draws. If these were trained on: {REMEDIES}"
-        if message is not None:
-            self._has_warned = True
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     # One draw
 
@@ -231,11 +156,12 @@ class MinedLoader:
             self._require_version(self._planned())
         self._submit_ahead()
         self.last, batch = self._picker.take()
-        assert self.last.number == self._draws, (self.last.number, self._draws)
-        self._newest_scored = max(self._newest_scored, -1 if self.last.version is None else self.last.version)
+        assert self.last.number == self._course.draws, (self.last.number, self._course.draws)
+        self._publisher.saw(self.last)
         self._method.observe(self.last)
-        self._draws, self._position = self._draws + 1, self._position + 1
-        self._retire_records()
+        self._course.hand_out()
+        # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
+        self._publisher.retire(min(self._course.step_of(self._course.draws), self._course.steps))
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
@@ -248,43 +174,35 @@ class MinedLoader:
             self._pool.timeline.add(Span(TRAINER, "train", self._handed_out, seconds, details))
         self._handed_out = None
 
-    def _step_of(self, draw: int) -> int:
-        assert self._epoch_steps is not None
-        return self._epoch_steps.step_of(draw)
-
     def _planned(self, ahead: int = 0) -> Draw:
         """The draw that comes after so many others of the epoch."""
-        number = self._draws + ahead
-        step = self._step_of(number)
-        is_freshest = self.mining.staleness == "freshest"
+        course = self._course
+        step = course.step_of(course.draws + ahead)
         return planned(
             self._method,
-            number=number,
-            epoch=self._epoch,
+            number=course.draws + ahead,
+            epoch=course.epoch,
             step=step,
-            ids=self._batches[self._position + ahead],
-            epoch_ids=self._epoch_ids,
-            version=max(self._pool.records, default=0) if is_freshest else self._rule.version_of_step(step),
+            ids=course.ids(ahead),
+            epoch_ids=course.epoch_ids,
+            version=self._publisher.version_for(step),
         )
 
-    def _is_published(self, draw: Draw) -> bool:
-        return draw.version is None or draw.version in self._pool.records
-
     def _require_version(self, draw: Draw) -> None:
-        if self._is_published(draw):
+        if self._publisher.has(draw):
             return
-        ahead = draw.step - self._steps
+        ahead = draw.step - self.steps
         raise RuntimeError(
-            f"a draw of step {draw.step} is scored by the weights after step {draw.version}: got {self._steps} steps "
+            f"a draw of step {draw.step} is scored by the weights after step {draw.version}: got {self.steps} steps "
             f"done, the loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; "
             f"{REMEDIES}"
         )
 
     def _submit_ahead(self) -> None:
         """Put every draw on its way whose version is published, as far ahead as views are made."""
-        while len(self._picker) < min(self._picker.depth, len(self._batches) - self._position):
+        while len(self._picker) < min(self._picker.depth, self._course.left):
             draw = self._planned(ahead=len(self._picker))
-            if not self._is_published(draw):
+            if not self._publisher.has(draw):
                 return
             self._picker.submit(draw)
 
@@ -302,11 +220,7 @@ class MinedLoader:
     def _settle(self) -> None:
         """Count the step before the draw that the host asks for, where it is over without an acknowledgement."""
         self._count_what_is_due()
-        assert self._epoch_steps is not None
-        first = self._epoch_steps.first_step
-        if self.mining.delay_steps == 0 and self._pace.has_skipped(
-            self._step_of(self._draws) - first, self._steps - first
-        ):
+        if self._course.has_skipped():
             self._meter.add(skipped_steps=1)
             self._warn_of_skips()
             self.step_done()
@@ -315,9 +229,9 @@ class MinedLoader:
         if not self._has_warned_of_skips:
             self._has_warned_of_skips = True
             warnings.warn(
-                f"draw {self._draws - 1} was followed by another one without a step in between: that and others like "
-                "it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the optimizer was "
-                "replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
+                f"draw {self._course.draws - 1} was followed by another one without a step in between: that and "
+                "others like it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the "
+                "optimizer was replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -328,38 +242,12 @@ class MinedLoader:
         Raises:
             RuntimeError: more steps were done than draws were handed out for.
         """
-        if self._has_oracle and (self._epoch_steps is None or self._steps > self._step_of(self._draws - 1)):
-            raise RuntimeError(
-                f"a step trains on at least one draw: got step {self._steps + 1} after {self._draws} draws of "
-                f"accumulation_steps={self.mining.accumulation_steps}; pass the accumulation_steps= of the loop or, if "
-                "the optimizer steps more than once a draw or elsewhere too, leave it out of mine() and call "
-                "loader.step_done() once"
-            )
+        self._course.step_done()
         self._note_training()
-        self._steps += 1
-        if self._has_oracle and self._rule.is_published(self._steps):
-            self._publish()
+        if self._has_oracle:
+            self._publisher.publish_if_due(self.steps)
         if self._journal is not None and self.last is not None:
-            self._journal.step(self._steps, self.last, self.totals())
-
-    def _publish(self) -> None:
-        with self._pool.timeline.span(TRAINER, "publish", version=self._steps):
-            started = perf_counter()
-            record = snapshot(self._model, self._steps, self._pool.room)
-            if self._live is not None:
-                record = replace(record, probe_scores=self._live.scores(self._steps))
-                self._meter.add(outgrown_versions=self._live.is_outgrown)
-            self._meter.add(copying_seconds=perf_counter() - started)
-            self._pool.publish(record)
-
-    def _retire_records(self) -> None:
-        # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
-        oldest = self._rule.version_of_step(min(self._step_of(self._draws), self._steps))
-        records = self._pool.records
-        if self.mining.staleness == "freshest":
-            oldest = max(records, default=0)
-        if any(version < oldest for version in records):
-            self._pool.retire(oldest)
+            self._journal.step(self.steps, self.last, self.totals())
 
     # The loss
 
@@ -380,10 +268,10 @@ class MinedLoader:
         last = self.last
         if last is None:
             return logits_of(outputs).new_zeros(())
-        if last.log_probabilities is not None and last.step > self._steps:
+        if last.log_probabilities is not None and last.step > self.steps:
             raise RuntimeError(
                 f"the draw handed out last must be the one trained on: got draw {last.number} of step {last.step} and "
-                f"{self._steps} steps done; turn off what fetches ahead to train with a penalty"
+                f"{self.steps} steps done; turn off what fetches ahead to train with a penalty"
             )
         return self._method.penalty(outputs, last)
 
@@ -414,8 +302,8 @@ class MinedLoader:
         measured = window(now, self._mark)
         self._mark = now
         return {
-            "epoch": float(self._epoch),
-            "steps": float(self._steps),
+            "epoch": float(self.epoch),
+            "steps": float(self.steps),
             "gamma": float(self.mining.gamma),
             **self._method.metrics(),
             **measured,
@@ -479,27 +367,9 @@ class MinedLoader:
         also where the saved loop had left it by a `break`.
         """
         self._count_what_is_due()
-        steps = self._epoch_steps
         return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "draws": self._draws,
-            "steps": self._steps,
-            "is_open": self._is_open,
-            "is_one_by_one": self._pace.is_one_by_one,
-            "newest_scored": self._newest_scored,
-            "order": self._order,
-            "first_draw": steps.first_draw if steps else 0,
-            "first_step": steps.first_step if steps else 0,
-            "records": {
-                str(version): {
-                    "tensors": dict(record.tensors),
-                    "ranges": dict(record.ranges),
-                    # An oracle is measured once at each version, when it first scores.
-                    "probe_scores": record.probe_scores if version > self._newest_scored else None,
-                }
-                for version, record in self._pool.records.items()
-            },
+            **self._course.state_dict(),
+            **self._publisher.state_dict(),
             "mining": self._settings(),
             "method": self._method.state_dict(),
             "rng": rng_state(),
@@ -521,23 +391,11 @@ class MinedLoader:
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
         self._picker.stop()
-        self._is_step_due, self._pace.is_one_by_one = False, state["is_one_by_one"]
-        self._newest_scored = state["newest_scored"]
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._draws, self._steps = state["draws"], state["steps"]
-        self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]
-        self._epoch_steps = EpochSteps(
-            first_draw=state["first_draw"],
-            first_step=state["first_step"],
-            accumulation_steps=self.mining.accumulation_steps,
-        )
+        self._is_step_due = False
+        self._course.load_state_dict(state)
         self._method.load_state_dict(state["method"])
         self._start_log()
         if self._journal is not None:
-            self._journal.log.take_back(self._steps, self._epoch)
-        self._pool.retire(max(self._pool.records, default=0) + 1)
-        device = device_of(self._model)
-        for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
-            tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
-            self._pool.publish(Record(int(version), tensors, saved["ranges"], saved["probe_scores"]))
+            self._journal.log.take_back(self.steps, self.epoch)
+        self._publisher.load_state_dict(state)
         restore_rng(state["rng"])

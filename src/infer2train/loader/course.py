@@ -1,0 +1,203 @@
+"""Where a run stands: its epochs, draws and steps, and which ids come next. Counting alone, no weights and no data."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import DataLoader
+
+from infer2train.draws.mining import Mining
+from infer2train.draws.versions import EpochSteps
+from infer2train.loader.acknowledgement import Pace
+from infer2train.loader.order import Batches, epoch_batches, fingerprint
+
+REMEDIES = (
+    "pass accumulation_steps= if the loop accumulates gradients, scaler= if a GradScaler skips steps, or call "
+    "loader.step_done() after each step if mine() was given no optimizer. If a step was skipped (a loss that was not "
+    "finite), the optimizer was replaced, or a second one trains too: pass all of them as optimizer=[…], or leave it "
+    "out and call loader.step_done() once for every draw, skipped ones too"
+)
+"""What a loop can do whose steps were not all counted."""
+STALE_EPOCHS = 2
+"""An oracle that is refreshed less often than this is worth a warning."""
+
+
+class Course:
+    """The counters of one loader.
+
+    Args:
+        mining: whose steps they are.
+        has_oracle: whether anybody counts steps for sure.
+    """
+
+    def __init__(self, mining: Mining, has_oracle: bool) -> None:
+        self._mining, self._has_oracle = mining, has_oracle
+        self.epoch, self.position = 0, 0
+        """The epoch under way or the next one, and how many of its draws were handed out."""
+        self.draws, self.steps = 0, 0
+        """Draws handed out and steps acknowledged, over the run."""
+        self.epoch_ids: Int64[np.ndarray, " e"] = np.empty(0, dtype=np.int64)
+        self._batches: Batches = []
+        self._first: EpochSteps | None = None
+        self._order: str | None = None
+        self._is_open, self._is_resumed, self._has_warned = False, False, False
+        self._pace = Pace()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no epoch has begun yet, here or before a resume."""
+        return self._first is None
+
+    @property
+    def left(self) -> int:
+        """Draws of the epoch that are to come."""
+        return len(self._batches) - self.position
+
+    def step_of(self, draw: int) -> int:
+        """The step that trains on a draw."""
+        assert self._first is not None
+        return self._first.step_of(draw)
+
+    def ids(self, ahead: int) -> Int64[np.ndarray, " b"]:
+        """Of the draw that comes after so many others of the epoch."""
+        return self._batches[self.position + ahead]
+
+    # The epoch
+
+    def read_order(self, dataloader: "DataLoader[Any]") -> bool:
+        """Ask the user's sampler for an epoch, or begin the last one again where it was only looked at.
+
+        Returns:
+            Whether the sampler was asked.
+        """
+        if self._is_peeked():
+            # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
+            assert self._first is not None
+            self._warn_of_a_long_look(self.draws - self._first.first_draw)
+            self.draws, self.position = self._first.first_draw, 0
+            return False
+        if self._is_open and not self._is_resumed:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._batches = epoch_batches(dataloader, self._mining.seed, self.epoch)
+        self.epoch_ids = np.concatenate(self._batches)
+        return True
+
+    def begin_epoch(self) -> bool:
+        """Begin to count, or go on where a resumed run was.
+
+        Returns:
+            Whether it begins.
+
+        Raises:
+            ValueError: the sampler gives another order than before the resume.
+        """
+        order, begins = fingerprint(self._batches), not self._is_resumed or self._first is None
+        if begins:
+            self._first = EpochSteps(
+                first_draw=self.draws, first_step=self.steps, accumulation_steps=self._mining.accumulation_steps
+            )
+        elif order != self._order:
+            raise ValueError(
+                "a resumed epoch needs a sampler that gives the same order again: got another one; sample from the "
+                "global state of torch, NumPy or random, which mine() seeds, and leave the data as it was"
+            )
+        self._order, self._is_resumed, self._is_open = order, False, True
+        return begins
+
+    def end_epoch(self) -> None:
+        """All of its draws were handed out."""
+        self.epoch, self.position, self._is_open = self.epoch + 1, 0, False
+
+    def _is_peeked(self) -> bool:
+        """Whether the epoch under way was only looked at: `next(iter(loader))`, or a loop broken off at once."""
+        first = self._first
+        if not self._is_open or self._is_resumed or first is None or self.steps > first.first_step:
+            return False
+        # Where nobody counts steps, two draws may have been trained on.
+        return self._has_oracle or self.draws - first.first_draw <= 1
+
+    def _warn_of_a_long_look(self, draws: int) -> None:
+        if draws > 1:
+            warnings.warn(
+                f"{draws} draws were handed out and no step was done: the epoch begins again. If they were trained on: "
+                f"{REMEDIES}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def warn_of_stale_weights(self) -> None:
+        """Tell the user, once, of an oracle that sees new weights hardly ever or never."""
+        mining = self._mining
+        if self._is_resumed or self._has_warned or not self._has_oracle:
+            return
+        steps_per_epoch = -(-len(self._batches) // mining.accumulation_steps)
+        message = None
+        if self.is_new and mining.update_every > STALE_EPOCHS * steps_per_epoch:
+            message = (
+                f"the oracle gets new weights every {mining.update_every} steps, an epoch has {steps_per_epoch}: "
+                f"lower update_every, to {max(1, steps_per_epoch // 2)} for example"
+            )
+        elif not self.is_new and self.steps < self.step_of(max(self.draws - 1, 0)) - mining.delay_steps:
+            message = f"{self.steps} steps were done after {self.draws} draws. If these were trained on: {REMEDIES}"
+        if message is not None:
+            self._has_warned = True
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+    # Draws and steps
+
+    def hand_out(self) -> None:
+        """One draw more."""
+        self.draws, self.position = self.draws + 1, self.position + 1
+
+    def has_skipped(self) -> bool:
+        """Whether the host, which asks for a draw, has left out the step before it."""
+        assert self._first is not None
+        first = self._first.first_step
+        return self._mining.delay_steps == 0 and self._pace.has_skipped(
+            self.step_of(self.draws) - first, self.steps - first
+        )
+
+    def step_done(self) -> None:
+        """One step more.
+
+        Raises:
+            RuntimeError: more steps were done than draws were handed out for.
+        """
+        if self._has_oracle and (self.is_new or self.steps > self.step_of(self.draws - 1)):
+            raise RuntimeError(
+                f"a step trains on at least one draw: got step {self.steps + 1} after {self.draws} draws of "
+                f"accumulation_steps={self._mining.accumulation_steps}; pass the accumulation_steps= of the loop or, "
+                "if the optimizer steps more than once a draw or elsewhere too, leave it out of mine() and call "
+                "loader.step_done() once"
+            )
+        self.steps += 1
+
+    # Resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "draws": self.draws,
+            "steps": self.steps,
+            "is_open": self._is_open,
+            "is_one_by_one": self._pace.is_one_by_one,
+            "order": self._order,
+            "first_draw": self._first.first_draw if self._first else 0,
+            "first_step": self._first.first_step if self._first else 0,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: the epoch that was under way is finished first."""
+        self._pace.is_one_by_one = state["is_one_by_one"]
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.draws, self.steps = state["draws"], state["steps"]
+        self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]
+        self._first = EpochSteps(
+            first_draw=state["first_draw"],
+            first_step=state["first_step"],
+            accumulation_steps=self._mining.accumulation_steps,
+        )
