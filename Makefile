@@ -41,8 +41,15 @@ bench: $(BIN)/.installed ## run the benchmarks, one after another
 	done
 
 # With the system's Python and no installation: a machine with a CUDA device has its own PyTorch and often no network.
-gpu: ## on a CUDA machine: the GPU tests and benchmarks, with PYTHON as it is
-	@PYTHONPATH=src $(PYTHON) benchmarks/gpu
+gpu: ## on a CUDA machine: the tests marked gpu and what a mined step costs there, with PYTHON as it is
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		status=0; \
+		PYTHONPATH=src $(PYTHON) -m pytest -m gpu -rf || status=1; \
+		PYTHONPATH=src $(PYTHON) benchmarks/step_ratio.py || status=1; \
+		exit $$status; \
+	else \
+		echo "gpu: nothing is run, for $(PYTHON) has no PyTorch that sees a CUDA device; name another: make gpu PYTHON=…"; \
+	fi
 
 clean: ## remove .venv and everything that was built or cached; runs/ stays
 	@echo "removing .venv, site, dist and caches"
