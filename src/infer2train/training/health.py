@@ -7,6 +7,7 @@ from infer2train.observe.keeping_up import FEWEST_DRAWS, Accounts, Waits, warnin
 from infer2train.observe.metrics import Totals, window
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import Span, Timeline
+from infer2train.pool.catalogue import pool_of
 from infer2train.training.progress import RunProgress
 from infer2train.training.setup import Run
 
@@ -41,7 +42,7 @@ class Health:
         for name, (event, message) in COUNTED.items():
             if now.get(name) and event not in self._told:
                 self._tell(event, message)
-        if self._run.config.pool == "process" and self._waits.draws >= FEWEST_DRAWS:
+        if pool_of(self._run.config).runs_beside and self._waits.draws >= FEWEST_DRAWS:
             # The first window is not judged: in it the trainer waits until the oracles have started.
             slow = None if self._mark is None else warning(self._accounts(now, self._mark))
             if slow is not None and TOO_SLOW not in self._told:
