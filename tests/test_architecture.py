@@ -19,7 +19,8 @@ ROOMS = {
     "checkpoint": "state manifest checkpoint",
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine scorer torch_engine fidelity live "
     "refresher trial lowered_engine simulated_engine openvino_engine onnxruntime_engine catalogue measurement",
-    "pool": "pool segment fingerprint task channel pulse inline stream worker worker_process process",
+    "pool": "task pool catalogue inline stream fingerprint messages transport worker seat supervisor "
+    "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
     "loader": "order acknowledgement admission remedies rehearsal course publisher picking health journal loader "
     "assembly mine",

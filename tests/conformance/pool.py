@@ -30,6 +30,7 @@ from infer2train.draws.scores import loss
 from infer2train.oracle.scorer import Score, Scores
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.pool.pool import Pool
+from infer2train.pool.task import Answer
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
 from infer2train.sources.views.crops import PadCropFlip
@@ -84,25 +85,29 @@ class Case:
         """A record that nobody else holds."""
         return Record(version, {name: tensor.clone() for name, tensor in self._tensors[version].items()})
 
-    def _expected(self, draw: int, version: int | None) -> Scores:
+    def _expected(self, draw: int, version: int | None) -> Answer:
         task = self.task
         addresses = self.addresses(draw)
         alone = [split_batch(task.source.batch(addresses[i : i + 1])) for i in range(len(addresses))]
         targets = default_collate([target[0] for _, target in alone])
         if version is None:
-            return Scores(draw=draw, version=None, targets=targets)
+            return scored(draw, None, Scores(targets=targets))
         model = copy.deepcopy(task.model).eval()
         assert model is not None
         model.load_state_dict(self._tensors[version])
         with torch.no_grad():
             outputs = [call_model(model, inputs) for inputs, _ in alone]
-        return Scores(
-            draw=draw,
-            version=version,
+        scores = Scores(
             targets=targets,
             values=task.score and torch.cat([task.score(o, y) for o, (_, y) in zip(outputs, alone, strict=True)]),
             log_probabilities=_averaged(outputs, task.distill_views) if task.distill_views else None,
         )
+        return scored(draw, version, scores)
+
+
+def scored(draw: int, version: int | None, scores: Scores) -> Answer:
+    """The answer of a pool that scores."""
+    return Answer(draw, version, vars(scores))
 
 
 def _averaged(outputs: list[Any], views: int) -> Tensor:
@@ -195,11 +200,11 @@ def check_any_order_of_calls(make_pool: MakePool, case: Case) -> None:
 def check_versions_differ(make_pool: MakePool, case: Case) -> None:
     """The canary: the reference itself must tell versions, draws and candidates apart."""
     first = case.expected(0, case.versions[0])
-    said = [tensor for tensor in (first.values, first.log_probabilities) if tensor is not None]
+    said = _said(first)
     others = [case.expected(0, version) for version in case.versions[1:]] + [case.expected(1, case.versions[0])]
     for tensor, others_tensor in ((t, o) for o in others for t, o in zip(said, _said(o), strict=True)):
         assert float((tensor - others_tensor).abs().mean()) > 100 * TOLERANCE * _spread(tensor), "versions say the same"
-    assert len(set(map(int, first.targets))) > 1
+    assert len(set(map(int, first.tree["targets"]))) > 1
 
 
 def check_refusals(make_pool: MakePool, case: Case) -> None:
@@ -399,11 +404,9 @@ def _run(pool: Pool, case: Case, script: list[tuple[Any, ...]], drain: bool = Tr
             pool.submit(arguments[0], case.addresses(arguments[0]), arguments[1])
             waiting.append((arguments[0], arguments[1]))
         elif name == "collect":
-            scores = pool.collect(arguments[0])
-            _assert_expected(scores, case.expected(*waiting.popleft()))
-            answers.append(
-                b"|".join(tensor.numpy().tobytes() for tensor in tensors_of([scores.targets, *_said(scores)]))
-            )
+            answer = pool.collect(arguments[0])
+            _assert_expected(answer, case.expected(*waiting.popleft()))
+            answers.append(b"|".join(tensor.numpy().tobytes() for tensor in tensors_of(answer.tree)))
         elif name == "forget":
             pool.forget()
             waiting.clear()
@@ -435,12 +438,15 @@ def _one_by_one(case: Case, draws: int, version: int | None) -> list[tuple[Any, 
     return [call for draw in range(draws) for call in (("submit", draw, version), ("collect", draw))]
 
 
-def _assert_expected(got: Scores, wanted: Scores) -> None:
+def _assert_expected(got: Answer, wanted: Answer) -> None:
     assert got.draw == wanted.draw, f"scores are of draw {got.draw}, asked for were those of {wanted.draw}"
     assert got.version == wanted.version, f"scores say version {got.version}, asked for was {wanted.version}"
-    assert same(got.targets, wanted.targets), "the targets are not those of the candidates, in their order"
+    assert got.tree.keys() == wanted.tree.keys()
+    assert same(got.tree["targets"], wanted.tree["targets"]), (
+        "the targets are not those of the candidates, in their order"
+    )
     for name in ("values", "log_probabilities"):
-        ours, theirs = getattr(got, name), getattr(wanted, name)
+        ours, theirs = got.tree[name], wanted.tree[name]
         assert (ours is None) == (theirs is None), f"{name} must be given exactly where the task asks for them"
         if theirs is not None:
             assert ours.dtype == torch.float32, f"{name} must be float32: got {ours.dtype}"
@@ -452,8 +458,8 @@ def _assert_expected(got: Scores, wanted: Scores) -> None:
             )
 
 
-def _said(scores: Scores) -> list[Tensor]:
-    return [tensor for tensor in (scores.values, scores.log_probabilities) if tensor is not None]
+def _said(answer: Answer) -> list[Tensor]:
+    return [tensor for name in ("values", "log_probabilities") if (tensor := answer.tree[name]) is not None]
 
 
 def _spread(tensor: Tensor) -> float:

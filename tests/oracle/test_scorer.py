@@ -48,7 +48,7 @@ class Watched(TorchEngine):
 class Reuses(Engine):
     """Gives the same memory at every call, as the contract allows."""
 
-    name, version = "reuses:fp32", 3
+    name, device, version = "reuses:fp32", CPU, 3
 
     def __init__(self) -> None:
         self.memory = torch.zeros(8, CLASSES)
@@ -90,8 +90,8 @@ def engine() -> Watched:
 
 
 def ask(engine: Engine | None, addresses: Addresses, chunk: int, **settings: Any) -> Scores:
-    scorer = Scorer(**({"score": loss, "device": CPU, "chunk": chunk} | settings))
-    return scorer.score(engine, 7, (SOURCE.batch(piece) for piece in chunks(addresses, chunk)))
+    scorer = Scorer(**({"score": loss, "chunk": chunk} | settings))
+    return scorer.score(engine, (SOURCE.batch(piece) for piece in chunks(addresses, chunk)))
 
 
 @given(n=st.integers(1, 60), size=st.integers(1, 70))
@@ -150,16 +150,15 @@ def test_an_engine_may_reuse_its_memory() -> None:
 
     rows = torch.arange(24.0).view(24, 1) * torch.ones(1, CLASSES) * torch.linspace(0.1, 1, CLASSES)
     batches = [(rows[start : start + 8], torch.zeros(8, dtype=torch.int64)) for start in (0, 8, 16)]
-    scores = Scorer(score=first, device=CPU, chunk=8).score(Reuses(), 0, batches)
+    scores = Scorer(score=first, chunk=8).score(Reuses(), batches)
     assert torch.equal(scores.values, rows[:, 0])
-    said = Scorer(score=None, distill_views=1, device=CPU, chunk=8).score(Reuses(), 0, batches).log_probabilities
+    said = Scorer(score=None, distill_views=1, chunk=8).score(Reuses(), batches).log_probabilities
     torch.testing.assert_close(said, rows.log_softmax(1))
 
 
-def test_scores_say_whose_they_are(engine: Watched) -> None:
-    assert (ask(engine, ADDRESSES[:3], 2).draw, ask(engine, ADDRESSES[:3], 2).version) == (7, 100)
+def test_without_an_engine_there_are_only_targets() -> None:
     labels = ask(None, ADDRESSES[:3], 2, score=None)
-    assert (labels.draw, labels.version, labels.values, labels.log_probabilities) == (7, None, None, None)
+    assert (labels.values, labels.log_probabilities) == (None, None)
     assert labels.targets.tolist() == [0, 1, 2]
 
 
@@ -202,10 +201,10 @@ def test_inputs_may_be_any_pytree() -> None:
     engine.refresh(snapshot(model, 0))
     rows = torch.randn(5, CLASSES)
     targets = torch.arange(5)
-    scorer = Scorer(score=loss, device=CPU, chunk=3)
+    scorer = Scorer(score=loss, chunk=3)
     for whole in ({"a": rows, "b": rows, "labels": targets}, (rows, rows, targets)):
         pieces = [_rows(whole, start, start + 3) for start in (0, 3)]
-        torch.testing.assert_close(scorer.score(engine, 0, pieces).values, loss(2 * rows, targets))
+        torch.testing.assert_close(scorer.score(engine, pieces).values, loss(2 * rows, targets))
 
 
 def test_the_users_own_split_is_used(engine: Watched) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from conformance.pool import CHUNK, Case, Task
+from infer2train.batches import tensors_of
 from infer2train.draws.addresses import Addresses
 from infer2train.machine.cores import available_cores
-from infer2train.oracle.scorer import Scorer, Scores
+from infer2train.oracle.scorer import Scorer
 from infer2train.oracle.torch_engine import TorchEngine
 from infer2train.pool.process import ProcessPool
 from infer2train.pool.pulse import Pulse
-from infer2train.pool.task import ScoringTask
+from infer2train.pool.task import Answer, ScoringTask
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.source import Source
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 def scoring_task(task: Task, device: torch.device = CPU) -> ScoringTask:
     """What a worker does for a task of the suite."""
-    scorer = Scorer(score=task.score, distill_views=task.distill_views, device=device, chunk=CHUNK)
+    scorer = Scorer(score=task.score, distill_views=task.distill_views, chunk=CHUNK)
     engine = None if task.model is None else TorchEngine(task.model, device=device)
     workers = ViewWorkers(num_workers=task.num_workers)
     reader = Reader(task.source, workers)
@@ -139,10 +140,10 @@ class Meddled(Source):
         return self._source.batch(addresses)
 
 
-def bits(scores: Scores) -> bytes:
+def bits(answer: Answer) -> bytes:
     """What was said of a draw, and by which version."""
-    tensors = [scores.targets, *(t for t in (scores.values, scores.log_probabilities) if t is not None)]
-    return f"{scores.draw} {scores.version} ".encode() + b"|".join(tensor.numpy().tobytes() for tensor in tensors)
+    said = b"|".join(tensor.numpy().tobytes() for tensor in tensors_of(answer.tree))
+    return f"{answer.draw} {answer.version} ".encode() + said
 
 
 def score_all(pool: ProcessPool, case: Case, draws: int = 6) -> list[bytes]:

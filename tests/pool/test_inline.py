@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from conformance.pool import CHUNK, TASKS, Task, case, check_pool
+from conformance.pool import TASKS, Task, case, check_pool
 from infer2train.batches import call_model
 from infer2train.draws.addresses import Addresses
 from infer2train.oracle.engine import Engine, Prepared
-from infer2train.oracle.scorer import Scorer, Scores
 from infer2train.oracle.snapshot import Record
 from infer2train.oracle.torch_engine import TorchEngine
 from infer2train.pool.inline import InlinePool
-from infer2train.pool.pool import check_scores
-from infer2train.sources.pipeline import AddressPipeline
+from infer2train.pool.pool import check_answer
+from infer2train.pool.task import Answer
+from pool.process_pools import scoring_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,10 +30,7 @@ class Inline(InlinePool):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        loader: DataLoader[Any] = DataLoader([0], num_workers=task.num_workers)
-        device = torch.device("cpu")
-        scorer = Scorer(score=task.score, distill_views=task.distill_views, device=device, chunk=CHUNK)
-        super().__init__(self.make_engine(), scorer, AddressPipeline(task.source, like=loader))
+        super().__init__(replace(scoring_task(task), engine=self.make_engine()))
 
     def make_engine(self) -> Engine | None:
         return None if self.task.model is None else TorchEngine(self.task.model)
@@ -47,24 +43,29 @@ def test_conformance(name: str) -> None:
     assert set(multiprocessing.active_children()) == before, "a closed pool leaves no process behind"
 
 
+def but(answer: Answer, **parts: Any) -> Answer:
+    """The answer with some parts of its tree replaced."""
+    return replace(answer, tree=answer.tree | parts)
+
+
 class Stale(Inline):
     """Scores with the weights that it had first, and says the version asked for."""
 
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         draws, pieces, version = self._submitted[0]
         self._submitted[0] = (draws, pieces, min(self.records))
         return replace(super().collect(draw), version=version)
 
 
 class Mislabels(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         return replace(super().collect(draw), version=max(self.records))
 
 
 class Permutes(Inline):
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        return replace(scores, values=scores.values.roll(1))
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return but(answer, values=answer.tree["values"].roll(1))
 
 
 class AnswersAnotherDraw(Inline):
@@ -76,15 +77,15 @@ class AnswersAnotherDraw(Inline):
 
 
 class NumbersDrawsAnew(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         self.answered = getattr(self, "answered", -1) + 1
         return replace(super().collect(draw), draw=self.answered)
 
 
 class OthersTargets(Inline):
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        return replace(scores, targets=scores.targets.sort().values)
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return but(answer, targets=answer.tree["targets"].sort().values)
 
 
 class RunsInTrainingMode(Inline):
@@ -96,14 +97,14 @@ class RunsInTrainingMode(Inline):
 
 
 class MovesTheTrainersStatistics(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         with torch.no_grad():
             call_model(self.task.model, self.task.source.batch(Addresses(np.arange(4), np.arange(4)))[0])
         return super().collect(draw)
 
 
 class Reseeds(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         torch.manual_seed(draw)
         return super().collect(draw)
 
@@ -115,7 +116,7 @@ class TakesAnyVersion(Inline):
 
 
 class AnswersInItsOwnOrder(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         return super().collect(self._submitted[0][0])
 
 
@@ -151,7 +152,7 @@ class KeepsWhatWasPublishedFirst(Inline):
 class KnowsWeightsByTheirNumber(Inline):
     def publish(self, record: Record) -> None:
         super().publish(record)
-        if self._engine.version == record.version:
+        if self._task.engine.version == record.version:
             self._refresher._in_use = self.records[record.version]
 
 
@@ -175,16 +176,16 @@ class CancelsNothing(Inline):
 
 
 class DependsOnTheQueue(Inline):
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         queued = len(self._submitted)
-        scores = super().collect(draw)
-        return replace(scores, values=scores.values * (1 + 1e-6 * queued))
+        answer = super().collect(draw)
+        return but(answer, values=answer.tree["values"] * (1 + 1e-6 * queued))
 
 
 class DependsOnWorkers(Inline):
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        return replace(scores, values=scores.values * (1 + 1e-6 * self.task.num_workers))
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return but(answer, values=answer.tree["values"] * (1 + 1e-6 * self.task.num_workers))
 
 
 class CountsNoTime(Inline):
@@ -236,15 +237,15 @@ def test_the_suite_sees_what_is_broken(broken: type[Inline]) -> None:
 class AveragesProbabilities(Inline):
     """Takes the logarithm of the mean instead of the mean of logarithms."""
 
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        return replace(scores, log_probabilities=scores.log_probabilities.log_softmax(1))
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return but(answer, log_probabilities=answer.tree["log_probabilities"].log_softmax(1))
 
 
 class AveragesOtherSlots(Inline):
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        return replace(scores, log_probabilities=scores.log_probabilities.flip(0))
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return but(answer, log_probabilities=answer.tree["log_probabilities"].flip(0))
 
 
 @pytest.mark.parametrize("broken", [AveragesProbabilities, AveragesOtherSlots])
@@ -254,8 +255,8 @@ def test_the_suite_sees_wrong_log_probabilities(broken: type[Inline]) -> None:
 
 
 class RunsTheModelForLabels(Inline):
-    def collect(self, draw: int) -> Scores:
-        return replace(super().collect(draw), values=torch.zeros(21))
+    def collect(self, draw: int) -> Answer:
+        return but(super().collect(draw), values=torch.zeros(21))
 
 
 def test_the_suite_sees_scores_that_nobody_asked_for() -> None:
@@ -307,10 +308,10 @@ def test_an_engine_is_refreshed_when_the_version_changes_and_only_then() -> None
 
 @pytest.mark.parametrize(("draw", "version"), [(4, 100), (3, 0), (3, None)])
 def test_scores_of_another_draw_or_version_are_an_error(draw: int, version: int | None) -> None:
-    scores = Scores(draw=3, version=100, targets=torch.zeros(1))
-    assert check_scores(scores, 3, 100) is scores
+    answer = Answer(3, 100, {"targets": torch.zeros(1)})
+    assert check_answer(answer, 3, 100) is answer
     with pytest.raises(RuntimeError, match=f"got draw 3 by version 100 for draw {draw} by version {version}"):
-        check_scores(scores, draw, version)
+        check_answer(answer, draw, version)
 
 
 def test_a_view_that_fails_leaves_the_pool_usable() -> None:
@@ -318,10 +319,10 @@ def test_a_view_that_fails_leaves_the_pool_usable() -> None:
     pool = Inline(images.task)
     pool.publish(images.record(0))
     outside = Addresses(np.array([10**6]), np.array([0]))
-    wait: Callable[[], Scores] = lambda: pool.collect(0)  # noqa: E731
+    wait: Callable[[], Answer] = lambda: pool.collect(0)  # noqa: E731
     pool.submit(0, outside, 0)
     with pytest.raises(IndexError, match="1000000"):
         wait()
     pool.forget()
     pool.submit(0, images.addresses(0), 0)
-    assert torch.equal(pool.collect(0).targets, images.expected(0, 0).targets)
+    assert torch.equal(pool.collect(0).tree["targets"], images.expected(0, 0).tree["targets"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from conformance.engine import needs
 from conformance.pool import (
@@ -22,18 +22,20 @@ from conformance.pool import (
     check_retire,
     check_trainer_is_left_alone,
     check_versions_interleaved,
+    scored,
 )
-from infer2train import scores
 from infer2train.batches import call_model, split_batch
+from infer2train.draws import scores
 from infer2train.draws.losses import mean_log_probabilities
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
-from infer2train.oracle.scorer import Scorer, Scores
+from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import NotFiniteError, Record
 from infer2train.pool.inline import InlinePool
-from infer2train.sources.pipeline import AddressPipeline
+from infer2train.pool.task import Answer
+from pool.process_pools import scoring_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,27 +93,24 @@ class ByItself(Case):
         engine.refresh(engine.calibrated(self.record(version)))
         return engine
 
-    def _expected(self, draw: int, version: int | None) -> Scores:
+    def _expected(self, draw: int, version: int | None) -> Answer:
         assert version is not None
         engine, addresses = self.engine(version), self.addresses(draw)
         alone = [split_batch(self.task.source.batch(addresses[i : i + 1])) for i in range(len(addresses))]
         outputs = [engine.outputs(inputs) for inputs, _ in alone]
         score, views = self.task.score, self.task.distill_views
-        return Scores(
-            draw=draw,
-            version=version,
+        scores = Scores(
             targets=default_collate([target[0] for _, target in alone]),
             values=score and torch.cat([score(o, target) for o, (_, target) in zip(outputs, alone, strict=True)]),
             log_probabilities=mean_log_probabilities(torch.cat(outputs), views) if views else None,
         )
+        return scored(draw, version, scores)
 
 
 def pool_of(spec: str, name: str, own: Task | None = None, monitored: bool = False) -> InlinePool:
     own = own or task(name)
-    scorer = Scorer(score=own.score, distill_views=own.distill_views, device=CPU, chunk=CHUNK)
-    loader: DataLoader[Any] = DataLoader([0], num_workers=own.num_workers)
     monitor = FidelityMonitor(samples(name), own.score, CPU) if monitored and own.score else None
-    return InlinePool(engine_of(spec, name), scorer, AddressPipeline(own.source, like=loader), monitor)
+    return InlinePool(replace(scoring_task(own), engine=engine_of(spec, name), monitor=monitor))
 
 
 OF_ENGINES = (check_versions_interleaved, check_published_again, check_retire, check_trainer_is_left_alone)
@@ -163,7 +162,7 @@ def test_a_record_is_published_with_ranges_and_never_measured_twice(spec: str) -
         pool.collect(0)
         asked.clear()
         pool.submit(1, images.addresses(1), 100)
-        said.append(pool.collect(1).values)
+        said.append(pool.collect(1).tree["values"])
         assert asked == [], "a refresh uses the ranges that were published"
         pool.close()
     assert torch.equal(*said)

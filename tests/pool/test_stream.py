@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from conformance.pool import TASKS, Task, case, check_pool
 from infer2train.batches import map_tensors
 from infer2train.loader.mine import mine
-from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import NotFiniteError, Record
 from infer2train.pool.stream import StreamPool
+from infer2train.pool.task import Answer
 from infer2train.sources.replay import Replay
 from pool.process_pools import scoring_task
 
@@ -63,11 +63,9 @@ class OnCuda(StreamPool):
         device = torch.device("cuda")
         super().__init__(scoring_task(task, device), device)
 
-    def collect(self, draw: int) -> Scores:
-        scores = super().collect(draw)
-        values, log_probabilities = map_tensors(Tensor.cpu, (scores.values, scores.log_probabilities))
-        targets = map_tensors(Tensor.cpu, scores.targets)
-        return replace(scores, targets=targets, values=values, log_probabilities=log_probabilities)
+    def collect(self, draw: int) -> Answer:
+        answer = super().collect(draw)
+        return replace(answer, tree=map_tensors(Tensor.cpu, answer.tree))
 
 
 @pytest.mark.gpu

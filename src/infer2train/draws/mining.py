@@ -62,7 +62,7 @@ class Mining:
     """Draws in one optimiser step, where a loop of your own accumulates gradients; `train` steps after each."""
     seed: int = setting(0, at_least=0)
     """Seed of everything random here (in [0, 2^63))."""
-    pool: Literal["inline", "process", "stream"] = setting("inline", is_place=True)
+    pool: str = setting("inline", is_place=True)
     """inline: the oracle scores in the trainer's own time; process: in processes of its own, ahead of the trainer;
     stream: in a CUDA stream beside the trainer's. What is selected is the same."""
     oracle_workers: int = setting(1, at_least=1, is_place=True)

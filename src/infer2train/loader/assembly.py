@@ -18,17 +18,16 @@ from infer2train.draws.methods.table import choices_of, get_score
 from infer2train.draws.mining import Mining
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import rehearse
-from infer2train.machine.cores import as_text, shared_out
 from infer2train.machine.device import device_of
 from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.program import get_scheme
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Scorer, Split
-from infer2train.pool.inline import InlinePool
+from infer2train.pool.catalogue import pool_of
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask
-from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
@@ -120,7 +119,7 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
     Raises:
         ValueError: a name is unknown, or data and model do not go with it.
     """
-    choices = choices_of(wanted)
+    choices, kind = choices_of(wanted), pool_of(wanted)
     get_scheme(wanted.quantization)
     check_seed(wanted.seed)
     notes: Notes = (SCORED_APART,) if is_scored_apart else ()
@@ -134,7 +133,7 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
         notes += task.engine.notes
         if mining.oracle == "int8":
             mining = replace(mining, oracle=task.engine.name)
-    pool, more = _started(host, mining, choices, task)
+    pool, more = kind.built(task, mining, device_of(host.model))
     return Assembly(mining=mining, pool=pool, monitor=task.monitor, notes=notes + more)
 
 
@@ -199,8 +198,7 @@ def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Min
 def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
     """What the pool does. A torch engine that does not say where it runs does so where the model is, or in a process on
     the CPU."""
-    is_elsewhere = mining.pool == "process" and choices.asks_the_pool
-    device = torch.device("cpu") if is_elsewhere else device_of(host.model)
+    device = torch.device("cpu") if pool_of(mining).runs_beside else device_of(host.model)
     samples, chunk = host.samples(mining.seed), mining.oracle_chunk
     assert chunk is not None
     engine, score = None, get_score(mining)
@@ -213,7 +211,6 @@ def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
         score=score,
         distill_views=mining.gamma if choices.loss == "distillation" else 0,
         split=host.split,
-        device=scores_on,
         chunk=chunk,
     )
     monitor = None
@@ -223,48 +220,3 @@ def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
     return ScoringTask(
         source=host.source, reader=host.reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
     )
-
-
-def _started(host: Host, mining: Mining, choices: Choices, task: ScoringTask) -> tuple[Pool, Notes]:
-    """The pool, and what its user should know. A control that looks at no candidate has no oracle to put anywhere."""
-    if mining.pool == "process" and choices.asks_the_pool:
-        return _process_pool(task, mining)
-    if mining.pool == "stream" and choices.asks_the_pool:
-        return _stream_pool(task, host.model, mining.queue_depth), ()
-    return InlinePool(task.engine, task.scorer, AddressPipeline(task.source, like=task.view_workers), task.monitor), ()
-
-
-def _process_pool(task: ScoringTask, mining: Mining) -> tuple[Pool, Notes]:
-    from infer2train.pool.process import ProcessPool
-
-    cores, others = shared_out(mining.oracle_cores, mining.oracle_workers)
-    pool = ProcessPool(
-        task,
-        workers=mining.oracle_workers,
-        cores=cores,
-        queue_depth=mining.queue_depth,
-        is_freshest=mining.staleness == "freshest",
-        is_newest_first=mining.when_late == "skip",
-    )
-    notes = [
-        f"the oracle's processes: {mining.oracle_workers}, on cores {as_text(cores)}; the trainer's cores: "
-        f"{as_text(others)}"
-    ]
-    if torch.get_num_threads() > len(others):
-        notes.append(
-            f"the trainer computes with {torch.get_num_threads()} threads and has {len(others)} cores beside the "
-            f"oracle's: torch.set_num_threads({len(others)}) keeps them out of each other's way"
-        )
-    return pool, tuple(notes)
-
-
-def _stream_pool(task: ScoringTask, model: nn.Module, queue_depth: int) -> Pool:
-    from infer2train.pool.stream import StreamPool
-
-    device = device_of(model)
-    if device.type != "cuda":
-        raise ValueError(
-            f"pool='stream' shares a CUDA device with the trainer: got a model on {device}; use pool='process', or "
-            "move the model to CUDA"
-        )
-    return StreamPool(task, device, queue_depth=queue_depth)

@@ -10,6 +10,7 @@ from infer2train.observe.keeping_up import FEWEST_DRAWS, Accounts, Waits, warnin
 from infer2train.observe.metrics import Totals, window
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import Span, Timeline
+from infer2train.pool.catalogue import pool_of
 
 COUNTED = {
     "skipped_draws": ("draws-skipped", "scores are late: draws are trained on unmined"),
@@ -47,7 +48,7 @@ class Health:
         for name, (event, message) in COUNTED.items():
             if now.get(name) and event not in self._told:
                 self._tell(event, message)
-        if self._mining.pool == "process" and self._waits.draws >= FEWEST_DRAWS:
+        if pool_of(self._mining).runs_beside and self._waits.draws >= FEWEST_DRAWS:
             # The first window is not judged: in it the trainer waits until the oracles have started.
             slow = None if self._mark is None else warning(self._accounts(now, self._mark))
             if slow is not None and TOO_SLOW not in self._told:

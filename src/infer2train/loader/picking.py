@@ -37,7 +37,8 @@ from infer2train.draws.selection import count_nonfinite
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
 from infer2train.oracle.scorer import Scores
-from infer2train.pool.pool import OracleLostError, Pool, check_scores
+from infer2train.pool.pool import OracleLostError, Pool, check_answer
+from infer2train.pool.task import Answer
 from infer2train.sources.pipeline import AddressPipeline
 
 
@@ -176,10 +177,12 @@ class Picker:
             return draw
         if not draw.kind.is_scored:
             return replace(self._method.select(draw, None, None), version=None)
-        scores = self._scores(draw)
-        if scores is None:
+        answer = self._answer(draw)
+        if answer is None:
             return as_given(draw)
-        scored = replace(draw, version=scores.version, scores=scores.values, log_probabilities=scores.log_probabilities)
+        scores = Scores(**answer.tree)
+        _require_every_candidate(scores, draw)
+        scored = replace(draw, version=answer.version, scores=scores.values, log_probabilities=scores.log_probabilities)
         picked = self._method.select(scored, scores.values, scores.targets)
         if scores.values is not None and self._method.choices.candidates == "samples":
             self._look(picked, scores)
@@ -202,7 +205,7 @@ class Picker:
         self._watch.see_classes(share)
         self._shares[draw.number] = share
 
-    def _scores(self, draw: Draw) -> Scores | None:
+    def _answer(self, draw: Draw) -> Answer | None:
         """What the oracle says of a draw; None where the run goes on without."""
         mining, pool = self._mining, self._pool
         if self._is_lost:
@@ -211,14 +214,12 @@ class Picker:
             pool.cancel(draw.number)
             self._meter.add(skipped_draws=1)
             return None
-        scores = None
+        answer = None
         with self._surviving(), pool.timeline.span(TRAINER, "scores", draw=draw.number):
-            scores = pool.collect(draw.number)
-        if scores is None:
+            answer = pool.collect(draw.number)
+        if answer is None:
             return None
-        check_scores(scores, draw.number, draw.version, is_exact=mining.staleness == "strict")
-        _require_every_candidate(scores, draw)
-        return scores
+        return check_answer(answer, draw.number, draw.version, is_exact=mining.staleness == "strict")
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:

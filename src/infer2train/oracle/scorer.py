@@ -1,4 +1,4 @@
-"""The scoring task: batches of candidates in, one number each out (or the mean log-probabilities of equation 1).
+"""Scoring: batches of candidates in, one number each out (or the mean log-probabilities of equation 1).
 
 What a pool runs wherever its engine is. Chunks are cut from the draw's candidate list alone and the last one is padded,
 so that a candidate's score never depends on what else a pool happens to have at hand.
@@ -25,9 +25,6 @@ Split = Callable[[Any], tuple[Any, Any]]
 class Scores:
     """What the oracle said of a draw's candidates."""
 
-    draw: int
-    version: int | None
-    """Version of the weights that said it; None where none were needed."""
     targets: Any
     """The candidates' targets, [n] or any pytree of it: the trainer never decodes losers to learn labels."""
     values: Float[Tensor, " n"] | None = None
@@ -48,7 +45,6 @@ class Scorer:
         score: (outputs, targets) -> [n], the user's or ours; None where only targets or log-probabilities are wanted.
         distill_views: views of each slot (γ) whose log-probabilities are averaged; 0 where none are.
         split: batch -> (inputs, targets).
-        device: where the engine takes its inputs.
         chunk: rows of every call of the engine; shorter batches are padded.
     """
 
@@ -58,16 +54,14 @@ class Scorer:
         score: Score | None,
         distill_views: int = 0,
         split: Split = split_batch,
-        device: torch.device,
         chunk: int,
     ) -> None:
         self._score = score
         self._distill_views = distill_views
         self._split = split
-        self._device = device
         self.chunk = chunk
 
-    def score(self, engine: Engine | None, draw: int, batches: Iterable[Any]) -> Scores:
+    def score(self, engine: Engine | None, batches: Iterable[Any]) -> Scores:
         """The scores of a draw, whose candidates come as collated batches in their order.
 
         Raises:
@@ -77,25 +71,29 @@ class Scorer:
         rows: list[int] = []
         values: list[Tensor] = []
         logits: list[Tensor] = []
-        for batch in batches:
-            inputs, target = self._split(batch)
+        for inputs, target in map(self._split, batches):
             targets.append(target)
             rows.append(batch_size(inputs))
             if engine is None:
                 continue
-            outputs = engine.outputs(to_device(pad_batch(inputs, self.chunk), self._device))
-            outputs = take_rows(outputs, rows[-1])
+            outputs = outputs_of(engine, inputs, self.chunk)
             if self._distill_views:
                 logits.append(logits_of(outputs).float().clone())
             if self._score is not None:
-                values.append(one_each(self._score(outputs, to_device(target, self._device)), rows[-1]))
+                values.append(one_each(self._score(outputs, to_device(target, engine.device)), rows[-1]))
         return Scores(
-            draw=draw,
-            version=None if engine is None else engine.version,
             targets=joined(targets, rows),
             values=torch.cat(values) if values else None,
             log_probabilities=mean_log_probabilities(torch.cat(logits), self._distill_views) if logits else None,
         )
+
+
+def outputs_of(engine: Engine, inputs: Any, chunk: int) -> Any:
+    """What an engine says of inputs, called with whole chunks: fewer rows are padded, and taken off again.
+
+    The memory is the engine's, until it is called again.
+    """
+    return take_rows(engine.outputs(to_device(pad_batch(inputs, chunk), engine.device)), batch_size(inputs))
 
 
 def one_each(values: Any, rows: int) -> Float[Tensor, " n"]:

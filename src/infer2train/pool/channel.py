@@ -1,7 +1,8 @@
-"""Messages between the trainer's process and one worker: JSON, bytes and descriptors over an anonymous socket pair.
+"""Orders and news between the trainer's process and one worker's: JSON and shared memory over an anonymous socket pair.
 
 No pickle: neither side runs what the other says. Neither side waits for the other in the middle of a message, so a
 worker that was stopped while it wrote holds nobody up. The socket has no name and no port; it ends with its processes.
+A message is text; its tensors lie in segments, whose descriptors are sent along.
 """
 
 import errno
@@ -10,42 +11,30 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-_LENGTHS = struct.Struct("<III")
-LARGEST_HEADER, LARGEST_PAYLOAD, MOST_DESCRIPTORS = 1 << 26, 1 << 31, 4
-"""Bytes, bytes, count: what says more is no message of ours."""
+from infer2train.checkpoint.state import decode, encode
+from infer2train.pool.messages import News, Order
+from infer2train.pool.segment import Segment
+from infer2train.pool.transport import LinkClosedError
+
+_LENGTHS = struct.Struct("<II")
+"""Of the text, and of the list of descriptors."""
+_MOST_DESCRIPTORS = 2
+"""Of one message: a record's weights, and all other tensors."""
 _READ_BYTES = 1 << 18
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """Descriptors that come are not handed on to processes that are started later."""
-
-
-class ChannelClosedError(ConnectionError):
-    """The other side is gone."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side says.
-
-    Args:
-        kind: of message.
-        fields: JSON types.
-        payload: bytes that belong to it.
-        descriptors: of files, which whoever receives it owns.
-    """
-
-    kind: str
-    fields: dict[str, Any]
-    payload: bytes = b""
-    descriptors: tuple[int, ...] = ()
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*get_args(Order), *get_args(News))}
+_TREES = frozenset({"tree", "ids", "seeds", "ranges", "probe_scores"})
+"""Fields that hold tensors or arrays; the others are plain JSON, or a segment."""
 
 
 class Channel:
-    """One end of a socket pair; used by one thread for sending and by one for receiving.
+    """One end of a socket pair: any thread may send, one receives.
 
     Args:
         end: the socket, which the channel owns.
@@ -54,7 +43,8 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
-        self._outbox: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._lock = threading.Lock()
+        self._outbox: deque[tuple[memoryview, tuple[Segment, ...]]] = deque()
         self._inbox = bytearray()
         self._descriptors: deque[int] = deque()
 
@@ -67,57 +57,49 @@ class Channel:
         """Whether something still waits to be sent."""
         return bool(self._outbox)
 
-    def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = (), **fields: Any) -> None:
-        """Have a message sent, now or by a later `flush`; descriptors are copied at once.
+    def send(self, message: Order | News) -> None:
+        """Have a message sent, now or by a later `flush`.
 
         Raises:
-            ChannelClosedError: nobody is there.
+            LinkClosedError: nobody is there.
         """
-        header = json.dumps({"kind": kind, **fields}).encode()
-        lengths = _LENGTHS.pack(len(header), len(payload), len(descriptors))
-        # A copy of each descriptor, since the caller may close its own before it is sent.
-        copies = tuple(os.dup(descriptor) for descriptor in descriptors)
-        self._outbox.append((memoryview(lengths + header + payload), copies))
+        text, segments = _packed(message)
+        with self._lock:
+            self._outbox.append((memoryview(_LENGTHS.pack(len(text), len(segments)) + text), segments))
         self.flush()
 
     def flush(self) -> None:
         """Send as much as can be sent without waiting.
 
         Raises:
-            ChannelClosedError: nobody is there.
+            LinkClosedError: nobody is there.
         """
-        while self._outbox:
-            data, descriptors = self._outbox[0]
-            try:
-                sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else self._socket.send(data)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:  # too many descriptors on their way; later
+        with self._lock:
+            while self._outbox:
+                data, segments = self._outbox[0]
+                descriptors = [segment.descriptor for segment in segments]
+                try:
+                    sent = socket.send_fds(self._socket, [data], descriptors) if segments else self._socket.send(data)
+                except (BlockingIOError, InterruptedError):
                     return
-                raise ChannelClosedError(f"the other side of a channel is gone: {error}") from error
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if sent == len(data):
+                except OSError as error:
+                    if error.errno == errno.ETOOMANYREFS:  # too many descriptors on their way; later
+                        return
+                    raise LinkClosedError(f"the other side of a channel is gone: {error}") from error
                 self._outbox.popleft()
-            else:
-                self._outbox[0] = data[sent:], ()
+                if sent < len(data):
+                    self._outbox.appendleft((data[sent:], ()))
 
-    def wait(self, seconds: float | None) -> None:
-        """Wait until something comes, until what is waiting can be sent, or so long (None: for ever)."""
-        wait_for([self], seconds)
-
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[Any]:
         """All whole messages that have come; does not wait.
 
         Raises:
-            ChannelClosedError: the other side is gone, and so is all that it said.
-            ValueError: it says what is no message.
+            LinkClosedError: the other side is gone, and so is all that it said.
         """
         is_closed = False
         try:
             while True:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, MOST_DESCRIPTORS, _FLAGS)
+                data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS, _FLAGS)
                 self._descriptors.extend(descriptors)
                 if not data:
                     is_closed = True
@@ -129,34 +111,46 @@ class Channel:
             is_closed = True
         messages = list(iter(self._next, None))
         if is_closed and not messages:
-            raise ChannelClosedError("the other side of a channel is gone")
+            raise LinkClosedError("the other side of a channel is gone")
         return messages
 
-    def _next(self) -> Message | None:
+    def _next(self) -> Order | News | None:
         if len(self._inbox) < _LENGTHS.size:
             return None
-        header_bytes, payload_bytes, count = _LENGTHS.unpack_from(self._inbox)
-        if header_bytes > LARGEST_HEADER or payload_bytes > LARGEST_PAYLOAD or count > MOST_DESCRIPTORS:
-            raise ValueError(f"a message must be small: got {header_bytes} and {payload_bytes} bytes, {count} files")
-        begin, end = _LENGTHS.size, _LENGTHS.size + header_bytes + payload_bytes
+        nbytes, count = _LENGTHS.unpack_from(self._inbox)
+        end = _LENGTHS.size + nbytes
         if len(self._inbox) < end or len(self._descriptors) < count:
             return None
-        fields = json.loads(bytes(self._inbox[begin : begin + header_bytes]))
-        payload = bytes(self._inbox[begin + header_bytes : end])
+        text = bytes(self._inbox[_LENGTHS.size : end])
         del self._inbox[:end]
-        descriptors = tuple(self._descriptors.popleft() for _ in range(count))
-        return Message(fields.pop("kind"), fields, payload, descriptors)
+        return _unpacked(text, [self._descriptors.popleft() for _ in range(count)])
 
     def close(self) -> None:
         """Hang up. May be called twice."""
         self._socket.close()
-        for _, descriptors in self._outbox:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        for descriptor in self._descriptors:
-            os.close(descriptor)
         self._outbox.clear()
-        self._descriptors.clear()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+
+def _packed(message: Order | News) -> tuple[bytes, tuple[Segment, ...]]:
+    fields = dict(vars(message))
+    tree, tensors = encode({name: fields.pop(name) for name in _TREES & fields.keys()})
+    shared = {name: fields.pop(name) for name, value in vars(message).items() if isinstance(value, Segment)}
+    if tensors:
+        shared[""] = Segment.of(tensors)
+    layouts = {name: segment.layout for name, segment in shared.items()}
+    return json.dumps([type(message).__name__, fields, tree, layouts]).encode(), tuple(shared.values())
+
+
+def _unpacked(text: bytes, descriptors: list[int]) -> Order | News:
+    kind, fields, tree, layouts = json.loads(text)
+    places = zip(layouts.items(), descriptors, strict=True)
+    shared = {name: Segment(layout, descriptor) for (name, layout), descriptor in places}
+    for segment in shared.values():
+        segment.close()
+    message: Order | News = _KINDS[kind](**fields, **decode(tree, shared.pop("", {})), **shared)
+    return message
 
 
 def channel_pair() -> tuple[Channel, socket.socket]:

@@ -4,42 +4,39 @@ from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 
+import torch
+
 from infer2train.draws.addresses import Addresses
-from infer2train.oracle.engine import Engine
-from infer2train.oracle.fidelity import FidelityMonitor
+from infer2train.draws.mining import Mining
 from infer2train.oracle.refresher import Refresher
-from infer2train.oracle.scorer import Scorer, Scores, chunks
 from infer2train.oracle.snapshot import Record
 from infer2train.pool.pool import Pool, require_published
+from infer2train.pool.task import Answer, Task
 from infer2train.sources.pipeline import AddressPipeline
 
 LANE = "oracle"
 
 
 class InlinePool(Pool):
-    """Scores a draw when it is collected; its views may have been made ahead by the pipeline's workers.
+    """Does a draw when it is collected; its views may have been made ahead by the pipeline's workers.
 
     Args:
-        engine: runs the oracle; None where candidates need no score but only labels.
-        scorer: the task.
-        pipeline: makes the candidates' views.
-        monitor: measures the engine's fidelity after each refresh; None where none is measured.
+        task: what is done.
     """
 
-    def __init__(
-        self,
-        engine: Engine | None,
-        scorer: Scorer,
-        pipeline: AddressPipeline,
-        monitor: FidelityMonitor | None = None,
-    ) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self._refresher = None if engine is None else Refresher(engine, monitor, self.timeline, LANE)
-        self._engine = engine
-        self._scorer = scorer
-        self._pipeline = pipeline
+        self._task = task
+        self._pipeline = AddressPipeline(task.source, like=task.view_workers)
+        self._refresher: Refresher | None = None
+        if task.engine is not None:
+            self._refresher = Refresher(task.engine, task.monitor, self.timeline, LANE)
         self._submitted: deque[tuple[int, int, int | None]] = deque()
         self._publishing_seconds = 0.0
+
+    @classmethod
+    def built(cls, task: Task, mining: Mining, home: torch.device) -> tuple[Pool, tuple[str, ...]]:
+        return cls(task), ()
 
     @property
     def records(self) -> Mapping[int, Record]:
@@ -57,7 +54,7 @@ class InlinePool(Pool):
 
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
         require_published(draw, version, self.records)
-        pieces = chunks(addresses, self._scorer.chunk)
+        pieces = self._task.pieces(addresses)
         for piece in pieces:
             self._pipeline.put(piece)
         self._submitted.append((draw, len(pieces), version))
@@ -65,7 +62,7 @@ class InlinePool(Pool):
     def is_ready(self, draw: int) -> bool:
         return True
 
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         expected, num_chunks, version = self._submitted.popleft()
         assert draw == expected, (draw, expected)
         if version is not None:
@@ -73,7 +70,7 @@ class InlinePool(Pool):
             self._refresher.use(version)
         views = (self._pipeline.get() for _ in range(num_chunks))
         watched = self.timeline.watch(views, LANE, "views", "forward", draw=draw, version=version)
-        return self._scorer.score(self._engine, draw, watched)
+        return self._task.answer(draw, watched)
 
     def cancel(self, draw: int) -> None:
         expected, num_chunks, _ = self._submitted.popleft()

@@ -1,35 +1,66 @@
-"""The pool contract: runs the scoring task on addresses, with the weights of a given version."""
+"""The pool contract: runs a task at addresses, with the weights of a given version."""
 
+import atexit
+import os
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from infer2train.draws.addresses import Addresses
+from infer2train.draws.mining import Mining
+from infer2train.machine.cores import available_cores
 from infer2train.observe.timeline import Timeline
-from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import Record
+from infer2train.pool.task import Answer, Task
+
+Cores = tuple[int, ...]
 
 
 class OracleLostError(RuntimeError):
-    """No oracle is left that could score, and none could be started again."""
+    """No oracle is left that could work, and none could be started again."""
 
 
 class Pool(ABC):
-    """Scores draws. The miner's process calls it, from one thread, in this order:
+    """Does a task for draws. The trainer's process calls it, from one thread, in this order:
 
     `publish` each version once, ascending; `submit` each draw once its version is published; `collect` or `cancel` each
     submitted draw once, in the order of submission; `forget` when an epoch ends or is broken off, after which draws may
-    be submitted again; `close` at the end. Scoring is idempotent: a pool may do lost work again.
+    be submitted again; `close` at the end. Tasks are idempotent: a pool may do lost work again.
     """
+
+    runs_beside: ClassVar[bool] = False
+    """Whether it works in other processes than the trainer's: what it is given is sent there, and lies on the CPU."""
 
     queue_depth: int = 0
     """Draws that it is worth to have submitted ahead of those that the trainer's own workers make views of."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
-        """What the pool did when; the miner adds what the trainer did."""
+        """What the pool did when; the loader adds what the trainer did."""
+
+    @classmethod
+    @abstractmethod
+    def built(cls, task: Task, mining: Mining, home: torch.device) -> tuple["Pool", tuple[str, ...]]:
+        """The pool that settings ask for, and what its user should know, one line each.
+
+        Args:
+            task: what it does.
+            mining: the settings, `auto` and defaults decided.
+            home: the device that the trainer's model is on.
+
+        Raises:
+            ValueError: it cannot work there.
+        """
+
+    @classmethod
+    def cores(cls, mining: Mining) -> tuple[Cores, Cores]:
+        """The cores that it would have for itself, and those left to the trainer."""
+        return (), available_cores()
 
     @property
     @abstractmethod
@@ -50,7 +81,7 @@ class Pool(ABC):
 
     @abstractmethod
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
-        """Ask for the scores of a draw's candidates, by the weights of `version` (None: labels only).
+        """Ask for a draw: the task at its addresses, with the weights of `version` (None: with none).
 
         Raises:
             ValueError: the version was never published.
@@ -61,20 +92,20 @@ class Pool(ABC):
         """Whether `collect` would not have to wait for anybody else."""
 
     @abstractmethod
-    def collect(self, draw: int) -> Scores:
-        """The scores of a submitted draw; waits for them.
+    def collect(self, draw: int) -> Answer:
+        """What came of a submitted draw; waits for it.
 
         Raises:
-            OracleLostError: nobody is left to score it.
+            OracleLostError: nobody is left to do it.
         """
 
     @abstractmethod
     def cancel(self, draw: int) -> None:
-        """Do without the scores of a submitted draw, instead of collecting them."""
+        """Do without the answer to a submitted draw, instead of collecting it."""
 
     @abstractmethod
     def seconds(self) -> dict[str, float]:
-        """Wall-clock of the miner's process spent so far, by what on: `views`, `scoring`, `publishing`."""
+        """Wall-clock of the trainer's process spent so far, by what on: `views`, `scoring`, `publishing`."""
 
     def totals(self) -> dict[str, float]:
         """Running totals of refreshes and of the oracle's fidelity, see `infer2train.observe.metrics.window`."""
@@ -89,11 +120,11 @@ class Pool(ABC):
         self.forget()
 
 
-def check_scores(scores: Scores, draw: int, version: int | None, *, is_exact: bool = True) -> Scores:
-    """The scores, if they are of that draw by that version.
+def check_answer(answer: Answer, draw: int, version: int | None, *, is_exact: bool = True) -> Answer:
+    """The answer, if it is to that draw by that version.
 
     Args:
-        scores: what a pool answered.
+        answer: of a pool.
         draw: what it was asked for.
         version: by which it was asked for.
         is_exact: whether any other version is wrong.
@@ -101,13 +132,13 @@ def check_scores(scores: Scores, draw: int, version: int | None, *, is_exact: bo
     Raises:
         RuntimeError: a pool answered with something else. Never train on that.
     """
-    is_right = scores.version == version if is_exact else (scores.version is None) == (version is None)
-    if scores.draw != draw or not is_right:
+    is_right = answer.version == version if is_exact else (answer.version is None) == (version is None)
+    if answer.draw != draw or not is_right:
         raise RuntimeError(
-            f"scores must be of the draw and version asked for: got draw {scores.draw} by version {scores.version} "
+            f"scores must be of the draw and version asked for: got draw {answer.draw} by version {answer.version} "
             f"for draw {draw} by version {version}; this is a fault of the pool, please report it"
         )
-    return scores
+    return answer
 
 
 def require_published(draw: int, version: int | None, records: Mapping[int, Record]) -> None:
@@ -121,3 +152,16 @@ def require_published(draw: int, version: int | None, records: Mapping[int, Reco
             f"a draw must be scored by a published version: got {version} for draw {draw}, published "
             f"{sorted(records)}; publish it first"
         )
+
+
+def close_at_exit(pool: Pool) -> Callable[[], None]:
+    """Have a pool that started processes closed before `multiprocessing` waits for them; the result takes that back."""
+
+    def close(pool: "weakref.ref[Pool]", owner: int) -> None:
+        # Not in a process that the user has forked from this one.
+        if os.getpid() == owner and (there := pool()) is not None:
+            there.close()
+
+    hook = partial(close, weakref.ref(pool), os.getpid())
+    atexit.register(hook)
+    return lambda: atexit.unregister(hook)

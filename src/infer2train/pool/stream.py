@@ -1,7 +1,7 @@
 """The stream pool: the oracle on the trainer's own device, in a thread and a CUDA stream of its own.
 
-What a GPU leaves idle between the trainer's kernels goes to the oracle. Scoring is the inline pool's, called by one
-other thread; only the order in which the device works is different, and so the scores are the same.
+What a GPU leaves idle between the trainer's kernels goes to the oracle. The work is the inline pool's, called by one
+other thread; only the order in which the device works is different, and so the answers are the same.
 """
 
 from collections import deque
@@ -16,12 +16,11 @@ import torch
 
 from infer2train.batches import tensors_of
 from infer2train.draws.addresses import Addresses
-from infer2train.oracle.scorer import Scores
+from infer2train.draws.mining import Mining
 from infer2train.oracle.snapshot import Record
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool, require_published
-from infer2train.pool.task import ScoringTask
-from infer2train.sources.pipeline import AddressPipeline
+from infer2train.pool.task import Answer, Task
 from infer2train.sources.replay import Replay
 
 T = TypeVar("T")
@@ -40,14 +39,14 @@ class _Published:
 @dataclass(frozen=True)
 class _Submitted:
     draw: int
-    scores: Future[Scores]
+    answer: Future[Answer]
 
 
 class StreamPool(Pool):
-    """Scores draws in a thread of its own.
+    """Does draws in a thread of its own.
 
     Args:
-        task: what is scored; its engine runs on `device`.
+        task: what is done; its engine runs on `device`.
         device: on CUDA the oracle gets a stream of its own; elsewhere it has only the thread.
         queue_depth: draws that are submitted ahead.
 
@@ -55,7 +54,7 @@ class StreamPool(Pool):
         ValueError: candidates would be made in the thread, by transforms that use the trainer's random state.
     """
 
-    def __init__(self, task: ScoringTask, device: torch.device, *, queue_depth: int = 4) -> None:
+    def __init__(self, task: Task, device: torch.device, *, queue_depth: int = 4) -> None:
         super().__init__()
         if isinstance(task.source, Replay) and task.view_workers.num_workers == 0:
             raise ValueError(
@@ -63,9 +62,7 @@ class StreamPool(Pool):
                 "transforms draw from it, and num_workers=0; pass num_workers=1 or more to the DataLoader"
             )
         self.queue_depth = queue_depth
-        self._pool = InlinePool(
-            task.engine, task.scorer, AddressPipeline(task.source, like=task.view_workers), task.monitor
-        )
+        self._pool = InlinePool(task)
         self.timeline = self._pool.timeline
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
@@ -76,6 +73,15 @@ class StreamPool(Pool):
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
         self._began = perf_counter()
         self._is_closed = False
+
+    @classmethod
+    def built(cls, task: Task, mining: Mining, home: torch.device) -> tuple[Pool, tuple[str, ...]]:
+        if home.type != "cuda":
+            raise ValueError(
+                f"pool='stream' shares a CUDA device with the trainer: got a model on {home}; use pool='process', or "
+                "move the model to CUDA"
+            )
+        return cls(task, home, queue_depth=mining.queue_depth), ()
 
     @property
     def records(self) -> Mapping[int, Record]:
@@ -95,27 +101,27 @@ class StreamPool(Pool):
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
         require_published(draw, version, self.records)
         taken = None if version is None else self._published[version].taken
-        self._submitted.append(_Submitted(draw, self._call(lambda: self._score(draw, addresses, version, taken))))
+        self._submitted.append(_Submitted(draw, self._call(lambda: self._do(draw, addresses, version, taken))))
 
     def is_ready(self, draw: int) -> bool:
-        return any(submitted.draw == draw and submitted.scores.done() for submitted in self._submitted)
+        return any(submitted.draw == draw and submitted.answer.done() for submitted in self._submitted)
 
-    def collect(self, draw: int) -> Scores:
+    def collect(self, draw: int) -> Answer:
         submitted = self._oldest(draw)
         started = perf_counter()
         try:
-            scores = submitted.scores.result()
+            answer = submitted.answer.result()
         finally:
             self._seconds["scoring"] += perf_counter() - started
         if self._stream is not None:
             # They were allocated on the oracle's stream, and are freed when the trainer has used them on its own.
-            for tensor in tensors_of([scores.targets, scores.values, scores.log_probabilities]):
+            for tensor in tensors_of(answer.tree):
                 if tensor.is_cuda:
                     tensor.record_stream(torch.cuda.current_stream(self._device))
-        return scores
+        return answer
 
     def cancel(self, draw: int) -> None:
-        self._oldest(draw).scores.cancel()
+        self._oldest(draw).answer.cancel()
 
     def seconds(self) -> dict[str, float]:
         return dict(self._seconds)
@@ -125,7 +131,7 @@ class StreamPool(Pool):
 
     def forget(self) -> None:
         for submitted in self._submitted:
-            submitted.scores.cancel()
+            submitted.answer.cancel()
         self._submitted.clear()
         # The views of a draw that is being scored just now must be out of the way before the next ones are asked for.
         self._call(self._pool.forget).result()
@@ -159,14 +165,14 @@ class StreamPool(Pool):
             self._stream.wait_event(written)
         self._pool.publish(record)
 
-    def _score(self, draw: int, addresses: Addresses, version: int | None, taken: "Future[None] | None") -> Scores:
+    def _do(self, draw: int, addresses: Addresses, version: int | None, taken: "Future[None] | None") -> Answer:
         if taken is not None:
             taken.result()  # it came before; this says why it failed, if it did
         self._pool.submit(draw, addresses, version)
-        scores = self._pool.collect(draw)
+        answer = self._pool.collect(draw)
         if self._stream is not None:
             self._stream.synchronize()  # of the oracle's stream alone: whoever collects may use them on any
-        return scores
+        return answer
 
     def _event(self) -> "torch.cuda.Event | None":
         """What the oracle's stream must wait for: the copy of the weights, on the trainer's."""

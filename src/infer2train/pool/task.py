@@ -1,11 +1,20 @@
-"""What a pool's workers do, as it is sent to them: the data, the engine, the score. Built once, by the trainer."""
+"""Tasks: what is done at the addresses of a draw with the weights of a version, wherever a pool does it.
+
+Built once, by the trainer's process; a pool with workers elsewhere sends it to each of them once, pickled. Scoring is
+the first; `generate` keeps what the engine says, for whoever trains on it. What comes of a task is an answer.
+"""
 
 import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any, final
 
+from infer2train.batches import batch_size, map_tensors, split_batch
+from infer2train.draws.addresses import Addresses
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
-from infer2train.oracle.scorer import Scorer
+from infer2train.oracle.scorer import Scorer, Split, chunks, joined, outputs_of
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.source import Source
@@ -20,20 +29,99 @@ _WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came of a task."""
+
+    draw: int
+    version: int | None
+    """Of the weights that it was done with; None where none were needed."""
+    tree: Any
+    """Plain containers, numbers, text and tensors, which belong to whoever collects them."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoringTask:
-    """Everything that scoring needs but addresses and weights."""
+class Task(ABC):
+    """Everything that the work needs but addresses and weights.
+
+    Whoever runs it reads the source at the addresses, chunk by chunk and ahead of time, has the engine use the version,
+    and calls `answer`, from one thread. It is a pure function of both, so work that was lost is done again.
+    """
 
     source: Source
     reader: Reader
     """Reads the source beside the draws: for the engine's samples, and for the digest of the data."""
     view_workers: ViewWorkers
     engine: Engine | None
-    scorer: Scorer
+    """None where nothing but what is read is asked for."""
     monitor: FidelityMonitor | None = None
 
+    @property
+    @abstractmethod
+    def chunk(self) -> int:
+        """Addresses that are read and run at a time."""
 
-def packed(task: ScoringTask) -> bytes:
+    @abstractmethod
+    def run(self, batches: Iterable[Any]) -> Any:
+        """The tree of an answer, see `Answer.tree`; its tensors are copies, since engines use their memory again.
+
+        Args:
+            batches: what the source has at the draw's addresses, one batch a chunk, in their order.
+        """
+
+    @final
+    def pieces(self, addresses: Addresses) -> list[Addresses]:
+        """The addresses of a draw in chunks, which depend on nothing else."""
+        return chunks(addresses, self.chunk)
+
+    @final
+    def answer(self, draw: int, batches: Iterable[Any]) -> Answer:
+        """What comes of a draw, by the weights in use."""
+        tree = self.run(batches)
+        return Answer(draw, None if self.engine is None else self.engine.version, tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringTask(Task):
+    """Scores candidates: the tree has the fields of `Scores`."""
+
+    scorer: Scorer
+
+    @property
+    def chunk(self) -> int:
+        return self.scorer.chunk
+
+    def run(self, batches: Iterable[Any]) -> dict[str, Any]:
+        return dict(vars(self.scorer.score(self.engine, batches)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratingTask(Task):
+    """Keeps the engine's outputs: training data that a model makes, from given inputs or from noise of a seed.
+
+    The tree is `{"outputs": …, "targets": …}`, each as if the draw were one batch.
+    """
+
+    rows: int
+    """Inputs that the engine is given at a time."""
+    split: Split = split_batch
+    """batch -> (inputs, targets)."""
+
+    @property
+    def chunk(self) -> int:
+        return self.rows
+
+    def run(self, batches: Iterable[Any]) -> dict[str, Any]:
+        assert self.engine is not None, "nothing is generated without an engine"
+        outputs, targets, rows = [], [], []
+        for inputs, target in map(self.split, batches):
+            outputs.append(map_tensors(lambda t: t.detach().clone(), outputs_of(self.engine, inputs, self.rows)))
+            targets.append(target)
+            rows.append(batch_size(inputs))
+        return {"outputs": joined(outputs, rows), "targets": joined(targets, rows)}
+
+
+def packed(task: Task) -> bytes:
     """The task as another process of ours can unpack it.
 
     Raises:
@@ -44,9 +132,9 @@ def packed(task: ScoringTask) -> bytes:
     except Exception as error:  # pickle raises several kinds, and __reduce__ of the user's objects any
         part = next((field.name for field in fields(task) if not _can_be_sent(getattr(task, field.name))), "source")
         raise ValueError(
-            f"an oracle in another process needs {_WORDS[part]} to be picklable: got {type(error).__name__}: {error}; "
-            "define classes and functions at the top of a module (no lambda, no local function, no open file), or use "
-            "pool='inline'"
+            f"an oracle in another process needs {_WORDS.get(part, part)} to be picklable: got "
+            f"{type(error).__name__}: {error}; define classes and functions at the top of a module (no lambda, no "
+            "local function, no open file), or use pool='inline'"
         ) from error
 
 

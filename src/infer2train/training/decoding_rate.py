@@ -8,8 +8,8 @@ import torch
 
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
 from infer2train.draws.methods.table import choices_of
-from infer2train.machine.cores import available_cores, parse_cores
 from infer2train.oracle.measurement import step_seconds, timed
+from infer2train.pool.catalogue import pool_of
 from infer2train.training.config import RunConfig
 from infer2train.training.setup import Run
 
@@ -46,9 +46,9 @@ def decoding_warning(run: Run) -> str | None:
 
 def _processes(config: RunConfig) -> int:
     """How many decode for the oracle at a time."""
-    workers = config.oracle_workers if config.pool == "process" else 1
-    cores = parse_cores(config.oracle_cores) if config.pool == "process" and config.oracle_cores else available_cores()
-    return min(workers * max(1, config.num_workers), len(cores))
+    oracles, trainers = pool_of(config).cores(config)
+    workers = config.oracle_workers if oracles else 1
+    return min(workers * max(1, config.num_workers), len(oracles or trainers))
 
 
 def _probe(num_samples: int, rows: int) -> Addresses:

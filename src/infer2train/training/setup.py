@@ -22,13 +22,14 @@ from infer2train.loader.assembly import CHUNK_ON_CPU
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
 from infer2train.machine.compilation import compiled
-from infer2train.machine.cores import as_text, available_cores, shared_out
+from infer2train.machine.cores import as_text, available_cores
 from infer2train.machine.device import allow_tf32, torch_device
 from infer2train.machine.memory import keep_freed_memory
 from infer2train.models.catalogue import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
 from infer2train.oracle.catalogue import resolve_engine
+from infer2train.pool.catalogue import pool_of
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.views.catalogue import SIZED, make_view
 from infer2train.sources.views.identity import EvaluationCrop, Identity
@@ -116,9 +117,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
 
 def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The oracle's cores and the trainer's; none are the oracle's alone where it scores in the trainer's time."""
-    if config.pool != "process" or not choices_of(config).asks_the_pool:
-        return (), available_cores()
-    return shared_out(config.oracle_cores, config.oracle_workers)
+    return pool_of(config).cores(config)
 
 
 def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData | EncodedData, Split, Split]:
@@ -197,7 +196,7 @@ def assembled(
     assert size is not None, "checked before"
     # Other processes, which make views or score, read the images where they are.
     home = torch.device("cpu") if config.num_workers > 0 else device
-    training_home = torch.device("cpu") if config.pool == "process" else home
+    training_home = torch.device("cpu") if pool_of(config).runs_beside else home
     training_images = views_of(train, make_view(config.view, size), training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = model if config.compile == "none" else compiled(model, device, "pass --compile none", config.compile)

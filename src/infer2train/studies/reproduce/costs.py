@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer2train.draws.methods.table import METHODS
 from infer2train.machine.cores import named_cores
+from infer2train.pool.catalogue import pool_of
 from infer2train.reporting.runs import read_run
 from infer2train.studies.reproduce.plan import as_long_as
 from infer2train.training.config import RunConfig
@@ -42,7 +42,7 @@ def devices(config: RunConfig) -> int:
     """Devices that a run occupies: cores of trainer and oracle, or the one GPU."""
     if config.device != "cpu":
         return 1
-    has_own = config.pool == "process" and METHODS[config.method].asks_the_pool
+    has_own = pool_of(config).runs_beside
     oracles = len(named_cores(config.oracle_cores)) if has_own and config.oracle_cores else config.oracle_workers
     return (config.threads or 1) + (oracles if has_own else 0)
 

@@ -1,0 +1,25 @@
+"""Pools by name: where the oracle of a run works."""
+
+from infer2train.draws.methods.table import choices_of
+from infer2train.draws.mining import Mining
+from infer2train.pool.pool import Pool
+from infer2train.settings import resolve, unknown
+
+POOLS = {
+    "inline": "infer2train.pool.inline:InlinePool",
+    "process": "infer2train.pool.process:ProcessPool",
+    "stream": "infer2train.pool.stream:StreamPool",
+}
+"""Name -> a `Pool`, whose class says what others must know of it: `built`, `runs_beside`, `cores`."""
+
+
+def pool_of(mining: Mining) -> type[Pool]:
+    """The pool that settings ask for. A control that looks at no candidate has no oracle to put anywhere.
+
+    Raises:
+        ValueError: there is no such pool; it names the nearest.
+    """
+    if mining.pool not in POOLS:
+        raise unknown("pool", mining.pool, POOLS)
+    kind: type[Pool] = resolve(POOLS[mining.pool if choices_of(mining).asks_the_pool else "inline"])
+    return kind

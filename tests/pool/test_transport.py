@@ -1,0 +1,197 @@
+"""The seam between supervisor and workers: another transport, of threads and queues, fulfils the whole contract.
+
+And what a transport of processes promises of its messages: whole ones only, whatever the socket does to them.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conformance.pool import TASKS, Task, case, check_pool
+from infer2train.draws.mining import Mining
+from infer2train.pool.channel import Channel, channel_pair, wait_for
+from infer2train.pool.messages import Cancel, Do, Done, News, Order, Take
+from infer2train.pool.pool import Pool
+from infer2train.pool.segment import Segment
+from infer2train.pool.supervisor import SupervisedPool
+from infer2train.pool.task import Task as Work
+from infer2train.pool.transport import Desk, Link, LinkClosedError, Post, Transport
+from infer2train.pool.worker import Worker
+from pool.process_pools import scoring_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Queues(Desk):
+    """A desk in a thread: what is told lies in a queue, as it is."""
+
+    def __init__(self, something_told: threading.Event) -> None:
+        self.orders_in: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self.phase, self.beats, self.is_closed = "starting", 0, False
+        self._something_told = something_told
+
+    def orders(self, *, wait: bool) -> list[Order]:
+        self.beats += 1
+        orders = [self.orders_in.get()] if wait else []
+        if self.is_closed:
+            raise LinkClosedError("it hung up")
+        return orders + emptied(self.orders_in)
+
+    def tell(self, news: News) -> None:
+        self.news.put(news)
+        self._something_told.set()
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+
+
+def emptied(waiting: "queue.SimpleQueue[Any]") -> list[Any]:
+    return [waiting.get() for _ in range(waiting.qsize())]
+
+
+class ThreadLink(Link):
+    """A worker in a thread of this process."""
+
+    def __init__(self, task: Work, post: Post, something_told: threading.Event) -> None:
+        self._desk = Queues(something_told)
+        worker = Worker(task, self._desk, post)
+        self._thread = threading.Thread(target=worker.run, daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def beats(self) -> int:
+        return self._desk.beats
+
+    @property
+    def phase(self) -> str:
+        return self._desk.phase
+
+    def tell(self, order: Order) -> None:
+        self._desk.orders_in.put(order)
+
+    def heard(self) -> list[News]:
+        return emptied(self._desk.news)
+
+    def how_it_ended(self, *, patience_seconds: float = 0.0) -> str | None:
+        self._thread.join(patience_seconds)
+        return None if self._thread.is_alive() else "ended"
+
+    def ended_by_itself(self) -> bool:
+        return not self._thread.is_alive()
+
+    def end(self, *, patience_seconds: float = 0.0) -> None:
+        self._desk.is_closed = True
+        self._desk.orders_in.put(Cancel(-1))  # it looks up
+        self._thread.join()
+
+
+class Threads(Transport):
+    """Memory is one, so records and answers are handed over as they are."""
+
+    def __init__(self, task: Work) -> None:
+        self._task, self._something_told = task, threading.Event()
+
+    def start(self, post: Post) -> Link:
+        return ThreadLink(self._task, post, self._something_told)
+
+    def wait(self, links: Iterable[Link], seconds: float) -> None:
+        self._something_told.wait(seconds)
+        self._something_told.clear()
+
+    def close(self) -> None: ...
+
+
+class ThreadPool(SupervisedPool):
+    """All that a pool needs that has a transport."""
+
+    @classmethod
+    def built(cls, task: Work, mining: Mining, home: torch.device) -> tuple[Pool, tuple[str, ...]]:
+        return cls(task, Threads(task), [Post(lane="oracle 0")]), ()
+
+
+def threaded(task: Task) -> Pool:
+    return ThreadPool.built(scoring_task(task), Mining(), torch.device("cpu"))[0]
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "dictionaries"])
+def test_a_worker_does_not_know_what_carries_its_answers(name: str) -> None:
+    """Not of replayed transforms, which draw from the random state that a thread shares with the trainer."""
+    check_pool(threaded, case(name))
+
+
+MESSAGES = (
+    Cancel(3),
+    Do(1, 7, None, np.arange(5), np.arange(5) ** 9),
+    Done(
+        2,
+        7,
+        100,
+        {"targets": [("a", torch.arange(3)), None], "values": torch.tensor([1.0, float("nan")])},
+        {"refreshes": 1.0},
+        [["oracle 0", "forward", 1.5, 0.25, {"draw": 7}]],
+    ),
+    Take(4, 100, Segment.of({"w": torch.arange(6.0).view(2, 3), "none": torch.empty(0, 2)}), {}, torch.ones(2)),
+)
+
+
+def received(channel: Channel, count: int) -> list[Any]:
+    got: list[Any] = []
+    while len(got) < count:
+        wait_for([channel], 5.0)
+        got += channel.receive()
+    return got
+
+
+def shown(message: Order | News) -> str:
+    """All of a message, types and NaN too: its tensors are small enough to be printed whole."""
+    return repr({n: dict(value) if isinstance(value, Segment) else value for n, value in vars(message).items()})
+
+
+def test_messages_come_as_they_were_sent() -> None:
+    ours, end = channel_pair()
+    theirs = Channel(end)
+    for message in MESSAGES:
+        ours.send(message)
+    for sent, got in zip(MESSAGES, received(theirs, len(MESSAGES)), strict=True):
+        assert type(got) is type(sent)
+        assert shown(got) == shown(sent)
+    ours.close()
+    with pytest.raises(LinkClosedError):
+        theirs.receive()
+
+
+def test_a_message_that_breaks_off_is_never_seen() -> None:
+    """As of a worker that is killed while it tells: the descriptor of a segment is sent once the segment is whole."""
+    ours, end = channel_pair()
+    theirs = Channel(end)
+    large = Done(1, 0, 0, {"values": torch.arange(1 << 10), "text": "x" * (1 << 22)}, {}, [])
+    theirs.send(large)
+    assert theirs.is_sending, "more than the socket takes at once"
+    assert ours.receive() == []
+    theirs.close()
+    with pytest.raises(LinkClosedError):
+        ours.receive()
+
+
+def test_nobody_who_is_slow_holds_the_other_up() -> None:
+    ours, end = channel_pair()
+    theirs = Channel(end)
+    for ticket in range(20_000):
+        theirs.send(Cancel(ticket))
+    assert theirs.is_sending
+    got: list[Any] = []
+    while len(got) < 20_000:
+        got += ours.receive()
+        theirs.flush()
+    assert [message.ticket for message in got] == list(range(20_000))
