@@ -2,16 +2,16 @@
 
 import pytest
 
-from infer2train.observe.timeline import BESIDE, TRAINER, Span, Timeline, last_steps
+from infer2train.observe.timeline import AHEAD, TRAINER, Span, Timeline, last_steps
 
 
 def test_oracles_are_added_up_without_what_is_prepared_beside() -> None:
     timeline = Timeline()
-    for lane in (TRAINER, "oracle 0", "oracle 1", f"oracle 0{BESIDE}"):
+    for lane in (TRAINER, "oracle 0", "oracle 1", f"oracle 0{AHEAD}"):
         timeline.add(Span(lane, "views", 0.0, 1.5))
     assert timeline.oracle_seconds() == {"views": 3.0}
     assert timeline.seconds(TRAINER) == {"views": 1.5}
-    assert timeline.lanes() == [TRAINER, "oracle 0", "oracle 1", f"oracle 0{BESIDE}"]
+    assert timeline.lanes() == [TRAINER, "oracle 0", "oracle 1", f"oracle 0{AHEAD}"]
 
 
 def test_watched_items_pass_through_and_both_sides_are_noted() -> None:
@@ -42,7 +42,7 @@ def test_the_last_steps_begin_with_the_wait_for_the_first_of_them(count: int) ->
 def test_oracles_are_seen_where_they_reach_into_the_last_steps() -> None:
     before = Span("oracle 0", "forward", 0.0, 39.0)
     reaching = Span("oracle 0", "forward", 35.0, 6.0)
-    beside = Span(f"oracle 0{BESIDE}", "prepare", 45.0, 60.0)
+    beside = Span(f"oracle 0{AHEAD}", "prepare", 45.0, 60.0)
     after = Span("oracle 1", "forward", 61.0, 1.0)
     found = last_steps([before, reaching, *steps(0, 6), beside, after], 2)
     assert [span for span in found if span.lane != TRAINER] == [reaching, beside]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infer2train.observe.timeline import BESIDE, TRAINER, Span
+from infer2train.observe.timeline import AHEAD, TRAINER, Span
 from infer2train.observe.trace import Trace
 from run_processes import command_line
 
@@ -29,7 +29,7 @@ def end(event: dict[str, Any]) -> float:
 
 
 def test_every_process_has_its_lanes_as_threads(tmp_path: Path) -> None:
-    lanes = [TRAINER, "oracle 0", f"oracle 0{BESIDE}", "oracle 1", "oracle"]
+    lanes = [TRAINER, "oracle 0", f"oracle 0{AHEAD}", "oracle 1", "oracle"]
     with Trace(tmp_path / "trace.json") as trace:
         for lane in lanes:
             trace.add(Span(lane, "views", 1.0, 0.5, {"draw": 3}))
@@ -88,7 +88,7 @@ def test_new_weights_are_prepared_while_draws_of_the_version_before_are_scored(t
     assert len(lanes) == 3
     for lane in lanes.values():
         assert all(end(one) <= other["ts"] + 1 for one, other in pairwise(lane)), "one at a time"
-    trainer, oracle, beside = ([e for e in events if e["cat"] == c] for c in (TRAINER, "oracle 0", f"oracle 0{BESIDE}"))
+    trainer, oracle, beside = ([e for e in events if e["cat"] == c] for c in (TRAINER, "oracle 0", f"oracle 0{AHEAD}"))
     assert [e["args"]["draw"] for e in trainer if e["name"] == "train"] == list(range(20))
     scored = [e for e in oracle if e["name"] in ("views", "forward")]
     for draw in range(20):

@@ -17,6 +17,10 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Entries of a mapping that are targets; exactly one must be there."""
 
 
+Split = Callable[[Any], tuple[Any, Any]]
+"""A batch, as the user's `collate_fn` returns it -> (inputs, targets)."""
+
+
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """A batch as (inputs, targets).
 

@@ -26,8 +26,8 @@ from conformance.networks import NUM_CLASSES, TextEncoder, experienced, pixels
 from conformance.views import same
 from infer2train.batches import call_model, logits_of, map_tensors, split_batch, tensors_of
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
-from infer2train.draws.scores import loss
-from infer2train.oracle.scorer import Score, Scores
+from infer2train.draws.scores import Score, loss
+from infer2train.oracle.scorer import Scores
 from infer2train.oracle.snapshot import Record, snapshot
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import Answer

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from infer2train.observe.timeline import BESIDE, TRAINER, Span
+from infer2train.observe.timeline import AHEAD, TRAINER, Span
 from infer2train.reporting import lanes
 from infer2train.reporting.report import write_report
 from infer2train.reporting.svg import SERIES
 
 SVG = "{http://www.w3.org/2000/svg}"
-NEXT = f"oracle 0{BESIDE}"
+NEXT = f"oracle 0{AHEAD}"
 
 
 def spans(oracle: str = "oracle 0") -> list[Span]:
@@ -60,8 +60,8 @@ def test_a_folder_without_a_timeline_has_none_and_nonsense_is_refused(tmp_path: 
 
 
 def test_the_trainer_is_on_top_and_every_oracle_stands_with_its_next_version() -> None:
-    found = [Span(lane, "views", 0.0, 1.0) for lane in (f"oracle 1{BESIDE}", "oracle 1", NEXT, TRAINER, "oracle 0")]
-    assert lanes.lanes(found) == [TRAINER, "oracle 0", NEXT, "oracle 1", f"oracle 1{BESIDE}"]
+    found = [Span(lane, "views", 0.0, 1.0) for lane in (f"oracle 1{AHEAD}", "oracle 1", NEXT, TRAINER, "oracle 0")]
+    assert lanes.lanes(found) == [TRAINER, "oracle 0", NEXT, "oracle 1", f"oracle 1{AHEAD}"]
 
 
 def test_the_heading_says_how_much_is_waited() -> None:

@@ -119,7 +119,7 @@ class EncodedSplit:
         return sample_id if self.numbers is None else int(self.numbers[sample_id])
 
 
-Split = ImageSplit | EncodedSplit
+AnySplit = ImageSplit | EncodedSplit
 S = TypeVar("S", ImageSplit, EncodedSplit)
 
 

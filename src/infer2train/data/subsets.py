@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.data.images import Split
+from infer2train.data.images import AnySplit
 from infer2train.draws.addresses import Purpose, integers, seeds
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
 
 
-def limit_split(split: Split, n: int, seed: int) -> Split:
+def limit_split(split: AnySplit, n: int, seed: int) -> AnySplit:
     """A class-balanced subset: ⌊n/K⌋ images of each of the K classes, the remainder from classes in a seeded order.
 
     What a class is too small to give is passed on to the others. Nested: the images of a smaller n are among those of
@@ -35,7 +35,7 @@ def limit_split(split: Split, n: int, seed: int) -> Split:
     return split.part(balanced_ids(split.targets, n, seed))
 
 
-def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: AnySplit, n: int, seed: int) -> tuple[AnySplit, AnySplit]:
     """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys."""
     if not 1 <= n < len(split):
         raise ValueError(
@@ -66,7 +66,7 @@ def balanced_ids(
     return np.sort(taken)
 
 
-def long_tailed(split: Split, imbalance: float, seed: int) -> Split:
+def long_tailed(split: AnySplit, imbalance: float, seed: int) -> AnySplit:
     """A long-tailed part: n_k = round(n · μ^(k / (K − 1))) images of class k of K, μ = 1 / imbalance.
 
     n is the size of the smallest class in `split`, which all of them could have. Which images stay is decided as by
@@ -95,7 +95,7 @@ def long_tailed(split: Split, imbalance: float, seed: int) -> Split:
     return split.part(np.sort(np.concatenate(kept)))
 
 
-def mislabelled(split: Split, share: float, num_classes: int, seed: int) -> Split:
+def mislabelled(split: AnySplit, share: float, num_classes: int, seed: int) -> AnySplit:
     """The same images, of which ⌊share·n + ½⌋ have another label, uniform over the other classes.
 
     The wrong labels of a smaller share are among those of a larger one.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from infer2train.batches import Split
 from infer2train.draws.addresses import Addresses, check_seed
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.table import choices_of, get_score
@@ -23,7 +24,7 @@ from infer2train.oracle.catalogue import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.program import get_scheme
 from infer2train.oracle.samples import SourceSamples
-from infer2train.oracle.scorer import Scorer, Split
+from infer2train.oracle.scorer import Scorer
 from infer2train.pool.catalogue import pool_of
 from infer2train.pool.pool import Pool
 from infer2train.pool.task import ScoringTask

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from infer2train.batches import split_batch
+from infer2train.batches import Split, split_batch
 from infer2train.draws.methods.table import get_method
 from infer2train.draws.mining import Mining
 from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, untouched
@@ -21,7 +21,6 @@ from infer2train.loader.order import readable_ids
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.oracle.live import LiveModel
-from infer2train.oracle.scorer import Split
 from infer2train.settings import as_plain, changed
 from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
 from infer2train.sources.reader import Reader
@@ -99,13 +98,13 @@ def mine(
     trained_on, scored = sources(dataloader, transform, score_collate, wanted)
     with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
         host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
-        hybrid = assembled(host, wanted, is_scored_apart=scored is not trained_on)
-        method = get_method(hybrid.mining)
+        assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
+        method = get_method(assembly.mining)
         method.survey(host.read, readable_ids(dataloader))
-    live = None if hybrid.monitor is None else LiveModel(model, hybrid.monitor, wanted.update_every)
+    live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
     trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, method, hybrid.pool, trainer, live)
-    loader.notes = hybrid.notes
+    loader = MinedLoader(dataloader, model, method, assembly.pool, trainer, live)
+    loader.notes = assembly.notes
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))

@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Int64
 from torch import nn
 
-from infer2train.batches import batch_size, logits_of, pad_batch, take_rows, tensors_of
+from infer2train.batches import Split, batch_size, logits_of, pad_batch, take_rows, tensors_of
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.samples import class_targets
 from infer2train.draws.randomness import seeded
+from infer2train.draws.scores import Score
 from infer2train.draws.selection import Balance
 from infer2train.loader.remedies import score_to_write, split_to_write
 from infer2train.oracle.live import are_close, asked, asked_copy
-from infer2train.oracle.scorer import Score, Split, one_each
+from infer2train.oracle.scorer import one_each
 
 ROWS = 8
 """Samples of the rehearsal."""

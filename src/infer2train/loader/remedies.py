@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from infer2train.batches import TARGET_NAMES
+from infer2train.batches import TARGET_NAMES, Split
 from infer2train.oracle.live import asked
-from infer2train.oracle.scorer import Split
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out."""

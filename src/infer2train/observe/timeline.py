@@ -17,7 +17,7 @@ TRAINER_SPANS = ("scores", "views", "train", "publish")
 """What the trainer's lane shows: waiting for scores, making the picked views, its step, publishing weights."""
 ORACLE_SPANS = ("views", "forward", "refresh")
 """What an oracle's lane shows: candidates' views, its forward pass, new weights. Between them it is idle."""
-BESIDE = ", next version"
+AHEAD = ", next version"
 """Ends the name of the lane on which an oracle's second thread prepares new weights while the first goes on scoring."""
 KEPT = 20_000
 """Spans that are kept to be drawn; some hundred draws."""
@@ -102,7 +102,7 @@ class Timeline:
         total: Counter[str] = Counter()
         with self._lock:
             for lane, seconds in self._seconds.items():
-                if lane != TRAINER and not lane.endswith(BESIDE):
+                if lane != TRAINER and not lane.endswith(AHEAD):
                     total.update(seconds)
         return dict(total)
 

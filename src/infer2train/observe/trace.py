@@ -11,7 +11,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from infer2train.observe.timeline import BESIDE, TRAINER, Span
+from infer2train.observe.timeline import AHEAD, TRAINER, Span
 
 MOST_EVENTS = 1_000_000
 """About 150 MB; what comes after is left out."""
@@ -73,7 +73,7 @@ class Trace:
     def _lane(self, lane: str) -> tuple[int, int]:
         """Process and thread of a lane, which are named when they come first."""
         if lane not in self._lanes:
-            process = TRAINER if lane == INLINE else lane.removesuffix(BESIDE)
+            process = TRAINER if lane == INLINE else lane.removesuffix(AHEAD)
             if process not in self._processes:
                 self._processes[process] = len(self._processes) + 1
                 self._name("process", process, self._processes[process], 0)

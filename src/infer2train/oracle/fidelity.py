@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infer2train.batches import batch_size, map_tensors, tensors_of, to_device
+from infer2train.draws.scores import Score
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
-from infer2train.oracle.scorer import Score, one_each
+from infer2train.oracle.scorer import one_each
 
 PROBE_SAMPLES = 8
 """Samples of the probe."""

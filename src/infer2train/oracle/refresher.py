@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from time import perf_counter
 
-from infer2train.observe.timeline import BESIDE, Span, Timeline
+from infer2train.observe.timeline import AHEAD, Span, Timeline
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.snapshot import Record
@@ -114,7 +114,7 @@ class Refresher:
         published.record = self._calibrated(published.record)
         prepared = self.engine.prepared(published.record)
         details = {"version": prepared.version}
-        return prepared, Span(self._lane + BESIDE, "prepare", started, perf_counter() - started, details)
+        return prepared, Span(self._lane + AHEAD, "prepare", started, perf_counter() - started, details)
 
     def _calibrated(self, record: Record) -> Record:
         calibrated = self.engine.calibrated(record)

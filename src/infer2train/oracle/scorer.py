@@ -4,7 +4,7 @@ What a pool runs wherever its engine is. Chunks are cut from the draw's candidat
 so that a candidate's score never depends on what else a pool happens to have at hand.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.batches import batch_size, logits_of, pad_batch, split_batch, take_rows, to_device
+from infer2train.batches import Split, batch_size, logits_of, pad_batch, split_batch, take_rows, to_device
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.losses import mean_log_probabilities
+from infer2train.draws.scores import Score
 from infer2train.oracle.engine import Engine
-
-Score = Callable[[Any, Any], Tensor]
-Split = Callable[[Any], tuple[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

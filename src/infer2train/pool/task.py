@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, final
 
-from infer2train.batches import batch_size, map_tensors, split_batch
+from infer2train.batches import Split, batch_size, map_tensors, split_batch
 from infer2train.draws.addresses import Addresses
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
-from infer2train.oracle.scorer import Scorer, Split, chunks, joined, outputs_of
+from infer2train.oracle.scorer import Scorer, chunks, joined, outputs_of
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.source import Source

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from infer2train.batches import split_batch, tensors_of
+from infer2train.batches import Split, split_batch, tensors_of
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.draw import Draw
-from infer2train.oracle.scorer import Split
 from infer2train.reporting.gallery import GalleryRow
 from infer2train.sources.source import Source
 

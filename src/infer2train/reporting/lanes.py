@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infer2train.observe.timeline import BESIDE, TRAINER, Span
+from infer2train.observe.timeline import AHEAD, TRAINER, Span
 from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.svg import INK, SERIES, drawn
 
@@ -118,7 +118,7 @@ def legend(spans: Sequence[Span]) -> dict[str, str]:
 def lanes(spans: Iterable[Span]) -> list[str]:
     """The trainer, then each oracle with what it does beside scoring."""
     found = {span.lane for span in spans}
-    return sorted(found, key=lambda lane: (lane != TRAINER, lane.removesuffix(BESIDE), lane.endswith(BESIDE)))
+    return sorted(found, key=lambda lane: (lane != TRAINER, lane.removesuffix(AHEAD), lane.endswith(AHEAD)))
 
 
 def is_inline(spans: Iterable[Span]) -> bool:

@@ -13,7 +13,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
-from infer2train.data.images import EncodedData, EncodedSplit, ImageData, Split
+from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
@@ -120,7 +120,7 @@ def cores(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return pool_of(config).cores(config)
 
 
-def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData | EncodedData, Split, Split]:
+def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData | EncodedData, AnySplit, AnySplit]:
     """The data set, what the run trains on, and what it is evaluated on: the test set, or images held back."""
     data = _load(config, progress)
     train, evaluation = data.train, data.test
@@ -182,7 +182,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
 
 
 def assembled(
-    config: RunConfig, data: ImageData | EncodedData, train: Split, evaluation: Split, device: torch.device
+    config: RunConfig, data: ImageData | EncodedData, train: AnySplit, evaluation: AnySplit, device: torch.device
 ) -> Run:
     """The run on these images.
 
@@ -250,7 +250,7 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
     return Pixels(network, mean, std)
 
 
-def _form(split: Split) -> tuple[int | None, int]:
+def _form(split: AnySplit) -> tuple[int | None, int]:
     """Height and channels of all images; no height where they differ."""
     if isinstance(split, EncodedSplit):
         return None, 3
@@ -280,7 +280,7 @@ def _check_views(config: RunConfig) -> None:
         )
 
 
-def views_of(split: Split, view: View, device: torch.device) -> ViewDataset:
+def views_of(split: AnySplit, view: View, device: torch.device) -> ViewDataset:
     """The views of a split's images: from memory, from a CUDA device where they fit, or decoded on demand."""
     if isinstance(split, EncodedSplit):
         return OnDemandViews(split.pixels, split.targets, view)
