@@ -171,6 +171,17 @@ def test_messages_come_as_they_were_sent() -> None:
         theirs.receive()
 
 
+def test_what_a_worker_writes_to_a_record_nobody_else_sees() -> None:
+    """Without a checksum: memory that one process damages cannot reach the trainer or the next worker."""
+    weights = Segment.of({"w": torch.ones(3)})
+    ends = [channel_pair() for _ in range(2)]
+    for ours, _ in ends:
+        ours.send(Take(1, 0, weights, {}, None))
+    first, second = (received(Channel(end), 1)[0].tensors for _, end in ends)
+    first["w"].zero_()
+    assert weights["w"].tolist() == second["w"].tolist() == [1, 1, 1]
+
+
 def test_a_message_that_breaks_off_is_never_seen() -> None:
     """As of a worker that is killed while it tells: the descriptor of a segment is sent once the segment is whole."""
     ours, end = channel_pair()

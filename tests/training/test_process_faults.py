@@ -59,7 +59,9 @@ def lose_the_oracle() -> None:
 
 def look_and_kill() -> None:
     """Write down which processes there are and what named memory they have; then end as if killed."""
-    pids = family(Path.cwd())
+    end = time.monotonic() + 1
+    while len(pids := family(Path.cwd())) < 2 and time.monotonic() < end:
+        pass  # one that is just being started has no command line for a moment
     maps = [(Path("/proc") / str(pid) / "maps").read_text() for pid in pids]
     named = [line for text in maps for line in text.splitlines() if "/dev/shm/" in line and "(deleted)" not in line]
     Path("looked").write_text("\n".join([f"{len(pids)} processes", *named]))

@@ -92,10 +92,6 @@ class Refresher:
         ready = [v for v, p in self._published.items() if p.program is None or p.program.done()]
         return max(ready, default=None)
 
-    def is_preparing(self) -> bool:
-        """Whether a program is being prepared beside the one in use."""
-        return any(p.program is not None and not p.program.done() for p in self._published.values())
-
     def totals(self) -> dict[str, float]:
         """Of the engine's refreshes and of its fidelity, see `infer2train.observe.metrics.window`."""
         return self.engine.totals() | (self._monitor.totals() if self._monitor is not None else {})

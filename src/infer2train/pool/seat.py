@@ -30,14 +30,6 @@ class Patience:
     restarts: int = 3
 
 
-@dataclass
-class Owed:
-    """A draw that a worker is to answer first, and when it began to be."""
-
-    draw: int
-    since: float
-
-
 class Seat:
     """One worker of a supervisor.
 
@@ -100,8 +92,13 @@ class Seat:
         """How long it has been able to work."""
         return time.monotonic() - self._ready_since if self.is_ready else 0.0
 
-    def why_replaced(self, owed: Owed | None) -> str | None:
-        """Why nothing more is to be expected of who sits there; None while something is."""
+    def why_replaced(self, owed: int | None, since: float) -> str | None:
+        """Why nothing more is to be expected of who sits there; None while something is.
+
+        Args:
+            owed: the draw that it is to answer first; None where there is none.
+            since: when it began to be.
+        """
         if self.link is None:
             return None
         patience, phase, now = self._patience, self.link.phase, time.monotonic()
@@ -113,8 +110,8 @@ class Seat:
             return None if now - self._started < patience.starting_seconds else "did not start in time"
         if self._silence(self.link.beats) > patience.silent_seconds:
             return f"gave no sign of life for {patience.silent_seconds:g} s while {phase}"
-        if owed is not None and now - max(owed.since, self._answered) > patience.answer_seconds:
-            return f"took more than {patience.answer_seconds:g} s for draw {owed.draw} ({phase})"
+        if owed is not None and now - max(since, self._answered) > patience.answer_seconds:
+            return f"took more than {patience.answer_seconds:g} s for draw {owed} ({phase})"
         return None
 
     def _silence(self, beats: int) -> float:

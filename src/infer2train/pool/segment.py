@@ -1,7 +1,8 @@
 """Memory that two processes share, without a name: the kernel frees it when the last of them lets go, however it ends.
 
 A segment is written once, by its maker, and read by whoever is handed its descriptor afterwards: who has a descriptor
-has a whole segment. Tensors lie in it one behind the other, as its layout says.
+has a whole segment, and what he writes to it is seen by him alone. Tensors lie in it one behind the other, as its
+layout says.
 """
 
 import mmap
@@ -40,7 +41,9 @@ class Segment(Mapping[str, Tensor]):
         self.descriptor = anonymous_file(nbytes) if descriptor is None else descriptor
         self.close = weakref.finalize(self, os.close, self.descriptor)
         """Lets go of the descriptor, and with it of sending the segment on. May be called twice."""
-        memory = memoryview(mmap.mmap(self.descriptor, nbytes))
+        # What is received is copied where it is written to, so that nobody can damage what others read.
+        access = mmap.ACCESS_WRITE if descriptor is None else mmap.ACCESS_COPY
+        memory = memoryview(mmap.mmap(self.descriptor, nbytes, access=access))
         self._tensors = {name: _tensor(memory, *place) for name, place in places.items()}
 
     @classmethod

@@ -37,7 +37,7 @@ from infer2train.pool.messages import (
     Warned,
 )
 from infer2train.pool.pool import OracleLostError, Pool, close_at_exit, require_published
-from infer2train.pool.seat import Owed, Patience, Seat
+from infer2train.pool.seat import Patience, Seat
 from infer2train.pool.task import Answer, Task
 from infer2train.pool.transport import Post, Transport
 
@@ -249,8 +249,8 @@ class SupervisedPool(Pool):
                 self._hear(seat, told)
         for seat in self._sitting():
             first = next(iter(self._owed(seat)), None)
-            owed = None if first is None else Owed(first.order.draw, first.since)
-            if why := seat.why_replaced(owed):
+            owed, since = (None, 0.0) if first is None else (first.order.draw, first.since)
+            if why := seat.why_replaced(owed, since):
                 self._replace(seat, why)
 
     def _replace(self, seat: Seat, why: str) -> None:

@@ -1,0 +1,29 @@
+"""The dictionary of pools: what each says of itself, and that nothing else has to know their names."""
+
+import pytest
+
+from infer2train.draws.mining import Mining
+from infer2train.machine.cores import as_text, available_cores
+from infer2train.pool.catalogue import POOLS, pool_of
+from infer2train.pool.inline import InlinePool
+from infer2train.pool.pool import Pool
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_every_pool_says_which_cores_it_keeps_from_the_trainer(name: str) -> None:
+    mining = Mining(pool=name, oracle_cores=as_text(available_cores()[-1:]))
+    kind = pool_of(mining)
+    assert issubclass(kind, Pool)
+    oracles, trainers = kind.cores(mining)
+    assert {*oracles, *trainers} == set(available_cores())
+    assert oracles == (available_cores()[-1:] if name == "process" else ())
+    assert kind.runs_beside == (name == "process")
+
+
+def test_a_control_that_looks_at_no_candidate_has_no_oracle_to_put_anywhere() -> None:
+    assert pool_of(Mining(method="baseline", pool="process")) is InlinePool
+
+
+def test_an_unknown_pool_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown pool 'proces': there is .*did you mean 'process'"):
+        pool_of(Mining(pool="proces"))
