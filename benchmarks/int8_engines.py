@@ -36,8 +36,8 @@ from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
 from infer2train.sources.views.image_views import ImageViews
 from infer2train.studies.gamma.measure import subject
-from infer2train.studies.gamma.peak import int8_gemm_peak, operations_per_image
 from infer2train.studies.gamma.trainer import training_ways
+from int8_peak import fastest_product, operations_per_image
 
 ENGINES = ("openvino:int8", "onnxruntime:int8")
 SECTIONS = ("speed", "refresh", "deviation", "pipelines", "memory")
@@ -99,7 +99,7 @@ def speed(bench: Bench) -> Iterator[str]:
     taken: dict[tuple[str, int], list[float]] = {key: [] for key in engines}
     peaks = []
     for _ in range(options.repetitions):
-        peaks.append(int8_gemm_peak())
+        peaks.append(fastest_product().rate)
         for (spec, rows), engine in engines.items():
             taken[spec, rows].append(rows / timed(lambda e=engine, r=rows: e.outputs(inputs[r]), 0.2))  # type: ignore[misc]
     peak = statistics.median(peaks)

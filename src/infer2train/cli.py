@@ -451,8 +451,9 @@ def _reproduce(options: dict[str, Any]) -> None:
 
     from infer2train.settings import unknown
     from infer2train.studies.reproduce.experiments import EXPERIMENTS
-    from infer2train.studies.reproduce.plan import Plan
-    from infer2train.studies.reproduce.run import Place, print_lines, reproduce
+    from infer2train.studies.reproduce.page import columns, table
+    from infer2train.studies.reproduce.run import reproduce
+    from infer2train.studies.reproduce.sitting import Sitting
 
     name = options["experiment"]
     if name not in EXPERIMENTS:
@@ -460,24 +461,17 @@ def _reproduce(options: dict[str, Any]) -> None:
     for count in ("seeds", "jobs", "threads"):
         at_least(count, options[count], 1)
     machine = ("data", "data_cache", "label_column", "decode", "num_workers", "device", "pool", "threads")
-    common = {field: options[field] for field in machine if options[field] is not None}
-    experiment = EXPERIMENTS[name]
-    plan = Plan(
-        regime=experiment.regime,
-        scale=options["scale"],
-        variant=options["variant"],
-        seeds=options["seeds"],
-        common=common,
-    )
-    suffix = "" if plan.variant == "clean" else f"-{plan.variant}"
-    place = Place(
-        folder=Path(options["runs_dir"]) / f"reproduce-{plan.regime.partition('-')[0]}-{plan.scale}{suffix}",
-        name=name,
+    suffix = "" if options["variant"] == "clean" else f"-{options['variant']}"
+    folder = f"reproduce-{EXPERIMENTS[name].regime.partition('-')[0]}-{options['scale']}{suffix}"
+    sitting = Sitting(
+        experiment=EXPERIMENTS[name],
+        folder=Path(options["runs_dir"]) / folder,
+        common={field: options[field] for field in machine if options[field] is not None},
         archive=None if options["archive"] is None else Path(options["archive"]),
-        jobs=options["jobs"],
-        quiet=options["quiet"],
+        **{field: options[field] for field in ("scale", "variant", "seeds", "jobs", "quiet")},
     )
-    print_lines(reproduce(experiment, plan, place, options["arms"]), place, Console())
+    found = table(columns(reproduce(sitting, options["arms"])))
+    Console().print(f"{found}\npage: {sitting.results / 'page.md'}", highlight=False, markup=False, soft_wrap=True)
 
 
 VERBS = {

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from conformance.engine import needs
@@ -18,11 +16,10 @@ from infer2train.models.catalogue import build_model
 from infer2train.oracle import measurement, rounds
 from infer2train.oracle.catalogue import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
-from infer2train.oracle.rounds import Contestant, take_turns
+from infer2train.oracle.rounds import take_turns
 from infer2train.oracle.samples import GivenSamples
 from infer2train.studies.gamma.busyness import Busyness
 from infer2train.studies.gamma.measure import measure_gamma
-from infer2train.studies.gamma.peak import greatest_peak, int8_gemm_peak, operations_per_image
 from infer2train.studies.gamma.plan import Recommendation
 from infer2train.studies.gamma.report import GammaReport, print_gamma
 from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
@@ -32,7 +29,7 @@ from infer2train import cli
 
 ENGINE_FIELDS = {
     *("name", "images_per_second", "gamma", "end_to_end_gamma", "refresh_seconds", "captured_gain", "chunk"),
-    *("peak_share", "rounds", "spread"),
+    *("rounds", "spread"),
 }
 OWN_ENGINES = ["torch:fp32", *(["onnxruntime:int8"] if not missing_packages("onnxruntime") else [])]
 
@@ -59,7 +56,6 @@ def test_the_command_writes_every_field_and_says_what_to_do(tmp_path: Path, caps
         assert one.keys() >= ENGINE_FIELDS
         assert one["end_to_end_gamma"].keys() == {"10", "50", "100"}
         assert 0 < one["end_to_end_gamma"]["100"] < one["gamma"], "views and refreshes cost"
-        assert 0 < one["peak_share"] <= 1
         assert max(one["rounds"]) == one["images_per_second"], "the fastest round counts"
         assert len(one["rounds"]) == found["rounds"] == 3
     rounding = [one["captured_gain"] for one in found["engines"] if one["name"] != "torch:fp32"]
@@ -82,27 +78,6 @@ def test_the_parts_of_a_step_are_those_of_the_paper() -> None:
     assert step_parts(1.0, 3.0, 2.9).weight_gradients == 0, "nothing takes less than no time"
 
 
-def test_operations_of_a_known_product_and_a_plausible_peak() -> None:
-    assert operations_per_image(torch.nn.Linear(100, 10), torch.ones(1, 100)) == 2000
-    assert int8_gemm_peak() > 1e8
-
-
-def test_an_engine_that_beats_every_product_is_the_peak_itself() -> None:
-    products = [Contestant(name="torch 1×1×1", call=lambda: None, work=100.0, rounds=[1.0, 0.5])]
-    speeds = [speed("a", 30.0), speed("b", 10.0)]
-    assert greatest_peak(products, speeds, operations_per_image=6.0) == (200.0, "torch 1×1×1")
-    assert greatest_peak(products, speeds, operations_per_image=10.0) == (300.0, "a")
-
-
-@given(rates=st.lists(st.floats(1e-3, 1e6), min_size=1), product=st.floats(1e-3, 1e12), operations=st.floats(1, 1e10))
-def test_nothing_works_above_the_peak(rates: list[float], product: float, operations: float) -> None:
-    products = [Contestant(name="product", call=lambda: None, work=product, rounds=[1.0])]
-    speeds = [speed(str(number), rate) for number, rate in enumerate(rates)]
-    peak, _ = greatest_peak(products, speeds, operations)
-    found = report(speeds, peak_operations=peak, operations_per_image=operations)
-    assert all(0 < found.peak_share(one) <= 1 for one in speeds)
-
-
 def speed(name: str, rate: float) -> EngineSpeed:
     return EngineSpeed(
         name=name, images_per_second=rate, chunk=8, refresh_seconds=0.1, captured_gain=None, rounds=(rate, rate / 2)
@@ -116,9 +91,8 @@ def report(speeds: list[EngineSpeed], **settings: Any) -> GammaReport:
         "machine": {"cpu": "a CPU"},
         "versions": {},
         **{"model": "m", "data": "random", "image_size": 32, "batch_size": 64, "threads": 1, "trained_steps": 5},
-        **{"gamma": 10, "failed": {}, "views_per_second": 1e5, "joules_per_trained_image": None},
-        **{"peak_operations": 1e12, "peak_of": "a", "operations_per_image": 1e9, "rounds": 2},
-        **{"is_cpu_time": False, "taken_by_others": 0.05},
+        **{"gamma": 10, "failed": {}, "views_per_second": 1e5},
+        **{"rounds": 2, "is_cpu_time": False, "taken_by_others": 0.05},
         "train": [TrainerSpeed(name="eager", images_per_second=200.0, step_seconds=0.32, rounds=(200.0, 50.0))],
         "parts": step_parts(1.0, 2.0, 3.0),
         "engines": speeds,

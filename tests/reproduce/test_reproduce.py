@@ -14,35 +14,32 @@ from infer2train.observe.runlog import read_config, read_rows
 from infer2train.reporting.runs import read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
-from infer2train.studies.reproduce.arms import Arm, Experiment, Sweep
 from infer2train.studies.reproduce.diagnosis import recalibrate
-from infer2train.studies.reproduce.page import table
-from infer2train.studies.reproduce.plan import Plan, as_long_as
-from infer2train.studies.reproduce.results import Line
-from infer2train.studies.reproduce.run import Place, reproduce
+from infer2train.studies.reproduce.experiments import Arm, Experiment
+from infer2train.studies.reproduce.page import Line, columns, table
+from infer2train.studies.reproduce.run import reproduce
+from infer2train.studies.reproduce.sitting import Sitting, as_long_as
 from infer2train.training.config import from_plain
 from infer2train.training.evaluation import random_views
 from infer2train.training.setup import prepare
 
 TINY = {"epochs": 2, "batch_size": 50, "gamma": 2, "threads": 1, "train_error_samples": 50, "lr_drops": (1,)}
 EXPERIMENT = Experiment(
+    name="exp",
     title="Does it work?",
     regime="digits",
     arms=(
         Arm(name="baseline", against=None, paper="93.07 %"),
-        Arm(name="nm-augment", settings={"method": "nm-augment"}),
-        Arm(name="self-distill", winner_of="lambda"),
-        Arm(name="long", wall_clock_of="nm-augment"),
+        Arm(name="nm-augment", settings={"method": "nm-augment"}, against="baseline"),
+        Arm(name="self-distill", against="baseline", winner_of="lambda"),
+        Arm(name="long", against="baseline", wall_clock_of="nm-augment"),
     ),
-    sweeps=(
-        Sweep(
-            name="lambda",
-            candidates=tuple(
-                Arm(name=f"self-distill-{w:g}", settings={"method": "self-distill", "distill_weight": w, "lr": lr})
-                for w, lr in ((0.5, 1e-9), (0.25, 0.05))
-            ),
-        ),
-    ),
+    sweeps={
+        "lambda": tuple(
+            Arm(name=f"self-distill-{w:g}", settings={"method": "self-distill", "distill_weight": w, "lr": lr})
+            for w, lr in ((0.5, 1e-9), (0.25, 0.05))
+        )
+    },
     source="made up",
 )
 
@@ -54,8 +51,9 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def plan(seeds: int = 2) -> Plan:
-    return Plan(regime="digits", seeds=seeds, common=TINY, held_out=50, sweep_seeds=2)
+def sitting(folder: Path, archive: Path | None = None, seeds: int = 2) -> Sitting:
+    of_all = {"common": TINY, "held_out": 50, "sweep_seeds": 2, "quiet": True}
+    return Sitting(experiment=EXPERIMENT, folder=folder, archive=archive, seeds=seeds, **of_all)
 
 
 Trained = tuple[Path, Path, list[Line]]
@@ -65,8 +63,8 @@ Trained = tuple[Path, Path, list[Line]]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A finished experiment and its archive. Nobody writes into it."""
     folder = tmp_path_factory.mktemp("experiment")
-    place = Place(folder=folder / "runs", name="exp", archive=folder / "archive", quiet=True)
-    return folder / "runs", folder / "archive", reproduce(EXPERIMENT, plan(), place)
+    found = reproduce(sitting(folder / "runs", folder / "archive"))
+    return folder / "runs", folder / "archive", found
 
 
 def last(folder: Path) -> dict[str, float]:
@@ -146,8 +144,8 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
 
 
 def test_a_column_in_which_nothing_stands_is_not_shown(trained: Trained) -> None:
-    assert "on equal hardware" in table(trained[2])
-    assert "on equal hardware" not in table(trained[2][:1])
+    assert "on equal hardware" in table(columns(trained[2]))
+    assert "on equal hardware" not in table(columns(trained[2][:1]))
 
 
 def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) -> None:
@@ -210,8 +208,7 @@ def test_a_run_that_no_archive_has_is_kept_in_a_later_sitting_and_looked_at(trai
     metrics = runs / "baseline-seed0" / "metrics.jsonl"
     rows = [line for line in metrics.read_text().splitlines() if "recalibrated" not in line]
     metrics.write_text("\n".join(rows) + "\n")  # as a kill between the end of the training and the diagnosis leaves it
-    place = Place(folder=tmp_path, name="exp", archive=tmp_path / "archive", quiet=True)
-    found = reproduce(EXPERIMENT, plan(seeds=1), place, ["baseline"])
+    found = reproduce(sitting(tmp_path, tmp_path / "archive", seeds=1), ["baseline"])
     assert starts(runs) == 1
     assert found[0].recalibrated is not None
     kept = read_rows(tmp_path / "archive" / "baseline-seed0")
@@ -225,12 +222,10 @@ def starts(runs: Path) -> int:
 def test_what_is_finished_is_not_trained_again_here_or_where_the_archive_is(trained: Trained, tmp_path: Path) -> None:
     runs, archive, found = trained
     before = starts(runs / "runs")
-    again = reproduce(EXPERIMENT, plan(), Place(folder=runs, name="exp", quiet=True))
+    again = reproduce(sitting(runs))
     assert starts(runs / "runs") == before
     assert [line.as_plain() for line in again] == [line.as_plain() for line in found]
-    elsewhere = reproduce(
-        EXPERIMENT, plan(), Place(folder=tmp_path, name="exp", archive=archive, quiet=True), ["baseline"]
-    )
+    elsewhere = reproduce(sitting(tmp_path, archive), ["baseline"])
     assert elsewhere[0].errors == found[0].errors
     assert not (tmp_path / "runs" / "baseline-seed0" / "checkpoints").exists(), "trained here after all"
     kept = sum(path.stat().st_size for path in (archive / "nm-augment-seed0").iterdir())
@@ -238,9 +233,7 @@ def test_what_is_finished_is_not_trained_again_here_or_where_the_archive_is(trai
 
 
 def test_another_seed_is_added_to_what_is_there_and_what_is_missing_is_said(trained: Trained, tmp_path: Path) -> None:
-    _, archive, _ = trained
-    place = Place(folder=tmp_path, name="exp", archive=archive, quiet=True)
-    found = reproduce(EXPERIMENT, plan(seeds=3), place, ["baseline"])
+    found = reproduce(sitting(tmp_path, trained[1], seeds=3), ["baseline"])
     assert sorted(found[0].errors) == [0, 1, 2]
     page = (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
     assert "**Not finished**: nm-augment (0 of 3)" in page
@@ -249,8 +242,7 @@ def test_another_seed_is_added_to_what_is_there_and_what_is_missing_is_said(trai
 def test_an_arm_of_measured_length_stays_as_long_as_it_was_where_it_was_measured(
     trained: Trained, tmp_path: Path
 ) -> None:
-    place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
-    found = reproduce(EXPERIMENT, plan(seeds=1), place, ["long"])
+    found = reproduce(sitting(tmp_path, trained[1], seeds=1), ["long"])
     assert [line.arm.name for line in found] == ["long"]
     assert found[0].errors == {0: trained[2][3].errors[0]}
     assert found[0].wall is None, "nothing is timed while arms are missing"
@@ -259,22 +251,22 @@ def test_an_arm_of_measured_length_stays_as_long_as_it_was_where_it_was_measured
 
 
 def test_the_report_shows_what_earlier_sittings_trained(trained: Trained, tmp_path: Path) -> None:
-    place = Place(folder=tmp_path, name="exp", archive=trained[1], quiet=True)
-    reproduce(EXPERIMENT, plan(seeds=1), place, ["nm-augment"])
-    reproduce(EXPERIMENT, plan(seeds=1), place, ["baseline"])
+    for arm in ("nm-augment", "baseline"):
+        reproduce(sitting(tmp_path, trained[1], seeds=1), [arm])
     assert [run.method for run in read(tmp_path / "exp").runs.values()] == ["baseline", "nm-augment"]
     assert "nm-augment" in (tmp_path / "exp" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("seeds", "expected"), [(1, {0}), (5, {0, 1})])
 def test_a_choice_takes_the_first_seeds_only(seeds: int, expected: set[int]) -> None:
-    runs = plan(seeds).sweep_runs(EXPERIMENT.sweeps[0].candidates)
+    runs = sitting(Path("runs"), seeds=seeds).sweep_runs(EXPERIMENT.sweeps["lambda"])
     assert {seed for _, seed in runs} == expected
     assert {config.validation_split for config in runs.values()} == {50}
 
 
 def test_a_shorter_run_takes_the_whole_course_of_learning_rate_and_ramp() -> None:
-    whole = plan().run(Arm(name="nm-sample", settings={"method": "nm-sample", "ramp_rate": 0.01}), 0)
+    arm = Arm(name="nm-sample", settings={"method": "nm-sample", "ramp_rate": 0.01})
+    whole = sitting(Path("runs")).run(arm)
     whole = as_long_as(replace(whole, epochs=60, lr_drops=(54,), warmup_epochs=6.0, ramp_rate=0.015), 10)
     assert (whole.epochs, whole.lr_drops, whole.warmup_epochs) == (10, (9,), 1.0)
     assert whole.ramp_rate == pytest.approx(0.09)
@@ -283,7 +275,7 @@ def test_a_shorter_run_takes_the_whole_course_of_learning_rate_and_ramp() -> Non
 def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_this() -> None:
     from infer2train.studies.reproduce.costs import devices
 
-    run = plan().run(EXPERIMENT.arms[1], 0)
+    run = sitting(Path("runs")).run(EXPERIMENT.arms[1])
     assert devices(run) == 1
     assert devices(replace(run, threads=4, pool="process", oracle_cores="96-99")) == 8
     assert devices(replace(run, threads=4, pool="process", method="baseline")) == 4
@@ -292,5 +284,5 @@ def test_devices_are_cores_of_trainer_and_oracle_also_of_a_larger_machine_than_t
 
 def test_an_arm_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="arms must be the experiment's own: got 'nm-argument', there is baseline"):
-        reproduce(EXPERIMENT, plan(), Place(folder=tmp_path, name="exp", quiet=True), ["nm-argument"])
+        reproduce(sitting(tmp_path), ["nm-argument"])
     assert not list(tmp_path.iterdir())

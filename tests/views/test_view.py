@@ -14,7 +14,6 @@ from infer2train.sources.views.affine import ShiftRotate
 from infer2train.sources.views.catalogue import VIEWS, make_view
 from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
 from infer2train.sources.views.identity import EvaluationCrop, Identity
-from infer2train.sources.views.trivial_augment import TrivialAugment
 from infer2train.sources.views.view import Parameters, View
 
 
@@ -35,7 +34,6 @@ def test_conformance(name: str) -> None:
         RandomResizedCropFlip(7, scale=(0.5, 1.0), flip=False),
         RandomResizedCropFlip(5, scale=(0.9, 1.0), ratio=(3.0, 4.0)),  # often falls back to the centre
         ShiftRotate(shift=0.0, rotation=180.0),
-        TrivialAugment(padding=2),
         EvaluationCrop(8),
     ],
     ids=lambda view: type(view).__name__,

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
-from statistics import NormalDist
+
+import numpy as np
 
 SIGNIFICANCE = 0.05
 """Two-sided: the interval holds 1 - 0.05 = 95 %."""
@@ -111,8 +111,10 @@ def paired_difference(treatment: Sequence[float], baseline: Sequence[float]) -> 
     mean, std = mean_std(differences)
     if std is None:
         return PairedDifference(mean, None, None, None, 1, Verdict.INCONCLUSIVE, seeds_needed=2)
+    from scipy.stats import t
+
     n = len(differences)
-    half = _t_quantile(1 - SIGNIFICANCE / 2, n - 1) * std / math.sqrt(n)
+    half = float(t.ppf(1 - SIGNIFICANCE / 2, n - 1)) * std / math.sqrt(n)
     verdict = _verdict(mean - half, mean + half)
     needed = seeds_needed(mean, std) if verdict is Verdict.INCONCLUSIVE else None
     return PairedDifference(mean, std, mean - half, mean + half, n, verdict, needed)
@@ -137,12 +139,11 @@ def seeds_needed(mean: float, std: float) -> int | None:
     """
     if mean == 0 or std / abs(mean) > math.sqrt(MOST_SEEDS):
         return None
-    ratio, normal = std / abs(mean), NormalDist().inv_cdf
-    least = math.ceil(((normal(1 - SIGNIFICANCE / 2) + normal(POWER)) * ratio) ** 2)  # Student's quantiles are larger
-    for n in range(max(2, least), MOST_SEEDS + 1):
-        if n >= ((_t_quantile(1 - SIGNIFICANCE / 2, n - 1) + _t_quantile(POWER, n - 1)) * ratio) ** 2:
-            return n
-    return None
+    from scipy.stats import t
+
+    n = np.arange(2, MOST_SEEDS + 1)
+    enough = n >= ((t.ppf(1 - SIGNIFICANCE / 2, n - 1) + t.ppf(POWER, n - 1)) * std / mean) ** 2
+    return int(n[enough.argmax()]) if enough.any() else None
 
 
 def _verdict(low: float, high: float) -> Verdict:
@@ -150,11 +151,3 @@ def _verdict(low: float, high: float) -> Verdict:
     if high < 0:
         return Verdict.HELPS
     return Verdict.HURTS if low > 0 else Verdict.INCONCLUSIVE
-
-
-@cache
-def _t_quantile(probability: float, degrees: int) -> float:
-    """Student's t at this probability."""
-    from scipy.stats import t
-
-    return float(t.ppf(probability, degrees))

@@ -40,8 +40,7 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded: stop and name it, or (with decode=once) leave it out and count it."""
     view: str = "shift-rotate"
-    """Random transform of each view: pad-crop-flip, trivial-augment, random-resized-crop-flip, shift-rotate,
-    identity."""
+    """Random transform of each view: pad-crop-flip, random-resized-crop-flip, shift-rotate, identity."""
     crop_size: int | None = setting(None, at_least=1)
     """Height and width in pixels of random-resized-crop views. Default: the images' own."""
 

@@ -7,7 +7,6 @@ VIEWS: dict[str, str] = {
     "pad-crop-flip": "infer2train.sources.views.crops:PadCropFlip",
     "random-resized-crop-flip": "infer2train.sources.views.crops:RandomResizedCropFlip",
     "shift-rotate": "infer2train.sources.views.affine:ShiftRotate",
-    "trivial-augment": "infer2train.sources.views.trivial_augment:TrivialAugment",
     "identity": "infer2train.sources.views.identity:Identity",
 }
 """Views as "module:attribute"."""

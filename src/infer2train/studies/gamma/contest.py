@@ -1,4 +1,4 @@
-"""All that `infer2train gamma` times, built once, so that it can take turns: trainer, views, engines, int8 products."""
+"""All that `infer2train gamma` times, built once, so that it can take turns: trainer, views, engines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import WALL, Contestant, clocks_of, fastest
 from infer2train.oracle.samples import Samples
 from infer2train.studies.gamma.busyness import Busyness
-from infer2train.studies.gamma.peak import int8_products
 from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts, training_ways
 
 MEASURED = ("torch:fp32", "torch:bf16", "openvino:int8", "onnxruntime:int8")
@@ -91,13 +90,8 @@ class Contest:
                 Contestant(name=name, call=call, seconds=0.0, most_rounds=PART_ROUNDS)
                 for name, call in step_calls(network, images, targets).items()
             ]
-        with oracle():
-            say("int8 products: building")
-            self.products = int8_products()
         for one in (self.views, *self.ways, *self.parts):
             one.clocks, one.place = self.clocks, trainer
-        for one in self.products:
-            one.clocks, one.place = self.clocks, oracle
         self.failed: dict[str, str] = {}
         """Engines that cannot run the model, and why."""
         self.trials = list(self._trials(network, samples, engines, say))
@@ -108,7 +102,7 @@ class Contest:
     def contestants(self) -> list[Contestant]:
         """All that take turns."""
         others = Contestant(name="what others take", call=self.busyness, seconds=0.0)
-        own = (others, self.views, *self.ways, *self.parts, *self.products)
+        own = (others, self.views, *self.ways, *self.parts)
         return [*own, *chain.from_iterable(trial.contestants for trial in self.trials)]
 
     def training(self) -> list[TrainerSpeed]:

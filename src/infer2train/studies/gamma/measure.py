@@ -25,11 +25,8 @@ from infer2train.settings import at_least
 from infer2train.sources.views.catalogue import make_view
 from infer2train.sources.views.image_views import ImageViews
 from infer2train.studies.gamma.contest import Contest, Place
-from infer2train.studies.gamma.energy import joules_of
-from infer2train.studies.gamma.peak import greatest_peak, operations_per_image
 from infer2train.studies.gamma.plan import recommend, side_by_side
 from infer2train.studies.gamma.report import GammaReport
-from infer2train.studies.gamma.trainer import TrainerSpeed
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS
 from infer2train.training.setup import pixel_model
@@ -108,8 +105,6 @@ def measure_gamma(
     rounds = take_turns(contest.contestants, say=say)
     train, speeds = contest.training(), contest.speeds(loss)
     best = min(train, key=lambda speed: speed.step_seconds)
-    operations = operations_per_image(network, images)
-    peak, peak_of = greatest_peak(contest.products, speeds, operations)
     planned: dict[str, Any] = {
         "batch_size": batch_size,
         "views_per_second": contest.views.rate,
@@ -134,10 +129,6 @@ def measure_gamma(
         engines=speeds,
         failed=contest.failed,
         views_per_second=contest.views.rate,
-        peak_operations=peak,
-        peak_of=peak_of,
-        operations_per_image=operations,
-        joules_per_trained_image=_joules(network, images, targets, best),
         recommended=recommended,
         hybrid=side_by_side(recommended, speeds, oracle_cores=oracles, trainer_cores=trainers, **planned)
         if oracles
@@ -199,17 +190,6 @@ def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) ->
         torch.autograd.backward(nn.functional.cross_entropy(network.train()(images), targets))
         optimizer.step()
     return WARM_UP_STEPS
-
-
-def _joules(network: nn.Module, images: torch.Tensor, targets: torch.Tensor, best: TrainerSpeed) -> float | None:
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in best.name):
-            outputs = network(images)
-        torch.autograd.backward(nn.functional.cross_entropy(outputs.float(), targets))
-        network.zero_grad()
-
-    found = joules_of(step)
-    return None if found is None else found / len(images)
 
 
 def _versions() -> dict[str, str]:

@@ -34,18 +34,12 @@ class GammaReport:
     failed: dict[str, str]
     """Engines that cannot run the model, and why."""
     views_per_second: float
-    peak_operations: float
-    """Of int8 in a second, the most that was seen: of a matrix product, or of an engine that is faster than all."""
-    peak_of: str
-    """What was seen to do them."""
     rounds: int
     """In which all was timed, in turns; every figure is of its fastest one."""
     is_cpu_time: bool
     """Whether times are of the CPU where that is less than the wall clock's."""
     taken_by_others: float
     """Share of a core that other processes had meanwhile, 0 to 1."""
-    operations_per_image: float
-    joules_per_trained_image: float | None
     recommended: Recommendation
     hybrid: Hybrid | None = None
     """Trainer and oracle side by side, where they were given cores of their own."""
@@ -69,10 +63,6 @@ class GammaReport:
             views_per_second=self.views_per_second,
         )
 
-    def peak_share(self, speed: EngineSpeed) -> float:
-        """Part of the measured int8 peak at which an engine works."""
-        return speed.images_per_second * self.operations_per_image / self.peak_operations
-
     def as_plain(self) -> dict[str, Any]:
         """JSON types; what scripts read."""
         return {
@@ -91,10 +81,6 @@ class GammaReport:
             "training_images_per_second": self.training_images_per_second,
             "step_parts_seconds": vars(self.parts),
             "views_per_second": self.views_per_second,
-            "int8_peak_operations_per_second": self.peak_operations,
-            "int8_peak_of": self.peak_of,
-            "operations_per_image": self.operations_per_image,
-            "joules_per_trained_image": self.joules_per_trained_image,
             "engines": [
                 {
                     "name": speed.name,
@@ -104,7 +90,6 @@ class GammaReport:
                     "refresh_seconds": speed.refresh_seconds,
                     "captured_gain": speed.captured_gain,
                     "chunk": speed.chunk,
-                    "peak_share": self.peak_share(speed),
                     "rounds": speed.rounds,
                     "spread": spread(speed.rounds),
                 }
@@ -121,7 +106,7 @@ def print_gamma(report: GammaReport, console: Console) -> None:
     console.print(_title(report), highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     ends_at = [f"γ T={t}" for t in UPDATES]
-    for heading in ("engine", "images/s", "spread", "γ", *ends_at, "refresh", "gain", "chunk", "of peak"):
+    for heading in ("engine", "images/s", "spread", "γ", *ends_at, "refresh", "gain", "chunk"):
         table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
     for speed in report.engines:
         ends = report.end_to_end(speed)
@@ -134,7 +119,6 @@ def print_gamma(report: GammaReport, console: Console) -> None:
             f"{speed.refresh_seconds:.3f} s",
             "" if speed.captured_gain is None else f"{speed.captured_gain:.2f}",
             str(speed.chunk),
-            f"{report.peak_share(speed):.0%}",
         )
     console.print(table)
     for line in _remarks(report):
@@ -173,12 +157,7 @@ def _remarks(report: GammaReport) -> Iterator[str]:
         f"a step in fp32: T_FF {parts.forward * 1e3:.0f} ms, T_GI {parts.input_gradients * 1e3:.0f} ms, T_GW "
         f"{parts.weight_gradients * 1e3:.0f} ms, so γ = {whole / parts.forward:.1f} with the trainer's own forward pass"
     )
-    yield (
-        f"views: {report.views_per_second:.0f}/s; int8 peak: {report.peak_operations / 1e12:.2f} TOP/s "
-        f"({report.peak_of}); {report.operations_per_image / 1e9:.3f} GOP an image"
-    )
-    if report.joules_per_trained_image is not None:
-        yield f"energy: {report.joules_per_trained_image:.2f} J for each trained image"
+    yield f"views: {report.views_per_second:.0f}/s"
     for name, reason in report.failed.items():
         yield f"{name} cannot run this model: {reason}"
     found = report.recommended

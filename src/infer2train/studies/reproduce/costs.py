@@ -1,16 +1,17 @@
-"""What an arm costs: an epoch of every arm, timed one after another in one sitting, and the devices that it occupies.
+"""What an arm costs, timed alone, one after another in one sitting; and how long a baseline may train for as much.
 
-The runs themselves cannot say it: they are trained side by side, in several sittings, on more than one machine.
+The runs themselves cannot say it: they are trained side by side, in several sittings, on more than one machine. An
+oracle has to beat what its device could have done instead: train. On a CPU the baseline gets the oracle's cores as
+threads, on a GPU that trainer and oracle share it gets the time.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer2train.machine.cores import named_cores
 from infer2train.pool.catalogue import pool_of
 from infer2train.reporting.runs import read_run
-from infer2train.studies.reproduce.plan import as_long_as
+from infer2train.studies.reproduce.sitting import as_long_as
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import is_finished
 from infer2train.training.loop import train
@@ -22,20 +23,15 @@ NO_TRAINING = ("evaluation", "checkpoint", "total")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one arm.
-
-    Args:
-        devices: cores of trainer and oracle, or the one GPU.
-        wall: of its whole training, without evaluations and checkpoints (seconds).
-    """
+    """Of one arm: the devices that it occupies, and the wall-clock of its whole training (seconds)."""
 
     devices: int
     wall: float
 
-    @property
-    def device_seconds(self) -> float:
-        """All its devices, for its whole training."""
-        return self.devices * self.wall
+
+def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
+    """What a run costs, see `epoch_seconds`."""
+    return Cost(devices=devices(config), wall=config.epochs * epoch_seconds(config, folder, quiet))
 
 
 def devices(config: RunConfig) -> int:
@@ -47,10 +43,8 @@ def devices(config: RunConfig) -> int:
     return (config.threads or 1) + (oracles if has_own else 0)
 
 
-def epoch_seconds(config: RunConfig, folder: Path, *, quiet: bool = False) -> float:
-    """Wall-clock of an epoch of a run, without evaluations and checkpoints (seconds); what was timed is kept.
-
-    Of a method with a ramp it is an epoch of the mean share of mined batches.
+def epoch_seconds(config: RunConfig, folder: Path, quiet: bool) -> float:
+    """Wall-clock of an epoch without evaluation and checkpoint; of a ramp, one of the mean share of mined batches.
 
     Args:
         config: of the run.
@@ -64,15 +58,15 @@ def epoch_seconds(config: RunConfig, folder: Path, *, quiet: bool = False) -> fl
     return float(sum(value for name, value in parts.items() if name not in NO_TRAINING))
 
 
-def costs(runs: Mapping[str, RunConfig], folder: Path, *, quiet: bool = False) -> dict[str, Cost]:
-    """Time every arm.
+def with_all_devices(baseline: RunConfig, hybrid: RunConfig, timing: Path, quiet: bool) -> RunConfig:
+    """The baseline on all devices of a hybrid for its wall-clock; the learning rate falls in that time.
 
     Args:
-        runs: a run of each arm, by name.
-        folder: of the short runs.
+        baseline: the run of the arm, as if it had the baseline's devices and length.
+        hybrid: the run whose devices and wall-clock it gets.
+        timing: folder of the two short runs that are timed.
         quiet: show no progress.
     """
-    return {
-        name: Cost(devices=devices(config), wall=config.epochs * epoch_seconds(config, folder / name, quiet=quiet))
-        for name, config in runs.items()
-    }
+    wide = replace(baseline, threads=devices(hybrid)) if baseline.device == "cpu" else baseline
+    theirs = cost(hybrid, timing / "hybrid", quiet).wall
+    return as_long_as(wide, max(1, round(theirs / epoch_seconds(wide, timing / "baseline", quiet))))

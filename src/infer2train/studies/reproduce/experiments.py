@@ -1,142 +1,80 @@
-"""The experiments by name: the paper's figures 1 to 3, its numbers as a table, oracles of few bits, whether it pays.
+"""The paper's figures and tables, and whether it pays: each experiment is a YAML file beside this one.
 
-λ, picks and T are chosen in sweeps on held-out training images. Names of arms are shared: `fig1`, `precision`, `table`
-and `pays` train one baseline together. Batch-augment trains on two views, for the device-seconds of trainer and oracle.
+An experiment has arms that are trained over seeds, and sweeps in which a setting is chosen before. What its runs are at
+a scale is said in `sitting`.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
 
-from infer2train.studies.reproduce.arms import ORACLE_8_BIT, Arm, Experiment, Sweep
+import yaml
 
-CIFAR, IMAGENET = "cifar10-resnet44", "imagenet-resnet50"
-
-BASELINE = Arm(name="baseline", against=None, paper="93.07 % accuracy (CIFAR-10), 76.4 % (ImageNet)")
-NM_AUGMENT = Arm(name="nm-augment", settings={"method": "nm-augment"}, paper="94.1 % accuracy")
-NM_AUGMENT_8 = Arm(
-    name="nm-augment-8bit",
-    settings={"method": "nm-augment", "oracle": ORACLE_8_BIT},
-    paper="negligible difference from the full-precision oracle",
-)
-NM_AUGMENT_4 = Arm(name="nm-augment-4bit", settings={"method": "nm-augment", "oracle": "openvino:b4"})
-SOFT_8 = Arm(name="nm-augment-soft-8bit", settings={"method": "nm-augment-soft", "oracle": ORACLE_8_BIT})
-NM_SAMPLE = Arm(
-    name="nm-sample-0.01", settings={"method": "nm-sample", "ramp_rate": 0.01}, paper="+0.4 points of accuracy"
-)
-NM_SAMPLE_FAST = Arm(
-    name="nm-sample-0.1",
-    settings={"method": "nm-sample", "ramp_rate": 0.1},
-    paper="mining hard early does harm (figure 3)",
-)
-RANDOM_SAMPLE = Arm(name="random-sample-0.01", settings={"method": "random-sample", "ramp_rate": 0.01})
-TUNED = {"lr_schedule": "cosine", "nesterov": True, "label_smoothing": 0.1, "view": "trivial-augment"}
-
-LAMBDA = Sweep(
-    name="lambda",
-    candidates=tuple(
-        Arm(name=f"self-distill-{weight:g}", settings={"method": "self-distill", "distill_weight": weight})
-        for weight in (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    ),
-)
-PICK = Sweep(
-    name="pick",
-    candidates=(
-        Arm(name="nm-augment", settings={"method": "nm-augment"}),
-        Arm(name="nm-augment-soft", settings={"method": "nm-augment-soft"}),
-        Arm(name="nm-augment-quantile", settings={"method": "nm-augment", "pick": "quantile"}),
-    ),
-)
-REFRESH = Sweep(
-    name="T",
-    candidates=tuple(
-        Arm(name=f"nm-augment-T{steps}", settings={"method": "nm-augment", "update_every": steps})
-        for steps in (1, 50, 500)
-    ),
-)
-PICK_8 = Sweep(name="8-bit pick", candidates=(NM_AUGMENT_8, SOFT_8))
+from infer2train.settings import changed
 
 
-def _against(other: Arm, arm: Arm) -> Arm:
-    """The same runs, compared with other ones."""
-    return replace(arm, against=other.name)
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train, over all seeds of an experiment."""
+
+    name: str
+    """Of its runs' folders; arms of different experiments with one name are the same runs."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunConfig` that differ from the scale's regime."""
+    against: str | None = None
+    """The arm that it is compared with: the first one, unless the file says another, or null for none."""
+    paper: str = ""
+    """What the paper found, in its own words or figures."""
+    winner_of: str | None = None
+    """The sweep whose winner's settings it has besides its own."""
+    wall_clock_of: str | None = None
+    """The arm whose devices and wall-clock it is given: its length follows from theirs."""
 
 
-def _of_capacity(model: str) -> tuple[Arm, Arm]:
-    """A network's baseline, and what mining does for it."""
-    return (
-        Arm(name=f"baseline-{model}", settings={"model": model}, against=None),
-        Arm(
-            name=f"nm-augment-{model}",
-            settings={"method": "nm-augment", "model": model},
-            against=f"baseline-{model}",
-            paper="more capacity may gain more (section 5.2)",
-        ),
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A figure or table."""
+
+    name: str
+    title: str
+    """The question that it answers."""
+    source: str
+    """Where in the paper."""
+    regime: str
+    """Of `training.regimes`; `scales.yaml` says how each scale changes it."""
+    arms: tuple[Arm, ...]
+    """In the order of the table; the first is the baseline of the figure."""
+    sweeps: Mapping[str, tuple[Arm, ...]] = field(default_factory=dict)
+    """What is chosen first, on held-out training images: the candidates, by the name of the choice."""
+    curves: bool = True
+    """Whether the error curves are drawn."""
+
+
+def experiment(name: str, plain: Mapping[str, Any]) -> Experiment:
+    """An experiment as its file has it.
+
+    Raises:
+        ValueError: there is no such field; it names the nearest.
+    """
+    sweeps = {choice: _arms(candidates, None) for choice, candidates in plain.get("sweeps", {}).items()}
+    arms = _arms(plain["arms"], next(iter(plain["arms"])))
+    found: Experiment = changed(Experiment, None, {**plain, "name": name, "arms": arms, "sweeps": sweeps})
+    return found
+
+
+def _arms(plain: Mapping[str, Any], first: str | None) -> tuple[Arm, ...]:
+    return tuple(
+        changed(Arm, None, {"name": name, "against": None if name == first else first, **entry})
+        for name, entry in plain.items()
     )
 
 
-EXPERIMENTS: dict[str, Experiment] = {
-    "fig1": Experiment(
-        title="Does NM-augment lower the error, and does an 8-bit oracle keep it?",
-        regime=CIFAR,
-        arms=(BASELINE, NM_AUGMENT, NM_AUGMENT_8),
-        source="figure 1, section 5.1",
-    ),
-    "fig2": Experiment(
-        title="Does NM-augment help ResNet-50 when every second batch is mined?",
-        regime=IMAGENET,
-        arms=(
-            BASELINE,
-            Arm(
-                name="nm-augment",
-                settings={"method": "nm-augment", "mine_every": 2},
-                paper="about 76.8 % accuracy on ImageNet",
-            ),
-        ),
-        source="figure 2, section 5.2",
-    ),
-    "fig3": Experiment(
-        title="How fast may NM-sample's share of mined samples grow?",
-        regime=CIFAR,
-        arms=(BASELINE, NM_SAMPLE_FAST, NM_SAMPLE, RANDOM_SAMPLE),
-        source="figure 3, section 5.1",
-    ),
-    "table": Experiment(
-        title="What do λ, the pick, T and the network's capacity change?",
-        regime=CIFAR,
-        arms=(
-            BASELINE,
-            Arm(name="self-distill", winner_of="lambda", paper="+0.3 points of accuracy with λ = 1e-5"),
-            Arm(name="nm-augment-pick", winner_of="pick"),
-            Arm(name="nm-augment-T", winner_of="T"),
-            *_of_capacity("resnet20"),
-            *_of_capacity("resnet44"),
-            *_of_capacity("resnet56"),
-        ),
-        sweeps=(LAMBDA, PICK, REFRESH),
-        curves=False,
-        source="sections 5.1 and 5.2",
-    ),
-    "precision": Experiment(
-        title="Does the oracle need 32 bits?",
-        regime=CIFAR,
-        arms=(BASELINE, NM_AUGMENT, *(_against(NM_AUGMENT, arm) for arm in (NM_AUGMENT_8, NM_AUGMENT_4)), SOFT_8),
-        source="section 4 and figure 1; 4 bits and the soft pick are ours",
-    ),
-    "pays": Experiment(
-        title="Does it pay, against what the same hardware could do instead?",
-        regime=CIFAR,
-        arms=(
-            BASELINE,
-            NM_AUGMENT_8,
-            SOFT_8,
-            Arm(name="baseline-all-devices", wall_clock_of="nm-augment-8bit"),
-            Arm(name="tuned", settings=TUNED),
-            Arm(name="tuned-mined", settings=TUNED, against="tuned", winner_of="8-bit pick"),
-            Arm(name="nm-sample-8bit", settings={**NM_SAMPLE.settings, "oracle": ORACLE_8_BIT}),
-            RANDOM_SAMPLE,
-            Arm(name="batch-augment-2", settings={"method": "batch-augment", "gamma": 2}),
-        ),
-        sweeps=(PICK_8,),
-        curves=False,
-        source="ours: equal hardware and a tuned baseline",
-    ),
-}
+def load(name: str) -> Any:
+    """What a YAML file of this package holds."""
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, which --help is glad of; both read alike
+    return yaml.load(resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), safe)
+
+
+EXPERIMENTS = {name: experiment(name, load(name)) for name in ("fig1", "fig2", "fig3", "table", "precision", "pays")}
+"""By name, which is that of the file."""

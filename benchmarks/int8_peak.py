@@ -1,21 +1,33 @@
-"""What this machine's integer units can do at most, measured: the roof under which every int8 engine works."""
+"""What this machine's integer units can do at most, and what a trained image costs in joules, where it says so.
 
+The peak is the roof under which every int8 engine works: the fastest of torch's, OpenVINO's and ONNX Runtime's int8
+matrix products. Joules are of the processor packages (Linux' RAPL counters, which on most machines only root may read)
+and of NVIDIA devices (NVML).
+
+    taskset -c 0 python benchmarks/int8_peak.py --threads 1 --model resnet44
+"""
+
+import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
 from torch import nn
 
+from infer2train.observe.runlog import cpu_name
 from infer2train.oracle.catalogue import missing_packages
-from infer2train.oracle.measurement import EngineSpeed
 from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
+from infer2train.studies.gamma.measure import subject
 
+RAPL = Path("/sys/class/powercap")
 SIZES = ((1024, 1024, 1024), (2048, 1024, 1024), (4096, 512, 512))
 """(m, k, n) of the products."""
 PEAK_ROUNDS = 4
-"""Rounds in which they are timed where nothing else is."""
+"""Rounds in which they are timed."""
 
 
 def int8_products() -> list[Contestant]:
@@ -40,27 +52,11 @@ def int8_products() -> list[Contestant]:
     return found
 
 
-def int8_gemm_peak() -> float:
-    """Operations in a second of the fastest product, over a few rounds."""
+def fastest_product() -> Contestant:
+    """Of a few rounds; its rate is the peak, in operations a second."""
     products = int8_products()
     take_turns(products, rounds=PEAK_ROUNDS)
-    return fastest(products).rate
-
-
-def greatest_peak(
-    products: Sequence[Contestant], speeds: Sequence[EngineSpeed], operations_per_image: float
-) -> tuple[float, str]:
-    """The most operations in a second that were seen, and of what: an engine may be faster than the products.
-
-    Args:
-        products: that have been timed; their work is operations.
-        speeds: of the engines.
-        operations_per_image: of the model.
-    """
-    seen = {one.name: one.rate for one in products}
-    seen |= {speed.name: speed.images_per_second * operations_per_image for speed in speeds}
-    name = max(seen, key=seen.__getitem__)
-    return seen[name], name
+    return fastest(products)
 
 
 def _torch_products(m: int, k: int, n: int) -> list[Callable[[], object]]:
@@ -128,3 +124,76 @@ def operations_per_image(model: nn.Module, images: torch.Tensor) -> float:
         model.eval()(images[:1])
     model.train(training)
     return float(counter.get_total_flops())
+
+
+def joules_of(call: Callable[[], object], seconds: float = 1.0) -> float | None:
+    """Energy of one call: the mean over calls that take `seconds` together; None where nothing can be read."""
+    before = read_joules()
+    if before is None:
+        return None
+    started, count = perf_counter(), 0
+    while count == 0 or perf_counter() - started < seconds:
+        call()
+        count += 1
+    after = read_joules()
+    return None if after is None or after < before else (after - before) / count
+
+
+def read_joules(root: Path = RAPL) -> float | None:
+    """Energy used so far by all processor packages and NVIDIA devices (joules); None where none can be read."""
+    found = [*_packages(root), *_devices()]
+    return sum(found) if found else None
+
+
+def _packages(root: Path) -> list[float]:
+    found = []
+    for path in sorted(root.glob("intel-rapl:*/energy_uj")):
+        if path.parent.name.count(":") == 1:  # a package; what lies below it is a part of it
+            try:
+                found.append(int(path.read_text()) / 1e6)
+            except (OSError, ValueError):  # only root may read it on most machines
+                continue
+    return found
+
+
+def _devices() -> list[float]:
+    if not torch.cuda.is_available():
+        return []
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3 for handle in handles]
+    except pynvml.NVMLError:  # a container without the library, a part of a device, a virtual one
+        return []
+
+
+def main() -> None:
+    """Print the peak, and the energy of a trained image."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet44")
+    parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    source, model, about = subject(options.model, None, None, options.image_size, None)
+    images = torch.rand(options.batch_size, 3, *source.output_size)
+    targets = torch.zeros(options.batch_size, dtype=torch.int64)
+
+    def step() -> None:
+        torch.autograd.backward(nn.functional.cross_entropy(model(images), targets))
+
+    best, joules = fastest_product(), joules_of(step)
+    print(f"{cpu_name()}, {options.threads} thread(s), torch {torch.__version__}")
+    print(f"int8 peak: {best.rate / 1e12:.3f} TOP/s ({best.name})")
+    print(f"{about['model']}: {operations_per_image(model, images) / 1e9:.4f} GOP an image")
+    told = "no counter can be read" if joules is None else f"{joules / len(images):.2f} J in fp32"
+    print(f"energy of a trained image: {told}")
+
+
+if __name__ == "__main__":
+    main()
