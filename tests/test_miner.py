@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import Counter, namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
-from infer2train import MinedLoader, Replay, mine
+from infer2train import MinedLoader, Mining, Replay, mine
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.draw import Draw
 from infer2train.draws.methods.table import METHODS
@@ -571,6 +572,17 @@ def test_infinite_scores_are_counted_and_never_picked() -> None:
     views = loader.last.scores.view(12, 8)
     has_finite = views.isfinite().any(1)
     assert torch.equal(loader.last.scores[loader.last.chosen].isfinite(), has_finite)
+
+
+def test_settings_may_come_as_one_object_and_be_changed_beside_it() -> None:
+    shared = Mining(gamma=3, update_every=4, method="nm-augment-soft")
+    model = network()
+    loader = mine(jittered(), model, sgd(model), shared, seed=5)
+    assert loader.mining == replace(shared, seed=5, oracle_chunk=32)
+    again = mine(jittered(), network(), mining=loader.mining)
+    assert again.mining == loader.mining
+    with pytest.raises(ValueError, match="unknown setting 'gama'.*did you mean 'gamma'"):
+        mine(jittered(), network(), gama=3)
 
 
 def test_every_method_trains() -> None:
