@@ -581,7 +581,7 @@ def test_settings_may_come_as_one_object_and_be_changed_beside_it() -> None:
     assert loader.mining == replace(shared, seed=5, oracle_chunk=32)
     again = mine(jittered(), network(), mining=loader.mining)
     assert again.mining == loader.mining
-    with pytest.raises(ValueError, match="unknown setting 'gama'.*did you mean 'gamma'"):
+    with pytest.raises(ValueError, match=r"unknown setting 'gama'.*did you mean 'gamma'"):
         mine(jittered(), network(), gama=3)
 
 
