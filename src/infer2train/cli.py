@@ -451,7 +451,7 @@ def _reproduce(options: dict[str, Any]) -> None:
 
     from infer2train.settings import unknown
     from infer2train.studies.reproduce.experiments import EXPERIMENTS
-    from infer2train.studies.reproduce.page import columns, table
+    from infer2train.studies.reproduce.page import table
     from infer2train.studies.reproduce.run import reproduce
     from infer2train.studies.reproduce.sitting import Sitting
 
@@ -470,7 +470,7 @@ def _reproduce(options: dict[str, Any]) -> None:
         archive=None if options["archive"] is None else Path(options["archive"]),
         **{field: options[field] for field in ("scale", "variant", "seeds", "jobs", "quiet")},
     )
-    found = table(columns(reproduce(sitting, options["arms"])))
+    found = table(reproduce(sitting, options["arms"]))
     Console().print(f"{found}\npage: {sitting.results / 'page.md'}", highlight=False, markup=False, soft_wrap=True)
 
 

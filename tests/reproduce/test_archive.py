@@ -1,14 +1,22 @@
 """What an archive of finished runs gives back, on another machine."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from conformance.engine import needs
 from infer2train.observe.runlog import METRICS, read_config, write_config
 from infer2train.settings import as_plain
 from infer2train.studies.reproduce.archive import restore, store
+from infer2train.studies.reproduce.experiments import EXPERIMENTS
+from infer2train.studies.reproduce.run import reproduce
+from infer2train.studies.reproduce.sitting import Sitting
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import enter_folder
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 def finished(folder: Path, data: str) -> RunConfig:
@@ -32,14 +40,14 @@ def test_images_may_lie_elsewhere_but_a_data_set_by_name_is_that(
 ) -> None:
     finished(tmp_path / "run-seed0", then)
     store(tmp_path / "run-seed0", tmp_path / "archive")
-    assert restore("run-seed0", tmp_path / "archive", tmp_path / "runs", now)
+    assert restore(tmp_path / "archive", tmp_path / "runs" / "run-seed0", now)
     assert read_config(tmp_path / "runs" / "run-seed0")["data"] == stored
 
 
 def test_a_restored_run_is_the_run_of_a_sitting_with_other_folders(tmp_path: Path) -> None:
     config = finished(tmp_path / "run-seed0", "/there/cifar10")
     store(tmp_path / "run-seed0", tmp_path / "archive")
-    restore("run-seed0", tmp_path / "archive", tmp_path / "runs", "/here/images")
+    restore(tmp_path / "archive", tmp_path / "runs" / "run-seed0", "/here/images")
     changes = {"data": "/here/images", "data_cache": "/another/cache"}
     here = RunConfig(**{**vars(config), **changes})
     assert enter_folder(here, tmp_path / "runs" / "run-seed0", resume=True).data_cache == "/another/cache"
@@ -54,7 +62,7 @@ def test_what_came_from_the_archive_stays_as_it_is_there(tmp_path: Path) -> None
     archive, restored = tmp_path / "archive", tmp_path / "runs" / "run-seed0"
     finished(tmp_path / "run-seed0", "/there/cifar10")
     store(tmp_path / "run-seed0", archive)
-    restore("run-seed0", archive, tmp_path / "runs", "/here/images")
+    restore(archive, restored, "/here/images")
     store(restored, archive)
     assert read_config(archive / "run-seed0")["data"] == "/there/cifar10"
     with (restored / METRICS).open("a", encoding="utf-8") as rows:  # looked at again: something new to keep
@@ -65,7 +73,27 @@ def test_what_came_from_the_archive_stays_as_it_is_there(tmp_path: Path) -> None
 
 def test_what_is_published_can_still_be_restored() -> None:
     """`reproduce --archive docs/results/…` reads the configuration of each run, whatever release trained it."""
-    places = list((Path(__file__).resolve().parents[2] / "docs" / "results").glob("runs-*/*/config.yaml"))
+    places = list(RESULTS.glob("runs-*/*/config.yaml"))
     assert len(places) > 50
     for place in places:
         assert from_plain(read_config(place.parent)).seed >= 0
+
+
+def test_the_published_table_is_made_again_from_what_is_published(tmp_path: Path) -> None:
+    """Nothing is trained, for which there are no images here: what would be timed is made of archived runs too."""
+    needs("openvino")
+    published, archive = RESULTS / "fig1-mini" / "results.json", tmp_path / "archive"
+    experiment = EXPERIMENTS["fig1"]
+    for arm in experiment.arms:
+        for place in (RESULTS / "runs-mini").glob(f"{arm.name}-seed?"):
+            shutil.copytree(place, archive / place.name)
+        shutil.copytree(archive / f"{arm.name}-seed0", tmp_path / "runs" / "fig1" / "timing" / arm.name)
+    common = {"data": str(tmp_path / "images"), "pool": "process", "threads": 1}
+    found = reproduce(
+        Sitting(experiment=experiment, folder=tmp_path / "runs", archive=archive, common=common, quiet=True)
+    )
+    again = json.loads(json.dumps([line.as_plain() for line in found]))
+    for made, kept in zip(again, json.loads(published.read_text(encoding="utf-8")), strict=True):
+        names = kept.keys() - {"num_devices", "wall", "device_seconds"}
+        assert {name: made[name] for name in names} == {name: kept[name] for name in names}
+    assert "Not finished" not in (tmp_path / "runs" / "fig1" / "page.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
 from infer2train.studies.reproduce.diagnosis import recalibrate
 from infer2train.studies.reproduce.experiments import Arm, Experiment
-from infer2train.studies.reproduce.page import Line, columns, table
+from infer2train.studies.reproduce.page import Line, table
 from infer2train.studies.reproduce.run import reproduce
 from infer2train.studies.reproduce.sitting import Sitting, as_long_as
 from infer2train.training.config import from_plain
@@ -144,8 +144,8 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
 
 
 def test_a_column_in_which_nothing_stands_is_not_shown(trained: Trained) -> None:
-    assert "on equal hardware" in table(columns(trained[2]))
-    assert "on equal hardware" not in table(columns(trained[2][:1]))
+    assert "on equal hardware" in table(trained[2])
+    assert "on equal hardware" not in table(trained[2][:1])
 
 
 def test_the_page_says_what_it_found_and_what_it_cannot_say(trained: Trained) -> None:

@@ -29,16 +29,15 @@ def store(folder: Path, archive: Path) -> None:
     partial.replace(place / METRICS)
 
 
-def restore(name: str, archive: Path, runs: Path, data: str) -> bool:
-    """Make a run folder of what the archive has of a run; whether it had it and no such folder was there.
+def restore(archive: Path, folder: Path, data: str) -> bool:
+    """Make a run folder of what the archive has of that name; whether it had it and no such folder was there.
 
     Args:
-        name: of the run.
         archive: of finished runs.
-        runs: folder of run folders.
+        folder: of the run.
         data: of this sitting. A folder of images may lie elsewhere than it did, its content is taken on trust.
     """
-    place, folder = archive / name, runs / name
+    place = archive / folder.name
     if not (place / CONFIG).is_file() or not is_finished(place) or (folder / CONFIG).is_file():
         return False
     folder.mkdir(parents=True, exist_ok=True)

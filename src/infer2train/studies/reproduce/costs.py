@@ -23,15 +23,16 @@ NO_TRAINING = ("evaluation", "checkpoint", "total")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one arm: the devices that it occupies, and the wall-clock of its whole training (seconds)."""
+    """Of one arm: its devices, its epochs, and the seconds of one without evaluation and checkpoint."""
 
     devices: int
-    wall: float
+    epochs: int
+    epoch_seconds: float
 
-
-def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
-    """What a run costs, see `epoch_seconds`."""
-    return Cost(devices=devices(config), wall=config.epochs * epoch_seconds(config, folder, quiet))
+    @property
+    def wall(self) -> float:
+        """Of the whole training (seconds)."""
+        return self.epochs * self.epoch_seconds
 
 
 def devices(config: RunConfig) -> int:
@@ -43,30 +44,18 @@ def devices(config: RunConfig) -> int:
     return (config.threads or 1) + (oracles if has_own else 0)
 
 
-def epoch_seconds(config: RunConfig, folder: Path, quiet: bool) -> float:
-    """Wall-clock of an epoch without evaluation and checkpoint; of a ramp, one of the mean share of mined batches.
-
-    Args:
-        config: of the run.
-        folder: of the short run that is timed; a finished one is not timed again.
-        quiet: show no progress.
-    """
+def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
+    """Time a short run in `folder`, unless a finished one is there; of a ramp, at the mean share of mined batches."""
     if not is_finished(folder):
         short = replace(as_long_as(config, TIMED_EPOCHS), train_error_samples=0, evaluate_every=TIMED_EPOCHS)
         train(short, folder, resume=folder.exists(), quiet=quiet, title=f"timing {folder.name}", report=False)
     parts = read_run(folder).epochs[-1]["seconds"]
-    return float(sum(value for name, value in parts.items() if name not in NO_TRAINING))
+    seconds = float(sum(value for name, value in parts.items() if name not in NO_TRAINING))
+    return Cost(devices=devices(config), epochs=config.epochs, epoch_seconds=seconds)
 
 
 def with_all_devices(baseline: RunConfig, hybrid: RunConfig, timing: Path, quiet: bool) -> RunConfig:
-    """The baseline on all devices of a hybrid for its wall-clock; the learning rate falls in that time.
-
-    Args:
-        baseline: the run of the arm, as if it had the baseline's devices and length.
-        hybrid: the run whose devices and wall-clock it gets.
-        timing: folder of the two short runs that are timed.
-        quiet: show no progress.
-    """
+    """The baseline on all devices of a hybrid for its wall-clock, timed in two short runs in `timing`."""
     wide = replace(baseline, threads=devices(hybrid)) if baseline.device == "cpu" else baseline
-    theirs = cost(hybrid, timing / "hybrid", quiet).wall
-    return as_long_as(wide, max(1, round(theirs / epoch_seconds(wide, timing / "baseline", quiet))))
+    theirs, ours = cost(hybrid, timing / "hybrid", quiet), cost(wide, timing / "baseline", quiet)
+    return as_long_as(wide, max(1, round(theirs.wall / ours.epoch_seconds)))

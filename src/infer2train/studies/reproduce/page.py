@@ -93,26 +93,16 @@ def write_page(
     import jinja2
 
     found, folder = lines(arms, runs, costs), sitting.results
-    done = {line.arm.name: len(line.errors) for line in found}
-    instead = next((arm.name for arm in arms if arm.wall_clock_of is not None), None)
+    done = dict.fromkeys((arm.name for arm in arms), 0) | {line.arm.name: len(line.errors) for line in found}
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"difference": tables.difference, "outlook": tables.outlook}
+    environment.filters |= {"difference": tables.difference, "outlook": tables.outlook, "spread": _spread}
     page = environment.from_string(resources.files(__package__).joinpath("page.md.j2").read_text(encoding="utf-8"))
     text = page.render(
         **{"sitting": sitting, "experiment": sitting.experiment, "timed": costs, "lines": found, "sweeps": sweeps},
-        **{"table": table, "columns": columns, "candidates": candidates},
-        differences=[
-            (f"{line.arm.name} against {versus}", difference)
-            for line in found
-            for versus, difference in (
-                (line.arm.against, line.difference),
-                (f"{instead}, on equal hardware", line.on_equal_hardware),
-            )
-        ],
-        missing=[
-            f"{arm.name} ({n} of {sitting.seeds})" for arm in arms if (n := done.get(arm.name, 0)) < sitting.seeds
-        ],
-        figures=_figures(folder, runs, list(done)) if sitting.experiment.curves else [],
+        table=table(found),
+        instead=next((arm.name for arm in arms if arm.wall_clock_of is not None), None),
+        missing={name: n for name, n in done.items() if n < sitting.seeds},
+        figures=_figures(folder, runs, [line.arm.name for line in found]) if sitting.experiment.curves else {},
         machines=sections.machines([run for run in runs.runs.values() if run.finished]),
     )
     (folder / RESULTS).write_text(json.dumps([line.as_plain() for line in found], indent=2) + "\n", encoding="utf-8")
@@ -120,40 +110,32 @@ def write_page(
     return found
 
 
-def columns(found: Sequence[Line]) -> list[dict[str, str]]:
-    """The lines' cells by heading."""
-    return [
-        {
-            "arm": line.arm.name,
-            "n": str(len(line.errors)),
-            "test error, %": _spread(list(line.errors.values())),
-            "against": line.arm.against or tables.ABSENT,
-            "difference, points [95 %]": tables.difference(line.difference),
-            "verdict": line.difference.verdict.value if line.difference else tables.ABSENT,
-            "on equal hardware, points [95 %]": tables.difference(line.on_equal_hardware),
-            "NLL": tables.ABSENT if line.loss is None else f"{line.loss:.3f}",
-            "ECE, %": tables.percent(line.calibration_error),
-            "error with BN of random views, %": tables.percent(line.recalibrated),
-            "devices": str(line.num_devices or tables.ABSENT),
-            "device-seconds": f"{line.device_seconds:.2f} ×" if line.device_seconds else tables.ABSENT,
-            "wall": f"{line.wall:.2f} ×" if line.wall else tables.ABSENT,
-            "in the paper": line.arm.paper or tables.ABSENT,
-        }
-        for line in found
-    ]
+def table(found: Sequence[Line]) -> str:
+    """The lines in Markdown, without empty columns."""
+    rows = [_cells(line) for line in found]
+    shown = [name for name in rows[0] if any(row[name] != tables.ABSENT for row in rows)] if rows else []
+    cells = [shown, ["---"] * len(shown), *([row[name] for name in shown] for row in rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
-def candidates(decided: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a sweep found on held-out training images."""
-    errors = decided["held_out_errors"]
-    return [
-        {
-            "candidate": name.removeprefix("held-out-"),
-            "n": str(len(found)),
-            "held-out error, %": _spread(found),
-        }
-        for name, found in errors.items()
-    ]
+def _cells(line: Line) -> dict[str, str]:
+    """By heading."""
+    return {
+        "arm": line.arm.name,
+        "n": str(len(line.errors)),
+        "test error, %": _spread(list(line.errors.values())),
+        "against": line.arm.against or tables.ABSENT,
+        "difference, points [95 %]": tables.difference(line.difference),
+        "verdict": line.difference.verdict.value if line.difference else tables.ABSENT,
+        "on equal hardware, points [95 %]": tables.difference(line.on_equal_hardware),
+        "NLL": tables.ABSENT if line.loss is None else f"{line.loss:.3f}",
+        "ECE, %": tables.percent(line.calibration_error),
+        "error with BN of random views, %": tables.percent(line.recalibrated),
+        "devices": str(line.num_devices or tables.ABSENT),
+        "device-seconds": f"{line.device_seconds:.2f} ×" if line.device_seconds else tables.ABSENT,
+        "wall": f"{line.wall:.2f} ×" if line.wall else tables.ABSENT,
+        "in the paper": line.arm.paper or tables.ABSENT,
+    }
 
 
 def _spread(errors: Sequence[float]) -> str:
@@ -161,24 +143,16 @@ def _spread(errors: Sequence[float]) -> str:
     return tables.percent(mean) + (f" ± {tables.percent(std)}" if std is not None else "")
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """In Markdown, without its empty columns."""
-    shown = [name for name in rows[0] if any(row[name] != tables.ABSENT for row in rows)] if rows else []
-    cells = [shown, ["---"] * len(shown), *([row[name] for name in shown] for row in rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def _figures(folder: Path, runs: RunSet, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Panels (a), all epochs, and (b), the final ones, as SVG files: what each shows, and its name."""
+def _figures(folder: Path, runs: RunSet, names: Sequence[str]) -> dict[str, str]:
+    """Panels (a), all epochs, and (b), the final ones, as SVG files by what they show."""
     curves = {name: errors_of(runs.shown(name)) for name in names}
-    last = max((int(found.validation.x[-1]) for found in curves.values() if len(found.validation)), default=-1)
-    figures = []
-    for letter, shown, epoch in (
-        ("a", "all epochs", 0),
-        ("b", "final epochs", last + 1 - max(3, round((last + 1) / FINAL_PART))),
-    ):
+    ends = [int(found.validation.x[-1]) + 1 for found in curves.values() if len(found.validation)]
+    if not ends:
+        return {}
+    final = max(0, max(ends) - max(3, round(max(ends) / FINAL_PART)))
+    files = {"all epochs": "errors-a.svg", "final epochs": "errors-b.svg"}
+    for (shown, file), epoch in zip(files.items(), (0, final), strict=True):
         looks = plots.styles(names, names[0])
-        drawn = plots.error_curves(curves, looks, first_epoch=max(0, epoch), title=f"Error, {shown}", legend=True)
-        (folder / f"errors-{letter}.svg").write_text(standalone(drawn), encoding="utf-8")
-        figures.append((shown, f"errors-{letter}.svg"))
-    return figures
+        drawn = plots.error_curves(curves, looks, first_epoch=epoch, title=f"Error, {shown}", legend=True)
+        (folder / file).write_text(standalone(drawn), encoding="utf-8")
+    return files

@@ -78,8 +78,7 @@ def train(sitting: Sitting, runs: Mapping[tuple[str, int], RunConfig], folder: P
 def _restore(sitting: Sitting, arm: str, seed: int) -> None:
     """From the archive, if it is there; the images are where this sitting's are."""
     if sitting.archive is not None:
-        run = sitting.run_folder(arm, seed)
-        restore(run.name, sitting.archive, run.parent, sitting.run(sitting.experiment.arms[0]).data)
+        restore(sitting.archive, sitting.run_folder(arm, seed), sitting.run(sitting.experiment.arms[0]).data)
 
 
 def _finish(folder: Path, archive: Path | None) -> None:
