@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, get_args
 
+import numpy as np
+
 from infer2train.checkpoint.state import decode, encode
 from infer2train.pool.messages import News, Order
 from infer2train.pool.segment import Segment
@@ -29,8 +31,11 @@ _READ_BYTES = 1 << 18
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """Descriptors that come are not handed on to processes that are started later."""
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*get_args(Order), *get_args(News))}
-_TREES = frozenset({"tree", "ids", "seeds", "ranges", "probe_scores"})
-"""Fields that hold tensors or arrays; the others are plain JSON, or a segment."""
+_TREES = frozenset({"tree", "ranges", "probe_scores"})
+"""Fields that hold tensors."""
+_INTEGERS = frozenset({"ids", "seeds"})
+"""Fields that are int64 arrays: small, and sent by the trainer at every step, so they go as text. All others are plain
+JSON, or a segment."""
 
 
 class Channel:
@@ -135,6 +140,7 @@ class Channel:
 
 def _packed(message: Order | News) -> tuple[bytes, tuple[Segment, ...]]:
     fields = dict(vars(message))
+    fields |= {name: fields[name].tobytes().hex() for name in _INTEGERS & fields.keys()}
     tree, tensors = encode({name: fields.pop(name) for name in _TREES & fields.keys()})
     shared = {name: fields.pop(name) for name, value in vars(message).items() if isinstance(value, Segment)}
     if tensors:
@@ -145,6 +151,7 @@ def _packed(message: Order | News) -> tuple[bytes, tuple[Segment, ...]]:
 
 def _unpacked(text: bytes, descriptors: list[int]) -> Order | News:
     kind, fields, tree, layouts = json.loads(text)
+    fields |= {n: np.frombuffer(bytes.fromhex(fields[n]), np.int64).copy() for n in _INTEGERS & fields.keys()}
     places = zip(layouts.items(), descriptors, strict=True)
     shared = {name: Segment(layout, descriptor) for (name, layout), descriptor in places}
     for segment in shared.values():
