@@ -10,7 +10,6 @@ from conformance.engine import needs
 
 SCRIPT = """
 import sys, threading, torch
-from infer2train.studies.gamma.peak import int8_gemm_peak
 from infer2train.models.cifar_resnet import resnet8
 from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.samples import GivenSamples
@@ -18,7 +17,6 @@ from infer2train.oracle.snapshot import snapshot
 
 seen, watched = [], ("os.fork", "socket.connect", "urllib.Request")
 sys.addaudithook(lambda event, details: seen.append(event) if event in watched else None)
-int8_gemm_peak()
 model, inputs = resnet8(10), torch.rand(32, 3, 32, 32)
 engine = build_engine("openvino:int8", model, samples=GivenSamples(inputs, torch.zeros(32, dtype=torch.long)), rows=32)
 engine.refresh(engine.calibrated(snapshot(model, 0)))
