@@ -153,7 +153,9 @@ class MinedLoader:
         self._note_training()
         self._settle()
         if not len(self._picker):
-            self._require_version(self._planned())
+            draw = self._planned()
+            self._require_version(draw)
+            self._picker.submit(draw)
         self._submit_ahead()
         self.last, batch = self._picker.take()
         assert self.last.number == self._course.draws, (self.last.number, self._course.draws)
