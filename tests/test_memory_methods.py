@@ -216,6 +216,25 @@ def test_irreducible_losses_that_are_missing_are_refused(given: Any, said: str) 
         loader_of(model, sgd(model), method="rho", irreducible=given)
 
 
+class Counted(TensorDataset):
+    reads = 0
+
+    def __getitem__(self, index: int) -> Any:
+        Counted.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"method": "infobatch"}, "needs epochs="), ({"method": "rho", "epochs": 3}, "got none; pass irreducible=")],
+)
+def test_what_a_method_lacks_is_said_before_anything_is_read_or_started(given: dict[str, Any], said: str) -> None:
+    Counted.reads = 0
+    with pytest.raises(ValueError, match=said):
+        mine(DataLoader(Counted(*data().tensors), batch_size=16), network(), **given)
+    assert Counted.reads == 0
+
+
 # Both resume exactly
 
 

@@ -60,12 +60,13 @@ class MinedLoader:
         self,
         dataloader: "DataLoader[Any]",
         model: nn.Module,
+        mining: Mining,
         method: Method,
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
     ) -> None:
-        self.mining, self._method = method.mining, method
+        self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
         self._dataloader, self._pool = dataloader, pool
         self._meter = Meter()

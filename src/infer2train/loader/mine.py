@@ -95,15 +95,15 @@ def mine(
     check_loader(dataloader)
     model, optimizers = check_model(model), optimizers_of(optimizer)
     wanted: Mining = changed(Mining, mining, settings)
+    method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
     trained_on, scored = sources(dataloader, transform, score_collate, wanted)
     with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
         host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
-        assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
-        method = get_method(assembly.mining)
         method.survey(host.read, readable_ids(dataloader))
+        assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
     live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
     trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, method, assembly.pool, trainer, live)
+    loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live)
     loader.notes = assembly.notes
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
