@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import infer2train
 from infer2train.machine.cores import available_cores, on_cores
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.observe.runlog import cpu_name
 from infer2train.sources.views.crops import PadCropFlip

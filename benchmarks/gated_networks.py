@@ -23,8 +23,8 @@ from infer2train.batches import split_batch
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.scores import loss
 from infer2train.observe.runlog import cpu_name
-from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.fidelity import Fidelity, fidelity
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from infer2train.machine.memory import keep_freed_memory
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.observe.runlog import cpu_name
 
 
@@ -38,7 +38,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20", help="of the catalogue (default resnet20)")
+    parser.add_argument("--model", default="resnet20", help="by name (default resnet20)")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default 32)")
     parser.add_argument("--batch-size", type=int, default=64, help="images (default 64)")
     parser.add_argument("--steps", type=int, default=30, help="timed of each process (default 30)")

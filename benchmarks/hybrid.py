@@ -37,18 +37,18 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import infer2train
-from infer2train.data.catalogue import load_data
+from infer2train.data.load import load_data
 from infer2train.draws.addresses import Addresses
 from infer2train.loader.loader import MinedLoader
 from infer2train.machine.cores import available_cores, on_cores
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.observe.runlog import cpu_name
 from infer2train.observe.timeline import ORACLE_SPANS
 from infer2train.pool.process import ProcessPool
 from infer2train.sources.views.crops import PadCropFlip
 from infer2train.sources.views.image_views import ImageViews
-from infer2train.studies.gamma.plan import hybrid_step_seconds
+from infer2train.studies.gamma.recommendation import hybrid_step_seconds
 
 METHODS = ("nm-augment", "self-distill", "nm-sample")
 BOUNDS = {"nm-augment": 1.05, "self-distill": 1.08, "nm-sample": 1.05}

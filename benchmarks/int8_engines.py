@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from infer2train.batches import split_batch, tensors_of
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.observe.runlog import cpu_name
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.measurement import timed
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from infer2train.observe.runlog import cpu_name
-from infer2train.oracle.catalogue import missing_packages
+from infer2train.oracle.engines import missing_packages
 from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
 from infer2train.studies.gamma.measure import subject

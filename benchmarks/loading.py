@@ -4,7 +4,7 @@
     taskset -c 0 python benchmarks/loading.py --parquet FOLDER     # its shards, and its first images as class folders
     taskset -c 0 python benchmarks/loading.py --src OTHER/src      # beside another version, turn and turn about
 
-Each load is a process of its own, which Python's start and the import of the catalogue are not counted in. Prints
+Each load is a process of its own, which Python's start and the import of `data.load` are not counted in. Prints
 medians of wall and of processor seconds, in the second of which other work on the machine shows little.
 """
 
@@ -32,10 +32,10 @@ LOAD = """
 import sys
 from pathlib import Path
 from time import perf_counter, process_time
-from infer2train.data import catalogue
-load, folder, cache_dir = sys.argv[1:]
+from infer2train.data import load
+name, folder, cache_dir = sys.argv[1:]
 wall, processor = perf_counter(), process_time()
-getattr(catalogue, load)(folder, cache_dir=Path(cache_dir), progress=False)
+getattr(load, name)(folder, cache_dir=Path(cache_dir), progress=False)
 print([perf_counter() - wall, process_time() - processor])
 """
 CASES = (

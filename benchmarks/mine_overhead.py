@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import infer2train
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.models.pixels import Pixels
 from infer2train.observe.runlog import cpu_name
 from infer2train.sources.views.crops import PadCropFlip

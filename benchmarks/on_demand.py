@@ -21,9 +21,9 @@ import PIL
 import torch
 from PIL import Image
 
-from infer2train.data.catalogue import load_encoded
 from infer2train.data.decoding import decode
 from infer2train.data.images import EncodedSplit
+from infer2train.data.load import load_encoded
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
 from infer2train.observe.runlog import cpu_name
 from infer2train.sources.views.crops import RandomResizedCropFlip

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.models.pixels import Pixels
-from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.snapshot import snapshot
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
-from infer2train.sources.views.catalogue import VIEWS, make_view
 from infer2train.sources.views.image_views import ImageViews
+from infer2train.sources.views.named import VIEWS, make_view
 
 
 def main() -> None:

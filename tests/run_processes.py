@@ -18,7 +18,12 @@ from typing import Any
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("infer2train.cli", "infer2train.training.loop", "infer2train.data.digits", "infer2train.models.cifar_resnet"),
+        *(
+            "infer2train.cli.main",
+            "infer2train.training.loop",
+            "infer2train.data.digits",
+            "infer2train.models.cifar_resnet",
+        ),
         *("infer2train.loader.mine", "torch.utils.tensorboard", "matplotlib.figure", "jinja2", "yaml"),
     ]
 )
@@ -110,6 +115,6 @@ def _run(folder: Path, output: Path, arguments: Sequence[str], moment: Moment | 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if moment is not None:
         moment.arm()
-    from infer2train.cli import main
+    from infer2train.cli.main import main
 
     sys.exit(main(arguments))

@@ -13,21 +13,20 @@ ROOMS = {
     "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection scores losses methods collapse",
     "sources": "albumentations source bits pipeline views collation reader trial replay",
-    "models": "initialisation pixels cifar_resnet imagenet_resnet catalogue",
-    "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet catalogue",
+    "models": "initialisation pixels cifar_resnet imagenet_resnet build",
+    "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics runlog",
     "checkpoint": "state manifest checkpoint",
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine scorer torch_engine fidelity live "
-    "refresher trial lowered_engine simulated_engine openvino_engine onnxruntime_engine catalogue measurement",
-    "pool": "task pool catalogue inline stream fingerprint messages transport worker seat supervisor "
+    "refresher trial lowered_engine simulated_engine openvino_engine onnxruntime_engine engines measurement",
+    "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
     "loader": "order acknowledgement admission remedies rehearsal course publisher picking health journal loader "
     "assembly mine",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder watch loop",
     "studies": "compare gamma reproduce demo",
-    "cli": "",
-    "__main__": "",
+    "cli": "arguments arms verbs main __main__",
 }
 """In the way of the data; behind each room its modules in theirs."""
 MOST_ROOMS, MOST_ARROWS = 20, 100

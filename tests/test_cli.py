@@ -22,7 +22,9 @@ from infer2train.observe.runlog import read_config, read_rows
 from infer2train.training.config import RunConfig, from_plain
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
-from infer2train.cli import VERBS, main, parse, setting_texts
+from infer2train.cli.arguments import parse, setting_texts
+from infer2train.cli.main import main
+from infer2train.cli.verbs import VERBS
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--threads", "1", "--train-error-samples", "0"]
 
@@ -353,7 +355,7 @@ def test_help_is_light_and_explains_every_flag() -> None:
     """In a fresh process: what a verb's help imports decides how long it takes."""
     code = f"""
 import sys
-from infer2train.cli import VERBS, main
+from infer2train.cli.main import VERBS, main
 for verb in [None, *VERBS]:
     try:
         main([*([verb] if verb else []), "--help"])

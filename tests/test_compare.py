@@ -14,7 +14,9 @@ from infer2train.observe.runlog import read_config, read_rows
 from run_processes import Moment, command_line, interrupt
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
-from infer2train.cli import _own_settings, main, parse
+from infer2train.cli.arguments import parse
+from infer2train.cli.arms import own_settings
+from infer2train.cli.main import main
 
 TINY = "--epochs 2 --batch-size 50 --gamma 2 --threads 1 --train-error-samples 0 --limit 100 --checkpoint-every 3"
 COMPARE = ["compare", "--methods", "baseline", "nm-augment", "--seeds", "2", *TINY.split(), "--name", "pair"]
@@ -170,6 +172,6 @@ def test_one_method_is_not_a_comparison(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_setting_asked_for_wins_over_the_regimes_own_for_a_method() -> None:
     asked = ["compare", "--regime", "cifar10-resnet44", "--methods", "baseline", "nm-sample"]
     _, options = parse([*asked, "--balance", "stratified"])
-    assert "balance" not in _own_settings(options, "nm-sample")
+    assert "balance" not in own_settings(options, "nm-sample")
     _, options = parse(asked)
-    assert _own_settings(options, "nm-sample")["balance"] == "uniform"
+    assert own_settings(options, "nm-sample")["balance"] == "uniform"

@@ -265,7 +265,7 @@ def test_what_a_method_needs_follows_from_its_choices(name: str) -> None:
         "self-distill": (True, True, False),
         "infobatch": (True, True, False),
     }
-    assert (method.has_oracle, method.asks_the_pool, method.is_rampable) == wanted.get(name, (True, True, True))
+    assert (method.has_oracle, method.looks_at_candidates, method.is_rampable) == wanted.get(name, (True, True, True))
     assert method.source
 
 

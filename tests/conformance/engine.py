@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from conformance.networks import NETWORKS, experienced
 from infer2train.batches import batch_size, call_model, map_tensors, take_rows, tensors_of
-from infer2train.oracle.catalogue import EXTRAS, build_engine, parse_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.engines import EXTRAS, build_engine, parse_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import Record, parameters_and_buffers, snapshot

@@ -12,8 +12,8 @@ import pytest
 from PIL import features
 
 from infer2train.data import once
-from infer2train.data.catalogue import load_data, load_encoded
 from infer2train.data.class_folders import FolderImages
+from infer2train.data.load import load_data, load_encoded
 
 Write = Callable[..., Path]
 Images = Callable[..., list[bytes | None]]
@@ -258,7 +258,7 @@ def test_two_layouts_at_once(class_folder: Path, cache_dir: Path) -> None:
     refused(class_folder, cache_dir, "Parquet shards or class folders: got both in")
 
 
-def test_a_catalogue_name_is_decoded_already(cache_dir: Path) -> None:
+def test_a_known_name_is_decoded_already(cache_dir: Path) -> None:
     with pytest.raises(ValueError, match="on-demand is for folders of images: got 'digits'"):
         load_encoded("digits", cache_dir=cache_dir)
 

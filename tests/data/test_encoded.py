@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from infer2train.data import decoding
-from infer2train.data.catalogue import load_encoded
 from infer2train.data.decoding import decode
 from infer2train.data.images import EncodedSplit
+from infer2train.data.load import load_encoded
 from infer2train.data.subsets import hold_out, limit_split
 
 RNG = np.random.default_rng(0)

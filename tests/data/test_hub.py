@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from infer2train.data.catalogue import load_data
 from infer2train.data.hub import NAME
+from infer2train.data.load import load_data
 
 Write = Callable[..., Path]
 Images = Callable[..., list[bytes | None]]
@@ -24,7 +24,7 @@ REVISIONS = {"main": "a" * 40, "refs/convert/parquet": "b" * 40}
 LOAD = """
 import json, sys, warnings
 from pathlib import Path
-from infer2train.data.catalogue import load_data, load_encoded
+from infer2train.data.load import load_data, load_encoded
 
 def load(name, **options):
     data, encoded = load_data(name, **options), load_encoded(name, **options)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infer2train.data import once, parquet
-from infer2train.data.catalogue import load_data, load_encoded
+from infer2train.data.load import load_data, load_encoded
 
 Write = Callable[..., Path]
 Images = Callable[..., list[bytes | None]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infer2train.data import parquet
-from infer2train.data.catalogue import load_encoded
+from infer2train.data.load import load_encoded
 
 Write = Callable[..., Path]
 

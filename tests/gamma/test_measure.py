@@ -12,20 +12,20 @@ import torch
 from rich.console import Console
 
 from conformance.engine import needs
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.oracle import measurement, rounds
-from infer2train.oracle.catalogue import missing_packages
+from infer2train.oracle.engines import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import take_turns
 from infer2train.oracle.samples import GivenSamples
 from infer2train.studies.gamma.busyness import Busyness
 from infer2train.studies.gamma.measure import measure_gamma
-from infer2train.studies.gamma.plan import Recommendation
+from infer2train.studies.gamma.recommendation import Recommendation
 from infer2train.studies.gamma.report import GammaReport, print_gamma
 from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
-from infer2train import cli
+from infer2train.cli import main as cli
 
 ENGINE_FIELDS = {
     *("name", "images_per_second", "gamma", "end_to_end_gamma", "refresh_seconds", "captured_gain", "chunk"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer2train.oracle.measurement import EngineSpeed, end_to_end_gamma
-from infer2train.studies.gamma.plan import gammas, hybrid_step_seconds, recommend
+from infer2train.studies.gamma.recommendation import gammas, hybrid_step_seconds, recommend
 
 
 def engine(name: str = "openvino:int8", images_per_second: float = 3200.0, refresh_seconds: float = 0.1) -> EngineSpeed:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from conformance.engine import check_engine
 from conformance.networks import NETWORKS
-from infer2train.oracle.catalogue import build_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.snapshot import Record, snapshot
 
 pytestmark = [

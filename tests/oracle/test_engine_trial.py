@@ -18,7 +18,7 @@ from conformance.networks import GATED
 from infer2train.batches import call_model
 from infer2train.observe.metrics import window
 from infer2train.oracle import openvino_engine
-from infer2train.oracle.catalogue import INT8, build_engine
+from infer2train.oracle.engines import INT8, build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.lowered_engine import Lowered, LoweredEngine
 from infer2train.oracle.quantization.program import Program

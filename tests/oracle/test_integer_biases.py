@@ -5,7 +5,7 @@ import torch
 
 from conformance.engine import needs
 from conformance.networks import ViT, experienced, images
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot
 

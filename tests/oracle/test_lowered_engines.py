@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from conformance.engine import ENGINE_ROWS, check_engine, converted, given_samples, needs, trained
 from conformance.networks import NETWORKS
 from infer2train.batches import call_model, map_tensors, tensors_of
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.lowered_engine import CALIBRATION_ROWS, RECALIBRATION_FACTOR, Lowered, LoweredEngine
 from infer2train.oracle.quantization.graph import GraphError
 from infer2train.oracle.quantization.program import Program, Simulation, deviation, specify
@@ -75,7 +75,7 @@ def some_rows(tree: Any, start: int, stop: int) -> Any:
     return map_tensors(lambda tensor: tensor[start:stop], tree)
 
 
-# The suite, beside test_engine_catalogue.py, where every engine goes through it with one network
+# The suite, beside test_engines.py, where every engine goes through it with one network
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from conformance.engine import needs
 SCRIPT = """
 import sys, threading, torch
 from infer2train.models.cifar_resnet import resnet8
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot
 

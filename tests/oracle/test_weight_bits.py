@@ -9,7 +9,7 @@ from torch import nn
 
 from conformance.engine import needs
 from infer2train.oracle import weight_bits
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot

@@ -27,7 +27,7 @@ from conformance.pool import (
 from infer2train.batches import call_model, split_batch
 from infer2train.draws import scores
 from infer2train.draws.losses import mean_log_probabilities
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples

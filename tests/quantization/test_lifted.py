@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infer2train.oracle.catalogue import build_engine
+from infer2train.oracle.engines import build_engine
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from infer2train.draws.methods.table import choices_of
-from infer2train.oracle.catalogue import missing_packages
+from infer2train.oracle.engines import missing_packages
 from infer2train.settings import as_plain
-from infer2train.sources.views.catalogue import VIEWS
+from infer2train.sources.views.named import VIEWS
 from infer2train.studies.reproduce.experiments import EXPERIMENTS, Arm, experiment
 from infer2train.studies.reproduce.sitting import ORACLE_8_BIT, SCALES, VARIANTS, Sitting
 from infer2train.training.config import RunConfig

@@ -110,7 +110,7 @@ def test_it_goes_on_exactly(model: str, work: Work) -> None:
 
 def test_without_a_compiler_it_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     surroundings = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    code = "import sys; from infer2train.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from infer2train.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *TINY, "--name", "a", "--compile", "default"]
     done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from infer2train.observe.runlog import read_config, read_rows
-from infer2train.oracle.catalogue import INT8, missing_packages, parse_engine
+from infer2train.oracle.engines import INT8, missing_packages, parse_engine
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
-from infer2train import cli
+from infer2train.cli import main as cli
 
 INSTALLED = [spec for spec in INT8 if not missing_packages(parse_engine(spec).name)]
 SHORT = (
@@ -95,7 +95,7 @@ def test_auto_is_measured_once_and_said(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_a_control_needs_no_engine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infer2train.oracle.catalogue.missing_packages", lambda name: ["openvino"])
+    monkeypatch.setattr("infer2train.oracle.engines.missing_packages", lambda name: ["openvino"])
     assert cli.main(["train", *SHORT, "--method", "baseline", "--oracle", "int8", "--name", "a"]) == 0
     assert train("--oracle", "int8", "--name", "b") == 2
     assert "pip install 'infer2train[openvino]'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 
-from infer2train import cli
+from infer2train.cli import main as cli
 from infer2train.observe.runlog import read_rows
 from infer2train.studies.gamma.measure import subject
 from infer2train.training.config import RunConfig, from_plain

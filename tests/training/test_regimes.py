@@ -9,8 +9,8 @@ from torch import nn
 
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import METHODS
-from infer2train.sources.views.catalogue import make_view
 from infer2train.sources.views.image_views import ImageViews
+from infer2train.sources.views.named import make_view
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES, regime_defaults
 from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model

@@ -143,6 +143,6 @@ def test_what_is_left_to_the_machine_is_decided_once(tmp_path: Path, monkeypatch
     assert resolved(from_plain({**as_plain(asked), "threads": 2}), stored).threads == 2
 
 
-def test_the_digits_are_those_of_the_catalogue() -> None:
+def test_the_digits_are_those_of_the_name() -> None:
     data, _, _ = load_splits(digits())
     assert data.fingerprint == load().fingerprint

@@ -1,4 +1,4 @@
-"""Every view of the catalogue against the conformance suite, and the suite against views that are broken on purpose."""
+"""Every view of `VIEWS` against the conformance suite, and the suite against views that are broken on purpose."""
 
 import os
 from typing import ClassVar
@@ -11,9 +11,9 @@ from torch import Tensor
 from conformance.views import check_view
 from infer2train.draws.addresses import Purpose, integers
 from infer2train.sources.views.affine import ShiftRotate
-from infer2train.sources.views.catalogue import VIEWS, make_view
 from infer2train.sources.views.crops import PadCropFlip, RandomResizedCropFlip
 from infer2train.sources.views.identity import EvaluationCrop, Identity
+from infer2train.sources.views.named import VIEWS, make_view
 from infer2train.sources.views.view import Parameters, View
 
 
@@ -135,7 +135,7 @@ def test_suite_fails_on_broken_views(broken: type[View]) -> None:
         check_view(broken(), noise(3, 8, 8, 3))
 
 
-def test_catalogue_sizes() -> None:
+def test_sizes_of_all_views() -> None:
     assert make_view("random-resized-crop-flip", size=12).output_size(30, 40) == (12, 12)
     assert make_view("pad-crop-flip", size=32).output_size(30, 40) == (30, 40)
     assert isinstance(make_view("identity", size=32), Identity)

@@ -1,1 +1,1 @@
-"""The catalogue of data sets: images of folders and of the Hugging Face hub, decoded once or on demand."""
+"""Data sets by name: images of folders and of the Hugging Face hub, decoded once or on demand."""

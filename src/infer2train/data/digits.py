@@ -30,8 +30,8 @@ def load(*, cache_dir: Path | None = None, progress: bool = False, num_train: in
     The split does not depend on a run's seed, so all runs are tested on the same images.
 
     Args:
-        cache_dir: not needed; a catalogue loader's argument.
-        progress: not needed; a catalogue loader's argument.
+        cache_dir: not needed; an argument of every loader.
+        progress: not needed; an argument of every loader.
         num_train: images in the training split, a class-balanced choice; all others are for the test.
         seed: which ones.
 

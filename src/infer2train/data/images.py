@@ -128,7 +128,7 @@ class DataSet(Generic[S]):
     """Two splits, and where they came from.
 
     Args:
-        name: the catalogue's or the hub's name, or that of the folder.
+        name: its own or the hub's name, or that of the folder.
         train: what is trained on.
         test: what is evaluated on.
         class_names: one a class; targets index it.

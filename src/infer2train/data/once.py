@@ -80,7 +80,7 @@ def check_image_size(image_size: int | None) -> None:
 def decoded(
     layout: Layout, cache_dir: Path, *, image_size: int | None, on_bad_image: Literal["error", "skip"], progress: bool
 ) -> ImageData:
-    """The images as RGB uint8, from the cache if these very files were decoded before; see `catalogue.load_data`."""
+    """The images as RGB uint8, from the cache if these very files were decoded before; see `load_data`."""
     content = layout.fingerprint(cache_dir, decoding=VERSION, image_size=image_size, on_bad_image=on_bad_image)
 
     def build(folder: Path) -> Contents:

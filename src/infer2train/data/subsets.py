@@ -1,6 +1,6 @@
 """What of a split is trained on: fewer images (`--limit`, `--imbalance`), some held back, some with wrong labels.
 
-Between the catalogue and the sampler. Every sample has a sort key that is a pure function of (seed, purpose, its id),
+Between what was loaded and the sampler. Every sample has a sort key that is a pure function of (seed, purpose, its id),
 so a part does not depend on how the images are stored, and a larger part contains every smaller one.
 """
 

@@ -20,13 +20,13 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import rehearse
 from infer2train.machine.device import device_of
-from infer2train.oracle.catalogue import build_engine, resolve_engine
+from infer2train.oracle.engines import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.program import get_scheme
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Scorer
-from infer2train.pool.catalogue import pool_of
 from infer2train.pool.pool import Pool
+from infer2train.pool.pools import pool_of
 from infer2train.pool.task import ScoringTask
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
@@ -98,8 +98,8 @@ def sources(
         "workers": ViewWorkers.of(dataloader),
         "ids": readable_ids(dataloader),
     }
-    if score_collate is None or not choices.asks_the_pool:
-        source = Replay(data, collate_fn, may_mix=not choices.asks_the_pool, **tried)
+    if score_collate is None or not choices.looks_at_candidates:
+        source = Replay(data, collate_fn, may_mix=not choices.looks_at_candidates, **tried)
         return source, source
     if choices.loss == "distillation":
         raise ValueError(
@@ -155,7 +155,7 @@ def _named(oracle: str, choices: Choices) -> str:
 
 def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
     """Try one batch; where batches change their size, an engine that takes them all."""
-    if not choices.asks_the_pool:
+    if not choices.looks_at_candidates:
         return mining, ()
     tried = rehearse(
         host.model,

@@ -10,7 +10,7 @@ from infer2train.observe.keeping_up import FEWEST_DRAWS, Accounts, Waits, warnin
 from infer2train.observe.metrics import Totals, window
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import Span, Timeline
-from infer2train.pool.catalogue import pool_of
+from infer2train.pool.pools import pool_of
 
 COUNTED = {
     "skipped_draws": ("draws-skipped", "scores are late: draws are trained on unmined"),

@@ -1,1 +1,1 @@
-"""Networks: the paper's ResNets, pixels as their input, and the catalogue that builds models by name."""
+"""Networks: the paper's ResNets, pixels as their input, and models built by name."""

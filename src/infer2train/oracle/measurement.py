@@ -14,7 +14,7 @@ from torch import nn
 from infer2train.batches import call_model, tensors_of, to_device
 from infer2train.draws.scores import Score
 from infer2train.machine.device import device_of, wait_for_gpu
-from infer2train.oracle.catalogue import INT8, build_engine, missing_packages, parse_engine
+from infer2train.oracle.engines import INT8, build_engine, missing_packages, parse_engine
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.rounds import WALL, Clock, Contestant, fastest, take_turns

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infer2train.machine.cores import available_cores
-from infer2train.oracle.catalogue import resolve_engine
+from infer2train.oracle.engines import resolve_engine
 from infer2train.studies.compare import Comparison, compare, print_comparison
 from infer2train.studies.gamma.step_times import step_times
 from infer2train.training.config import from_plain

@@ -16,7 +16,7 @@ class DataConfig:
     """What is trained on."""
 
     data: str = "digits"
-    """A catalogue name (digits, cifar10), a data set of the Hugging Face hub (uoft-cs/cifar10), a folder of Parquet
+    """A known name (digits, cifar10), a data set of the Hugging Face hub (uoft-cs/cifar10), a folder of Parquet
     shards in the hub's image layout, or one of class folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or validation,
     valid, val)."""
     data_cache: str | None = setting(None, is_place=True)

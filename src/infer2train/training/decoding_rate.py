@@ -9,7 +9,7 @@ import torch
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
 from infer2train.draws.methods.table import choices_of
 from infer2train.oracle.measurement import step_seconds, timed
-from infer2train.pool.catalogue import pool_of
+from infer2train.pool.pools import pool_of
 from infer2train.training.config import RunConfig
 from infer2train.training.setup import Run
 
@@ -25,7 +25,7 @@ def decoding_warning(run: Run) -> str | None:
     γ = images decoded in a second · seconds between two mined draws / B
     """
     config, choices = run.config, choices_of(run.config)
-    if config.decode == "once" or choices.candidates != "samples" or not choices.asks_the_pool:
+    if config.decode == "once" or choices.candidates != "samples" or not choices.looks_at_candidates:
         return None
     processes = _processes(config)
     per_second = processes / _seconds_an_image(run)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from infer2train.data.catalogue import default_cache_dir, load_data, load_encoded
 from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData
+from infer2train.data.load import default_cache_dir, load_data, load_encoded
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
@@ -25,15 +25,15 @@ from infer2train.machine.compilation import compiled
 from infer2train.machine.cores import as_text, available_cores
 from infer2train.machine.device import allow_tf32, torch_device
 from infer2train.machine.memory import keep_freed_memory
-from infer2train.models.catalogue import build_model
+from infer2train.models.build import build_model
 from infer2train.models.pixels import Pixels
-from infer2train.oracle.catalogue import AUTOMATIC as AUTOMATIC_ORACLES
-from infer2train.oracle.catalogue import resolve_engine
-from infer2train.pool.catalogue import pool_of
+from infer2train.oracle.engines import AUTOMATIC as AUTOMATIC_ORACLES
+from infer2train.oracle.engines import resolve_engine
+from infer2train.pool.pools import pool_of
 from infer2train.sources.pipeline import ViewWorkers
-from infer2train.sources.views.catalogue import SIZED, make_view
 from infer2train.sources.views.identity import EvaluationCrop, Identity
 from infer2train.sources.views.image_views import Images, ImageViews
+from infer2train.sources.views.named import SIZED, make_view
 from infer2train.sources.views.on_demand import OnDemandViews
 from infer2train.sources.views.view import View
 from infer2train.sources.views.view_dataset import ViewDataset

@@ -45,7 +45,7 @@ class Choices:
         return self.loss == "distillation" or (self.score is not None and self.score != "uniform")
 
     @property
-    def asks_the_pool(self) -> bool:
+    def looks_at_candidates(self) -> bool:
         """Whether candidates are looked at before the pick (random-sample needs their labels)."""
         return self.kind.is_scored
 

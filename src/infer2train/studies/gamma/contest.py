@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.machine.cores import on_cores
-from infer2train.oracle.catalogue import missing_packages, parse_engine
+from infer2train.oracle.engines import missing_packages, parse_engine
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import WALL, Contestant, clocks_of, fastest
 from infer2train.oracle.samples import Samples

@@ -12,20 +12,20 @@ from torch import nn
 
 from infer2train.batches import split_batch
 from infer2train.checkpoint.checkpoint import load_checkpoint
-from infer2train.data.catalogue import default_cache_dir, load_data
+from infer2train.data.load import default_cache_dir, load_data
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.scores import loss
 from infer2train.machine.cores import available_cores, shared_out
 from infer2train.machine.memory import keep_freed_memory
 from infer2train.observe.runlog import CONFIG, cpu_name, read_config
-from infer2train.oracle.catalogue import ENGINES
+from infer2train.oracle.engines import ENGINES
 from infer2train.oracle.rounds import WALL, take_turns
 from infer2train.oracle.samples import SourceSamples
 from infer2train.settings import at_least
-from infer2train.sources.views.catalogue import make_view
 from infer2train.sources.views.image_views import ImageViews
+from infer2train.sources.views.named import make_view
 from infer2train.studies.gamma.contest import Contest, Place
-from infer2train.studies.gamma.plan import recommend, side_by_side
+from infer2train.studies.gamma.recommendation import recommend, side_by_side
 from infer2train.studies.gamma.report import GammaReport
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS
@@ -58,7 +58,7 @@ def measure_gamma(
     """Measure trainer, engines and views of this machine for a model, and say whether mining pays.
 
     Args:
-        model: an entry of the model catalogue.
+        model: an entry of `MODELS`.
         data: a data set's name or folder. Default: random pixels.
         data_cache: folder of the decoded cache.
         image_size: height and width (pixels). Default: as stored; 32 for random pixels.

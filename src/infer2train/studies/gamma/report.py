@@ -11,7 +11,7 @@ from infer2train.machine.cores import as_text
 from infer2train.oracle.measurement import EngineSpeed
 from infer2train.oracle.rounds import spread
 from infer2train.studies.gamma.busyness import BUSY
-from infer2train.studies.gamma.plan import UPDATES, Hybrid, Recommendation, gammas
+from infer2train.studies.gamma.recommendation import UPDATES, Hybrid, Recommendation, gammas
 from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed
 
 

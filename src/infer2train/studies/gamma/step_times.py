@@ -52,7 +52,7 @@ def step_times(
     The trainer has the same cores in all three: all but one, or the only one.
 
     Args:
-        model: an entry of the model catalogue.
+        model: an entry of `MODELS`.
         oracle: engine that scores.
         gamma: candidates for each example.
         batch_size: examples in a step.

@@ -7,7 +7,7 @@ it holds is what a table is made of, so it can be published beside the table.
 import json
 from pathlib import Path
 
-from infer2train.data.catalogue import DATA
+from infer2train.data.load import DATA
 from infer2train.observe.runlog import CONFIG, METRICS, read_config, read_rows, write_config
 from infer2train.training.folder import is_finished
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer2train.machine.cores import named_cores
-from infer2train.pool.catalogue import pool_of
+from infer2train.pool.pools import pool_of
 from infer2train.reporting.runs import read_run
 from infer2train.studies.reproduce.sitting import as_long_as
 from infer2train.training.config import RunConfig

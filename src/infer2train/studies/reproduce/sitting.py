@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infer2train.draws.methods.table import METHODS
-from infer2train.oracle.catalogue import resolve_engine
+from infer2train.oracle.engines import resolve_engine
 from infer2train.settings import unknown
 from infer2train.studies.reproduce.experiments import Arm, Experiment, load
 from infer2train.training.config import RunConfig, from_plain

@@ -115,7 +115,7 @@ def _layout(given: str, cache_dir: Path, image_size: int | None, label_column: s
     check_image_size(image_size)
     folder = Path(given).expanduser()
     if folder.is_file():
-        raise ValueError(f"data must be a catalogue name or a folder: got the file {given}; name its folder")
+        raise ValueError(f"data must be a known name or a folder: got the file {given}; name its folder")
     if folder.is_dir():
         if not class_folders.has_class_folders(folder):
             return parquet.Shards(folder.resolve().name, parquet.find_shards(folder), label_column)

@@ -12,8 +12,8 @@ from torch import nn
 
 from conformance.engine import check_engine, converted, needs
 from conformance.networks import NETWORKS
-from infer2train.oracle.catalogue import ENGINES, EXTRAS, build_engine, resolve_engine
 from infer2train.oracle.engine import Engine
+from infer2train.oracle.engines import ENGINES, EXTRAS, build_engine, resolve_engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.snapshot import snapshot
@@ -138,7 +138,7 @@ def test_int8_is_the_fastest_engine_that_is_installed(
 
 
 def only(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the catalogue find these packages and no others."""
+    """Let packages be found only where they are these."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
 
 

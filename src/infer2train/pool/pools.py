@@ -21,5 +21,5 @@ def pool_of(mining: Mining) -> type[Pool]:
     """
     if mining.pool not in POOLS:
         raise unknown("pool", mining.pool, POOLS)
-    kind: type[Pool] = resolve(POOLS[mining.pool if choices_of(mining).asks_the_pool else "inline"])
+    kind: type[Pool] = resolve(POOLS[mining.pool if choices_of(mining).looks_at_candidates else "inline"])
     return kind

@@ -16,7 +16,7 @@ SIZED = frozenset({"random-resized-crop-flip"})
 
 
 def make_view(name: str, size: int) -> View:
-    """A view of the catalogue, with its default settings.
+    """A view of `VIEWS`, with its default settings.
 
     Args:
         name: a key of `VIEWS`.

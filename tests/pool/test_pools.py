@@ -4,9 +4,9 @@ import pytest
 
 from infer2train.draws.mining import Mining
 from infer2train.machine.cores import as_text, available_cores
-from infer2train.pool.catalogue import POOLS, pool_of
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool
+from infer2train.pool.pools import POOLS, pool_of
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.data.catalogue import DATA, default_cache_dir, load_data
+from infer2train.data.load import DATA, default_cache_dir, load_data
 from infer2train.settings import resolve
 
 
@@ -65,8 +65,8 @@ def test_there_is_a_cache_where_pooch_is_not(monkeypatch: pytest.MonkeyPatch, tm
     assert default_cache_dir() == tmp_path / ".cache" / "infer2train"
 
 
-def test_importing_the_catalogue_is_cheap() -> None:
+def test_importing_it_is_cheap() -> None:
     heavy = ("torch", "sklearn", "pyarrow", "pooch", "PIL", "rich", "datasets")
-    code = f"import sys, infer2train.data.catalogue; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, infer2train.data.load; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

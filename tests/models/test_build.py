@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from infer2train.models.catalogue import MODELS, build_model
+from infer2train.models.build import MODELS, build_model
 
 
 @pytest.mark.parametrize("name", MODELS)

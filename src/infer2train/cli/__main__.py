@@ -1,0 +1,8 @@
+"""`python -m infer2train.cli`."""
+
+import sys
+
+from infer2train.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The arms of a comparison: what `METHOD` or `METHOD@ORACLE` has instead of the settings that all have in common."""
+
+from typing import Any
+
+from infer2train.draws.methods.table import METHODS
+from infer2train.draws.selection import PICKS
+from infer2train.training.config import RunConfig
+from infer2train.training.regimes import regime_defaults
+
+
+def settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Settings of `METHOD`, or of `METHOD@ORACLE`."""
+    method, _, oracle = arm.partition("@")
+    return own_settings(options, method) | ({"oracle": oracle} if oracle else {})
+
+
+def own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a method has instead of a comparison's common settings: its regime's own, and nothing without effect."""
+    general = regime_defaults(options["regime"], RunConfig.method)
+    own = {
+        name: value
+        for name, value in regime_defaults(options["regime"], method).items()
+        if value != general[name] and options[name] == general[name] and name not in options["given"]
+    }
+    own["method"] = method
+    if not METHODS[method].is_rampable:
+        own |= {"ramp_rate": None, "ramp_start": None, "ramp_stop": None}
+    if METHODS[method].score is None or METHODS[method].score == "uniform":
+        own["score"] = None
+    if METHODS[method].pick not in PICKS:
+        own["pick"] = None
+    return own

@@ -1,0 +1,171 @@
+"""What each verb does with its options: it calls the library, and prints what came of it. Heavy imports are lazy."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from infer2train.settings import at_least, unknown
+from infer2train.training.config import RunConfig, from_plain
+
+WIDTH_OF_A_FILE = 120
+"""Columns of a table where nobody has a terminal's width."""
+
+
+def _config_of(options: dict[str, Any], **changes: Any) -> RunConfig:
+    names = {field.name for field in fields(RunConfig)}
+    return from_plain({**{name: value for name, value in options.items() if name in names}, **changes})
+
+
+def _train(options: dict[str, Any]) -> None:
+    config = _config_of(options)
+    name = options["name"] or f"{config.regime}-{config.method}-seed{config.seed}"
+    folder = Path(options["runs_dir"]) / name
+    from infer2train.training.loop import train
+
+    trace = None if options["trace"] is None else Path(options["trace"])
+    result = train(config, folder, resume=options["resume"], quiet=options["quiet"], trace=trace)
+    top5 = "" if result.evaluation.top5_error is None else f", top-5 error {result.evaluation.top5_error:.2%}"
+    print(  # noqa: T201
+        f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "
+        f"{result.seconds:.1f} s, {result.scoring_share:.0%} of it scoring\nreport: {folder / 'report.html'}"
+    )
+
+
+def _compare(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.cli.arms import settings_of_arm
+    from infer2train.draws.methods.table import METHODS
+    from infer2train.studies.compare import Comparison, compare, print_comparison
+
+    for arm in options["methods"]:
+        if arm.partition("@")[0] not in METHODS:
+            raise unknown("method", arm.partition("@")[0], METHODS)
+    if "baseline" not in options["methods"]:
+        raise ValueError(
+            f"a comparison needs the baseline: got {' '.join(options['methods'])}; add baseline to --methods"
+        )
+    if "method" in options["given"]:
+        raise ValueError(f"compare takes several methods: got --method {options['method']}; pass --methods baseline …")
+    given = _config_of(options)
+    if "auto" in {given.oracle, *(arm.partition("@")[2] for arm in options["methods"])}:
+        raise ValueError(
+            "the runs of a comparison need one oracle: got auto, which each run would measure anew; see what "
+            "infer2train gamma recommends, and pass that"
+        )
+    runs = {
+        # A colon is no character for a folder's name everywhere.
+        (arm.replace(":", "-"), given.seed + offset): _config_of(
+            options, seed=given.seed + offset, **settings_of_arm(options, arm)
+        )
+        for offset in range(options["seeds"])
+        for arm in options["methods"]
+    }
+    folder = Path(options["runs_dir"]) / (options["name"] or f"compare-{given.regime}")
+    at_least("seeds", options["seeds"], 1)
+    at_least("jobs", options["jobs"], 1)
+    summaries = compare(
+        Comparison(runs=runs), folder, resume=options["resume"], jobs=options["jobs"], quiet=options["quiet"]
+    )
+    print_comparison(summaries, folder, Console())
+
+
+def _report(options: dict[str, Any]) -> None:
+    from infer2train.reporting.report import write_report
+
+    print(f"report: {write_report(Path(options['folder']))}")  # noqa: T201
+
+
+def _eval(options: dict[str, Any]) -> None:
+    import json
+
+    from infer2train.training.folder import evaluate_folder
+
+    result = evaluate_folder(Path(options["folder"]), device=options["device"])
+    if options["json"]:
+        print(json.dumps(vars(result)))  # noqa: T201
+        return
+    top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
+    print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")  # noqa: T201
+
+
+def _gamma(options: dict[str, Any]) -> None:
+    import json
+
+    from rich.console import Console
+
+    from infer2train.studies.gamma.measure import measure_gamma
+    from infer2train.studies.gamma.report import print_gamma
+
+    progress = Console(stderr=True)
+    with progress.status("measuring …") as status:
+        report = measure_gamma(
+            model=options["model"],
+            data=options["data"],
+            data_cache=options["data_cache"],
+            image_size=options["image_size"],
+            label_column=options["label_column"],
+            batch_size=options["batch_size"],
+            gamma=options["gamma"],
+            threads=options["threads"],
+            oracle_cores=options["oracle_cores"],
+            compiled=options["compile"],
+            run=None if options["run"] is None else Path(options["run"]),
+            engines=tuple(options["engines"]),
+            say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
+        )
+    if options["json"] is not None:
+        Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    print_gamma(report, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
+
+
+def _tell(line: str, console: Any, status: Any) -> None:
+    """What is under way: as the live line of a terminal, as a line of its own elsewhere."""
+    status.update(f"measuring {line}")
+    if not console.is_terminal:
+        console.print(f"measuring {line}", highlight=False)
+
+
+def _demo(options: dict[str, Any]) -> None:
+    from infer2train.studies.demo import demo
+
+    demo(Path(options["runs_dir"]), quiet=options["quiet"])
+
+
+def _reproduce(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.studies.reproduce.experiments import EXPERIMENTS
+    from infer2train.studies.reproduce.page import table
+    from infer2train.studies.reproduce.run import reproduce
+    from infer2train.studies.reproduce.sitting import Sitting
+
+    name = options["experiment"]
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    for count in ("seeds", "jobs", "threads"):
+        at_least(count, options[count], 1)
+    machine = ("data", "data_cache", "label_column", "decode", "num_workers", "device", "pool", "threads")
+    suffix = "" if options["variant"] == "clean" else f"-{options['variant']}"
+    folder = f"reproduce-{EXPERIMENTS[name].regime.partition('-')[0]}-{options['scale']}{suffix}"
+    sitting = Sitting(
+        experiment=EXPERIMENTS[name],
+        folder=Path(options["runs_dir"]) / folder,
+        common={field: options[field] for field in machine if options[field] is not None},
+        archive=None if options["archive"] is None else Path(options["archive"]),
+        **{field: options[field] for field in ("scale", "variant", "seeds", "jobs", "quiet")},
+    )
+    found = table(reproduce(sitting, options["arms"]))
+    Console().print(f"{found}\npage: {sitting.results / 'page.md'}", highlight=False, markup=False, soft_wrap=True)
+
+
+VERBS = {
+    "train": _train,
+    "compare": _compare,
+    "report": _report,
+    "eval": _eval,
+    "gamma": _gamma,
+    "reproduce": _reproduce,
+    "demo": _demo,
+}
