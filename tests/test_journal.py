@@ -44,9 +44,9 @@ def test_time_between_epochs_and_away_from_training_is_not_of_the_steps(tmp_path
     time.sleep(1.0)
     for draw in draws(loader, model, optimizer):
         if draw.number == 16:
-            loader.leave()
+            loader.journal.pause()
             time.sleep(1.0)
-            loader.come_back()
+            loader.journal.go_on()
     loader.close()
     rates = [row["steps_per_second"] for row in rows_of(tmp_path, "step")]
     assert len(rates) == 4
@@ -55,12 +55,20 @@ def test_time_between_epochs_and_away_from_training_is_not_of_the_steps(tmp_path
 
 def test_what_befalls_an_oracle_is_written_and_said_once(tmp_path: Path) -> None:
     said: list[str] = []
-    log = RunLog(tmp_path, tensorboard=False)
-    journal = Journal(log, Mining(log_every=2), 10, Timeline(), {}, more=lambda: {"loss": 1.5}, warn=said.append)
+    totals: dict[str, float] = {"seconds": 0.0, "draws": 0.0}
+    journal = Journal(Mining(log_every=2), 10, Timeline(), lambda: dict(totals))
+    journal.write_to(
+        lambda is_new: RunLog(tmp_path, tensorboard=False),
+        more=lambda: {"loss": 1.5},
+        warn=said.append,
+        report=False,
+    )
+    journal.begin(is_new=True)
     draw = draw_at(made("nm-augment"), 1.0)
     for step in (1, 2, 3):
-        journal.step(step, draw, {"skipped_draws": float(step), "seconds": float(step), "draws": float(step)})
-    journal.close(with_report=False)
+        totals |= {"skipped_draws": float(step), "seconds": float(step), "draws": float(step)}
+        journal.step(step, draw)
+    journal.close()
     assert [row["event"] for row in rows_of(tmp_path, "event")] == ["draws-skipped"]
     assert len(said) == 1
     (row,) = rows_of(tmp_path, "step")

@@ -347,7 +347,7 @@ def test_versions_in_fp32_are_warned_of_once_and_then_counted(monkeypatch: pytes
     monkeypatch.setattr(openvino_engine, "OpenVINOEngine", NeverSound)
     model, x = classifier(), drawn(32, 8)
     engine = built("openvino:int8", model, x)
-    engine._has_proven = True
+    engine._verifier._has_seen_weights = True
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for version in range(3):

@@ -42,7 +42,8 @@ class Course:
         self._batches: Batches = []
         self._first: EpochSteps | None = None
         self._order: str | None = None
-        self._is_open, self._is_resumed, self._has_warned = False, False, False
+        self._is_open, self._is_resumed = False, False
+        self._has_warned, self._has_warned_of_skips = False, False
         self._pace = Pace()
 
     @property
@@ -158,6 +159,18 @@ class Course:
         return self._mining.delay_steps == 0 and self._pace.has_skipped(
             self.step_of(self.draws) - first, self.steps - first
         )
+
+    def warn_of_skips(self) -> None:
+        """Tell the user, once, of a step that was left out."""
+        if not self._has_warned_of_skips:
+            self._has_warned_of_skips = True
+            warnings.warn(
+                f"draw {self.draws - 1} was followed by another one without a step in between: that and others like "
+                "it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the optimizer was "
+                "replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def step_done(self) -> None:
         """One step more.

@@ -3,6 +3,7 @@
 Nothing here changes what is computed. The rows of a folder are read by `reporting`, and by who watches it grow.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,46 +18,70 @@ TIMELINE_STEPS = 20
 """Steps at the end of an epoch whose timeline is kept."""
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
 class Journal:
-    """Writes into one run folder.
+    """Writes into one run folder, once it was told which; until then it writes nothing.
 
     Args:
-        log: of the folder.
         mining: what is mined.
         draws_per_epoch: of the loader.
         timeline: of its pool.
-        now: its totals when it begins to write.
-        more: what else goes into a row of a step; asked when one is due.
-        warn: tells the user what can be done something about.
+        totals: of the loader, now.
     """
 
-    def __init__(
-        self,
-        log: RunLog,
-        mining: Mining,
-        draws_per_epoch: int,
-        timeline: Timeline,
-        now: Totals,
-        *,
-        more: Callable[[], Mapping[str, Any]],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.log = log
-        self._mining, self._timeline, self._more = mining, timeline, more
-        self._health = Health(mining, draws_per_epoch, timeline, log, warn)
-        self._mark = now
+    def __init__(self, mining: Mining, draws_per_epoch: int, timeline: Timeline, totals: Callable[[], Totals]) -> None:
+        self._mining, self._draws_per_epoch = mining, draws_per_epoch
+        self._timeline, self._totals = timeline, totals
+        self._log: RunLog | None = None
+        self._open_log: Callable[[bool], RunLog] | None = None
         self._version: int | None = None
-        self._left: float | None = None
+        self._paused: float | None = None
         self._steps_of_epoch = 0
 
-    def step(self, steps: int, draw: Draw, now: Totals) -> None:
+    def write_to(
+        self,
+        open_log: Callable[[bool], RunLog],
+        *,
+        more: Callable[[], Mapping[str, Any]] = dict,
+        warn: Callable[[str], None] = _warn,
+        report: bool = True,
+    ) -> None:
+        """Write rows, events and the timeline to what `open_log` opens, when the first epoch begins or goes on.
+
+        Args:
+            open_log: called once, told whether the run is a new one. It may refuse a folder that holds another run,
+                of which nothing is touched then.
+            more: what the loop adds to each row of a step, such as its loss; asked while a step is acknowledged.
+            warn: tells the user of an oracle that is too slow, and the like.
+            report: write report.html on `close()`.
+        """
+        self._open_log, self._more, self._warn, self._writes_report = open_log, more, warn, report
+
+    def begin(self, is_new: bool) -> None:
+        """Begin to write, if that was asked for and is not done yet."""
+        if self._open_log is not None:
+            self._log, self._open_log = self._open_log(is_new), None
+            self._health = Health(self._mining, self._draws_per_epoch, self._timeline, self._log, self._warn)
+            self._mark = self._totals()
+
+    def take_back(self, steps: int, epoch: int) -> None:
+        """Forget rows after a checkpoint that a run goes on from."""
+        if self._log is not None:
+            self._log.take_back(steps, epoch)
+
+    def step(self, steps: int, draw: Draw) -> None:
         """After each step: a row now and then.
 
         Args:
             steps: done so far.
             draw: the last that was trained on.
-            now: the loader's totals.
         """
+        if self._log is None:
+            return
+        now = self._totals()
         self._steps_of_epoch += 1
         # With `mine_every`, rows show the last version that scored anything.
         self._version = self._version if draw.version is None else draw.version
@@ -64,7 +89,7 @@ class Journal:
         if steps % self._mining.log_every:
             return
         measured, self._mark = window(now, self._mark), now
-        self.log.write(
+        self._log.write(
             "step",
             step=steps,
             draw=draw.number,
@@ -75,27 +100,36 @@ class Journal:
             **{name: measured[name] for name in LOGGED if name in measured},
         )
 
-    def leave(self, seconds: float) -> None:
-        """Before anything that is no training, at so many seconds of the loader's totals."""
-        self._left = seconds if self._left is None else self._left
+    def pause(self) -> None:
+        """Before anything in the midst of an epoch that is no training, an evaluation or a checkpoint: rows leave its
+        time out. What comes between epochs is left out anyway."""
+        if self._log is not None and self._paused is None:
+            self._paused = self._totals()["seconds"]
 
-    def come_back(self, seconds: float) -> None:
-        """After it: rows count on as if no time had passed."""
-        if self._left is not None:
-            self._mark = {**self._mark, "seconds": self._mark.get("seconds", 0.0) + seconds - self._left}
-            self._left = None
+    def go_on(self) -> None:
+        """After it."""
+        if self._paused is not None:
+            passed = self._totals()["seconds"] - self._paused
+            self._mark = {**self._mark, "seconds": self._mark.get("seconds", 0.0) + passed}
+            self._paused = None
 
     def end_epoch(self) -> None:
         """Keep the timeline of the epoch's last steps."""
+        if self._log is None:
+            return
         from infer2train.reporting.lanes import save_timeline
 
+        self.pause()
         steps, self._steps_of_epoch = min(TIMELINE_STEPS, self._steps_of_epoch), 0
-        save_timeline(self.log.folder, last_steps(self._timeline.recent, steps))
+        save_timeline(self._log.folder, last_steps(self._timeline.recent, steps))
 
-    def close(self, *, with_report: bool) -> None:
-        """Close the files, and write the report."""
-        self.log.close()
-        if with_report:
+    def close(self) -> None:
+        """Close the files, and write the report. May be called twice."""
+        log, self._log = self._log, None
+        if log is None:
+            return
+        log.close()
+        if self._writes_report:
             from infer2train.reporting.report import write_report
 
-            write_report(self.log.folder)
+            write_report(log.folder)

@@ -5,7 +5,6 @@ version that may score it, and what was picked (`loader.last`). The host tells i
 whose version needs a step that is not done raises, and never blocks.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
@@ -25,7 +24,6 @@ from infer2train.loader.order import OwnOrder
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.observe.metrics import Meter, Totals, window
-from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.pool import Pool
@@ -38,10 +36,6 @@ PASSED_ON = (
     "pin_memory_device",
 )
 """What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class MinedLoader:
@@ -74,13 +68,12 @@ class MinedLoader:
         self._publisher = Publisher(model, pool, self.mining, live, self._meter)
         self._picker = Picker(method, pool, trainer, self._meter)
         self._iteration = 0
-        self._is_step_due, self._has_warned_of_skips = False, False
+        self._is_step_due = False
         self._handed_out: float | None = None
         self._started = perf_counter()
         self._mark: Totals = self.totals()
-        self._journal: Journal | None = None
-        self._begin_journal: Callable[[bool], Journal] | None = None
-        self._writes_report = True
+        self.journal = Journal(mining, len(dataloader), self.timeline, self.totals)
+        """What is written of the run, if that was asked for."""
         self._closing: list[Callable[[], None]] = []
 
     # As the DataLoader that it was made from
@@ -121,9 +114,7 @@ class MinedLoader:
             if iteration == self._iteration:
                 self._picker.stop()
         self._settle()
-        self.leave()
-        if self._journal is not None:
-            self._journal.end_epoch()
+        self.journal.end_epoch()
         self._course.end_epoch()
 
     def _begin_epoch(self) -> None:
@@ -133,19 +124,13 @@ class MinedLoader:
         self._handed_out = None
         self._iteration += 1
         is_another = self._course.read_order(self._dataloader)
-        self._start_log()
-        self.come_back()
+        self.journal.begin(self._course.is_new)
+        self.journal.go_on()
         self._course.warn_of_stale_weights()
         if self._course.begin_epoch() and is_another:
             self._method.begin_epoch(self._course.epoch)
         if self._has_oracle:
             self._publisher.publish_if_due(self._course.steps)
-
-    def _start_log(self) -> None:
-        """Begin to write, unless the folder holds another run: nothing of that is touched."""
-        if self._begin_journal is not None:
-            self._journal = self._begin_journal(self._course.is_new)
-            self._begin_journal = None
 
     # One draw
 
@@ -225,19 +210,8 @@ class MinedLoader:
         self._count_what_is_due()
         if self._course.has_skipped():
             self._meter.add(skipped_steps=1)
-            self._warn_of_skips()
+            self._course.warn_of_skips()
             self.step_done()
-
-    def _warn_of_skips(self) -> None:
-        if not self._has_warned_of_skips:
-            self._has_warned_of_skips = True
-            warnings.warn(
-                f"draw {self._course.draws - 1} was followed by another one without a step in between: that and "
-                "others like it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the "
-                "optimizer was replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
-                RuntimeWarning,
-                stacklevel=4,
-            )
 
     def step_done(self) -> None:
         """Acknowledge one step: call it after each optimiser attempt, unless `mine()` was given the optimiser.
@@ -249,8 +223,8 @@ class MinedLoader:
         self._note_training()
         if self._has_oracle:
             self._publisher.publish_if_due(self.steps)
-        if self._journal is not None and self.last is not None:
-            self._journal.step(self.steps, self.last, self.totals())
+        if self.last is not None:
+            self.journal.step(self.steps, self.last)
 
     # The loss
 
@@ -312,40 +286,6 @@ class MinedLoader:
             **measured,
         }
 
-    def log_to(
-        self,
-        open_log: Callable[[bool], RunLog],
-        *,
-        more: Callable[[], Mapping[str, Any]] = dict,
-        warn: Callable[[str], None] = _warn,
-        report: bool = True,
-    ) -> None:
-        """Write rows, events and the timeline to what `open_log` opens, when the first epoch begins or goes on.
-
-        Args:
-            open_log: called once, told whether the run is a new one; it may refuse.
-            more: what the loop adds to each row of a step, such as its loss; asked while a step is acknowledged.
-            warn: tells the user of an oracle that is too slow, and the like.
-            report: write report.html on `close()`.
-        """
-
-        def begin(is_new: bool) -> Journal:
-            log = open_log(is_new)
-            return Journal(log, self.mining, len(self), self.timeline, self.totals(), more=more, warn=warn)
-
-        self._begin_journal, self._writes_report = begin, report
-
-    def leave(self) -> None:
-        """Before anything in the midst of an epoch that is no training, an evaluation or a checkpoint: rows leave its
-        time out. What comes between epochs is left out anyway."""
-        if self._journal is not None:
-            self._journal.leave(self.totals()["seconds"])
-
-    def come_back(self) -> None:
-        """After it."""
-        if self._journal is not None:
-            self._journal.come_back(self.totals()["seconds"])
-
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the loader is closed."""
         self._closing.append(callback)
@@ -356,9 +296,7 @@ class MinedLoader:
         self._pool.close()
         while self._closing:
             self._closing.pop()()
-        if self._journal is not None:
-            journal, self._journal = self._journal, None
-            journal.close(with_report=self._writes_report)
+        self.journal.close()
 
     # Resume
 
@@ -397,8 +335,7 @@ class MinedLoader:
         self._is_step_due = False
         self._course.load_state_dict(state)
         self._method.load_state_dict(state["method"])
-        self._start_log()
-        if self._journal is not None:
-            self._journal.log.take_back(self.steps, self.epoch)
+        self.journal.begin(self._course.is_new)
+        self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
         restore_rng(state["rng"])

@@ -110,7 +110,7 @@ def mine(
     loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))
     if log_dir is not None:
         config = as_plain(loader.mining, Mining)
-        loader.log_to(partial(_begun_log, Path(log_dir), config, model))
+        loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model))
     return loader
 
 

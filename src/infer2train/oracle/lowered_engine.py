@@ -5,6 +5,7 @@ compiles beside the old program, compares the new one on a probe with the simula
 float32, and swaps.
 """
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,12 @@ from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, t
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
-from infer2train.oracle.quantization.program import LONG_TAILS, Program, Simulation, deviation, get_scheme, specify
+from infer2train.oracle.quantization.program import LONG_TAILS, Program, get_scheme, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
-from infer2train.oracle.samples import PROBE_VIEWS, Samples
+from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
-from infer2train.oracle.trial import LEAST_SHARE, REAL, Trial, is_visible, rank_correlation, shares
+from infer2train.oracle.trial import LEAST_SHARE, Trial, judged
+from infer2train.oracle.verification import RANKED_ROWS, Finding, Verifier
 
 CPU = torch.device("cpu")
 ROWS = 32
@@ -34,45 +36,11 @@ TAILS_ROWS = 64
 """As many where tails count, which few samples do not show."""
 RECALIBRATION_FACTOR = 8
 """How many times more of them a version is calibrated on again whose program failed its check."""
-PROBE_ROWS = 4
-"""Rows on which a new program is compared with its simulation."""
-RANKED_ROWS = PROBE_VIEWS
-"""Rows on which it is compared with float32: a sample's views, or those of two where tails are long."""
-LEAST_RANK_CORRELATION = 0.5
-"""Between the order of views that integers give and that of float32; below it a version is not worth its picks."""
-RANKED_BITS = 8
-"""Fewer are studies of how badly an oracle may rank, and are let do so."""
-LIMITS = {"int8": 4.0, "fp32": 0.5, "bf16": 24.0}
-"""Greatest deviation from the simulation that a refresh accepts, in output quantisation steps. Sound int8 programs stay
-about 2, since they differ only in which way a tie is rounded; stale or misplaced weights are tens of steps away. bf16
-has 8 significant bits in every operation."""
-CHAOS = 0.5
-"""Part of the simulation's own deviation from float32 that a program may deviate from it, where that is more: what is
-rounded to another neighbour in one of eighty layers is as far off at the end as all that rounding is."""
-CANARY = 1.1
-"""What the weights of the canary are multiplied by: outputs of one layer change by 25 steps, of 200 do not overflow."""
 EVENTS = ("refreshes", "recalibrations", "fp32_versions", "deviation_sum")
 SHARE = "int8_share_sum"
 
 Lowered = Callable[[list[Tensor]], list[Tensor]]
 """A compiled program: flat inputs of exactly `rows` rows -> flat outputs."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A program, and how far off it is.
-
-    Args:
-        lowered: the program.
-        deviation: from its simulation, output quantisation steps.
-        rank_correlation: with float32.
-        has_passed: whether both are as they should be.
-    """
-
-    lowered: Lowered
-    deviation: float
-    rank_correlation: float
-    has_passed: bool
 
 
 @dataclass(frozen=True)
@@ -134,9 +102,7 @@ class LoweredEngine(Engine):
         limit: float,
         device: torch.device = CPU,
     ) -> None:
-        self.name = name
-        self.device = device
-        self.rows = max(2, rows)
+        self.name, self.device, self.rows = name, device, max(2, rows)
         self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
         self.weight_bits = weight_bits or bits
         """Of weights; None in floating point."""
@@ -157,10 +123,9 @@ class LoweredEngine(Engine):
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
         ranked_rows = RANKED_ROWS * (2 if self._tails else 1)
         self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
-        self._clipped: frozenset[int] = frozenset()
         self.may_clip: frozenset[int] = frozenset()
-        """Sites at which it might be, as far as its compiled graph tells."""
-        self._has_proven = False
+        """Sites at which a program might be more exact than it must be, as far as its compiled graph tells."""
+        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, limit)
         self._forget()
         self._convert()
         if bits is not None:
@@ -168,20 +133,18 @@ class LoweredEngine(Engine):
 
     def _forget(self) -> None:
         """Be as one that was never refreshed, but for what was learned of the compiled graph."""
-        self.version = None
+        self.version, self._has_warned = None, False
         self._in_use = Compiled(None, (), frozenset(), {})
         self._admitted_last: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
         self._totals = dict.fromkeys((*EVENTS, SHARE) if self._bits is not None else EVENTS, 0.0)
-        self._has_warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
+        self._verifier = copy.copy(self._verifier)  # what it finds out is of one engine
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_in_use", "_admitted_last")}
-
-    # What an engine is
 
     @abstractmethod
     def _convert(self) -> None:
@@ -217,20 +180,18 @@ class LoweredEngine(Engine):
             ValueError: the record is of another architecture, or holds NaN or infinity.
         """
         tensors = self._admitted(record)
-        if not self._has_proven:
-            self._prove(record, tensors)
-        checked, times = self._sound(record, tensors)
-        events = {"refreshes": 1.0, "recalibrations": times - 1.0, "deviation_sum": min(checked.deviation, self._limit)}
-        if checked.has_passed:
-            self.trial = self.trial or self._judged(checked)
+        self._verifier.see_weights(tensors, lambda weights: self._on_probe(record, weights))
+        lowered, finding, times = self._sound(record, tensors)
+        events = {"refreshes": 1.0, "recalibrations": times - 1.0, "deviation_sum": min(finding.deviation, self._limit)}
+        if finding.has_passed:
+            self.trial = self.trial or self._judged(lowered, finding)
             events[SHARE] = self.trial.int8_share
         else:
             events["fp32_versions"] = 1.0
-            self._warn(record, checked)
+            self._warn(record, finding)
         known = {name: number for name, number in events.items() if name in self._totals}
-        return Prepared(
-            record.version, Compiled(checked.lowered if checked.has_passed else None, tensors, self._clipped, known)
-        )
+        in_use = lowered if finding.has_passed else None
+        return Prepared(record.version, Compiled(in_use, tensors, self._verifier.clipped, known))
 
     def use(self, prepared: Prepared) -> None:
         self._in_use, self.version = prepared.program, prepared.version
@@ -301,83 +262,55 @@ class LoweredEngine(Engine):
     def _folded(self, record: Record) -> tuple[Tensor, ...]:
         with torch.no_grad():
             folded = folded_tensors(self._pairs, record.tensors)
-            # A copy, since a record may be on another device, in another precision, or be overwritten.
-            return tuple(
-                tensor.detach().to(
-                    self.device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
-                )
-                for tensor in self.graph.tensors(folded)
-            )
+            # Copies, since a record may be on another device, in another precision, or be overwritten.
+            tensors = (t.float() if t.is_floating_point() else t for t in self.graph.tensors(folded))
+            return tuple(tensor.detach().to(self.device, copy=True) for tensor in tensors)
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int, tails: float = 0.0) -> dict[str, Tensor]:
+        if self._bits is None:
+            return {}
         inputs = to_device(self._samples.calibration(record.version, self._fixed_rows or rows), self.device)
         ranges = measure_ranges(self.graph, tensors, inputs, self._percentile, tails or self._tails)
-        for name, found in ranges.items():
-            if not bool(found.isfinite().all()):
-                raise NotFiniteError(
-                    f"activations must be finite: got NaN or infinity at {name} with the weights of version "
-                    f"{record.version}; the engine keeps version {self.version}; lower the learning rate, or clip "
-                    "gradients, if training has diverged"
-                )
+        self._gate.check_ranges(ranges, record.version, self.version)
         return ranges
 
-    def _sound(self, record: Record, tensors: Sequence[Tensor]) -> tuple[Checked, int]:
-        """A program that has passed, or the last that was tried; and how many were."""
-        needs_none = self._bits is None or record.ranges
-        ranges = record.ranges if needs_none else self._ranges(record, tensors, self._calibration_rows)
-        checked = self._checked(tensors, ranges)
-        if checked.has_passed or self._bits is None:
-            return checked, 1
+    def _sound(self, record: Record, tensors: Sequence[Tensor]) -> tuple[Lowered, Finding, int]:
+        """A program that has passed, or the last that was tried; what was found, and how many were."""
+        ranges = record.ranges or self._ranges(record, tensors, self._calibration_rows)
+        lowered, finding = self._checked(tensors, ranges)
+        if finding.has_passed or self._bits is None:
+            return lowered, finding, 1
         # What is ranked wrongly was cut off: the hardest views have the greatest activations.
-        tails = LONG_TAILS if checked.deviation <= self._limit else 0.0
+        tails = LONG_TAILS if finding.deviation <= self._limit else 0.0
         ranges = self._ranges(record, tensors, CALIBRATION_ROWS * RECALIBRATION_FACTOR, tails)
-        return self._checked(tensors, ranges), 2
+        return *self._checked(tensors, ranges), 2
 
-    def _checked(self, tensors: Sequence[Tensor], ranges: Any) -> Checked:
-        """The program of a specification, and whether it does what that says."""
+    def _checked(self, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor]) -> tuple[Lowered, Finding]:
+        """A program, and whether it does what its specification says."""
+        program, lowered, outputs = self._compiled(tensors, ranges)
+        return lowered, self._verifier.check(outputs, tensors, program, self.may_clip)
+
+    def _compiled(
+        self, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor]
+    ) -> tuple[Program | None, Lowered, list[Tensor]]:
+        """The specification of these weights, its program, and what that says of the probe."""
         program = self.specified(tensors, ranges)
         lowered = self._lower(tensors if program is None else program.tensors, program)
-        few = self._probe if self._fixed_rows else take_rows(self._probe, PROBE_ROWS)
-        rows = batch_size(few)
-        all_got = self._call(lowered, self.graph.canonical(self._probe))
-        got, expected = _of_rows(all_got, rows), self._meant(tensors, program, self._clipped, few)
-        shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{self.name} must give outputs of the model's shapes: got {shapes[0]} instead of {shapes[1]}, so it "
-                "converts an operation of the model wrongly; use oracle='torch:bf16'"
-            )
-        found = deviation(got, expected, self._bits or 8)
-        if program is not None and self.may_clip != self._clipped and found > 0:
-            other = deviation(got, self._meant(tensors, program, self.may_clip, few), self._bits or 8)
-            if other < found:
-                self._clipped, found = self.may_clip, other
-        if not is_visible(got) and not is_visible(expected):
-            return Checked(lowered, 0.0, 1.0, True)
-        rank, limit = 1.0, self._limit
-        if program is not None and (self._bits or 0) >= RANKED_BITS:
-            real = tensors_of(self.graph.run(tensors, self._probe))
-            rank = rank_correlation(all_got, real)
-            limit = max(limit, CHAOS * deviation(expected, _of_rows(real, rows)))
-        return Checked(lowered, found, rank, found <= limit and rank >= LEAST_RANK_CORRELATION)
+        return program, lowered, self._call(lowered, self.graph.canonical(self._probe))
 
-    def _meant(
-        self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int], inputs: Any
-    ) -> list[Tensor]:
-        """What a program should say of inputs; in floating point, what torch does."""
-        if program is None:
-            return _of_rows(tensors_of(self.graph.run(tensors, inputs)), batch_size(inputs))
-        return _of_rows(Simulation(self.graph, program, clipped)(inputs), batch_size(inputs))
+    def _on_probe(self, record: Record, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What weights say of the probe with ranges of their own."""
+        return self._compiled(tensors, self._ranges(record, tensors, self._calibration_rows))[2]
 
     def _try(self, model: nn.Module) -> None:
         """One program, of the weights that the model has now, to know and to say what runs in integers."""
         record = snapshot(model, 0)
         try:
             tensors = self._admitted(record)
-            checked, _ = self._sound(record, tensors)
+            lowered, finding, _ = self._sound(record, tensors)
         except NotFiniteError:
             return  # the pool will refuse them
-        self.trial = self._judged(checked)
+        self.trial = self._judged(lowered, finding)
         self.notes += (self.trial.note(self.name),)
         if self.trial.int8_share < LEAST_SHARE:
             warnings.warn(
@@ -386,59 +319,18 @@ class LoweredEngine(Engine):
                 RuntimeWarning,
             )
 
-    def _judged(self, checked: Checked) -> Trial:
-        """What a program makes of the model."""
-        ran_in = self._ran_in(checked.lowered)
-        names = {layer.name for layer in self.graph.layers}
-        integers = sorted({precision for precision in ran_in.values() if precision not in REAL})
-        return Trial(
-            precision=" and ".join(integers) or "int8",
-            layers=len(names),
-            in_integers=sum(ran_in.get(name, self.real) not in REAL for name in names),
-            shares=shares(self.graph, ran_in, self.real),
-            has_passed=checked.has_passed,
-            rank_correlation=checked.rank_correlation,
-        )
+    def _judged(self, lowered: Lowered, finding: Finding) -> Trial:
+        return judged(self.graph, self._ran_in(lowered), self.real, finding.has_passed, finding.rank_correlation)
 
-    def _warn(self, record: Record, checked: Checked) -> None:
+    def _warn(self, record: Record, finding: Finding) -> None:
         """Once, that a version is scored in fp32; the next ones are counted."""
-        if self._has_warned:
-            return
-        self._has_warned = True
-        why = f"deviates by {checked.deviation:.3g} output quantisation steps from its simulation at version "
-        why += f"{record.version}, {self._limit:g} are allowed"
-        if checked.deviation <= self._limit:
-            why = f"orders the views of a sample unlike float32 at version {record.version}: rank correlation "
-            why += f"{checked.rank_correlation:.2f}, {LEAST_RANK_CORRELATION:g} is the least allowed"
-        warnings.warn(
-            f"{self.name} {why}: this version is scored in fp32 by torch, and so is each that fails this check after "
-            "it, which fp32_versions counts",
-            RuntimeWarning,
-        )
-
-    def _prove(self, record: Record, tensors: Sequence[Tensor]) -> None:
-        """The canary: once, see that visibly different weights change what comes out.
-
-        Raises:
-            RuntimeError: they do not; the engine would go on scoring with old weights for ever.
-        """
-        canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
-        fresh = []
-        for weights in (tensors, canary):
-            ranges = self._ranges(record, weights, self._calibration_rows) if self._bits is not None else {}
-            program = self.specified(weights, ranges)
-            wanted = tensors_of(self.graph.run(weights, self._probe))
-            lowered = self._lower(weights if program is None else program.tensors, program)
-            fresh.append((wanted, self._call(lowered, self.graph.canonical(self._probe))))
-        (old_wanted, old), (new_wanted, new) = fresh
-        if deviation(new_wanted, old_wanted) <= 2 * self._limit:
-            return  # nothing can be seen yet: a classifier that begins at zero, say
-        if deviation(new, old) <= self._limit / 2:
-            raise RuntimeError(
-                f"{self.name} must use the weights of the newest record: got the same outputs from weights "
-                f"{CANARY} times as large; please report this, with the versions of its packages"
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{self.name} {finding.reason(record.version)}: this version is scored in fp32 by torch, and so is "
+                "each that fails this check after it, which fp32_versions counts",
+                RuntimeWarning,
             )
-        self._has_proven = True
 
     def _call(self, lowered: Lowered, inputs: Any) -> list[Tensor]:
         """A compiled program on any number of rows."""
@@ -456,8 +348,3 @@ class LoweredEngine(Engine):
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     """What several calls gave, as one; the mean of what has no rows, such as a mean loss."""
     return torch.cat(list(pieces)) if pieces[0].ndim else torch.stack(list(pieces)).mean(0)
-
-
-def _of_rows(outputs: Sequence[Tensor], rows: int) -> list[Tensor]:
-    """The first rows of outputs, without those that have none, which depend on how many there were."""
-    return [tensor[:rows] for tensor in outputs if tensor.ndim]

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import tensors_of
-from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.graph import WeightGraph, export
 from infer2train.oracle.quantization.program import BIAS_LIMIT, Program
 from infer2train.oracle.samples import Samples
+from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.batches import tensors_of
-from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.oracle.quantization.affine import Affine
 from infer2train.oracle.quantization.graph import export
 from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
+from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:

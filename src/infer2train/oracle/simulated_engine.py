@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from infer2train.machine.device import torch_device
-from infer2train.oracle.lowered_engine import LIMITS, ROWS, Lowered, LoweredEngine
+from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS
 from infer2train.oracle.quantization.program import Program, Simulation
 from infer2train.oracle.samples import Samples
+from infer2train.oracle.verification import LIMITS
 
 
 class SimulatedEngine(LoweredEngine):

@@ -133,6 +133,20 @@ class RecordGate:
                     f"{engine_version}; lower the learning rate, or clip gradients, if training has diverged"
                 )
 
+    def check_ranges(self, ranges: Mapping[str, Tensor], version: int, engine_version: int | None) -> None:
+        """Refuse ranges of activations, measured with the weights of `version`, that are not finite.
+
+        Raises:
+            NotFiniteError: one is not.
+        """
+        for name, found in ranges.items():
+            if not _is_finite(found):
+                raise NotFiniteError(
+                    f"activations must be finite: got NaN or infinity at {name} with the weights of version {version}; "
+                    f"the engine keeps version {engine_version}; lower the learning rate, or clip gradients, if "
+                    "training has diverged"
+                )
+
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
     floating = [tensor.detach().flatten() for tensor in tensors if tensor.is_floating_point()]

@@ -65,6 +65,30 @@ class Trial:
         )
 
 
+def judged(
+    graph: WeightGraph, ran_in: Mapping[str, str], real: str, has_passed: bool, rank_correlation: float
+) -> Trial:
+    """What a program makes of a model.
+
+    Args:
+        graph: of the model.
+        ran_in: the precision of each layer, from `Engine.precisions`.
+        real: precision of what is not quantised.
+        has_passed: whether the program was sound.
+        rank_correlation: of its outputs with those of float32.
+    """
+    names = {layer.name for layer in graph.layers}
+    integers = sorted({precision for precision in ran_in.values() if precision not in REAL})
+    return Trial(
+        precision=" and ".join(integers) or "int8",
+        layers=len(names),
+        in_integers=sum(ran_in.get(name, real) not in REAL for name in names),
+        shares=shares(graph, ran_in, real),
+        has_passed=has_passed,
+        rank_correlation=rank_correlation,
+    )
+
+
 def shares(graph: WeightGraph, precisions: Mapping[str, str], real: str = "fp32") -> dict[str, float]:
     """Share of the model's multiply-adds by the precision that they are made in.
 

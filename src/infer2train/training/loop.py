@@ -135,7 +135,7 @@ def _train_epochs(
     """Algorithm 1: the loader refreshes the oracle and picks, we optimise."""
     watch = Watch(run, sums, log, progress)
     for epoch in range(run.loader.epoch, run.config.epochs):
-        watch.come_back()
+        watch.go_on()
         for images, targets in run.loader:
             lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
             for group in run.optimizer.param_groups:
@@ -145,9 +145,9 @@ def _train_epochs(
             if not math.isfinite(result.loss):
                 _stop_diverged(run, folder, f"the training loss must stay finite: got {result.loss}", log)
             if interrupt.is_set or run.loader.steps % run.config.checkpoint_every == 0:
-                watch.leave()
+                watch.pause()
                 _checkpoint(run, folder, sums, log)
-                watch.come_back()
+                watch.go_on()
             if interrupt.is_set:
                 _stop_interrupted(run.loader.steps, log)
         _require_finite(run, folder, log)

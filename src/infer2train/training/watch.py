@@ -29,11 +29,11 @@ class Watch:
         self._last_seconds = self._left["seconds"]
         self._mined: tuple[Draw, StepResult] | None = None
         self._seen: tuple[StepResult, float] | None = None
-        run.loader.log_to(lambda is_new: log, more=self._of_the_step, warn=progress.warn, report=False)
+        run.loader.journal.write_to(lambda is_new: log, more=self._of_the_step, warn=progress.warn, report=False)
 
-    def come_back(self) -> None:
+    def go_on(self) -> None:
         """After anything that is no training: go on counting from here, as if no time had passed."""
-        self._run.loader.come_back()
+        self._run.loader.journal.go_on()
         now = self._run.loader.totals()
         self._shown = {**self._shown, "seconds": self._shown["seconds"] + now["seconds"] - self._last_seconds}
         self._left = now
@@ -72,9 +72,9 @@ class Watch:
         figures = {"loss": loss, "steps_per_second": draws_per_second(measured), **measured}
         self._progress.step(self._run.loader.steps, figures)
 
-    def leave(self) -> None:
-        """Before anything that is no training: add what the epoch took since `come_back`."""
-        self._run.loader.leave()
+    def pause(self) -> None:
+        """Before anything that is no training: add what the epoch took since `go_on`."""
+        self._run.loader.journal.pause()
         now = self._run.loader.totals()
         self._last_seconds = now["seconds"]
         spent = window(now, self._left)
@@ -84,7 +84,7 @@ class Watch:
 
     def epoch(self, epoch: int, folder: Path) -> None:
         """After each epoch: evaluate where it is due, log, show."""
-        self.leave()
+        self.pause()
         run, sums = self._run, self._sums
         started = perf_counter()
         errors = self._errors(epoch) if _is_due(epoch, run.config) else {}

@@ -1,0 +1,166 @@
+"""Whether a compiled program does what its specification says, and ranks as float32 does.
+
+At every refresh the new program is compared on a probe with the simulation of the same record, and its order of a
+sample's views with that of float32, before it is used. Once, visibly different weights must change what it says.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from infer2train.batches import batch_size, take_rows, tensors_of
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.program import Program, Simulation, deviation
+from infer2train.oracle.samples import PROBE_VIEWS
+from infer2train.oracle.trial import is_visible, rank_correlation
+
+LIMITS = {"int8": 4.0, "fp32": 0.5, "bf16": 24.0}
+"""Greatest deviation from the simulation that a refresh accepts, in output quantisation steps. Sound int8 programs stay
+about 2, since they differ only in which way a tie is rounded; stale or misplaced weights are tens of steps away. bf16
+has 8 significant bits in every operation."""
+PROBE_ROWS = 4
+"""Rows on which a new program is compared with its simulation."""
+RANKED_ROWS = PROBE_VIEWS
+"""Rows on which it is compared with float32: a sample's views, or those of two where tails are long."""
+LEAST_RANK_CORRELATION = 0.5
+"""Between the order of views that integers give and that of float32; below it a version is not worth its picks."""
+RANKED_BITS = 8
+"""Fewer are studies of how badly an oracle may rank, and are let do so."""
+CHAOS = 0.5
+"""Part of the simulation's own deviation from float32 that a program may deviate from it, where that is more: what is
+rounded to another neighbour in one of eighty layers is as far off at the end as all that rounding is."""
+CANARY = 1.1
+"""What the weights of the canary are multiplied by: outputs of one layer change by 25 steps, of 200 do not overflow."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far off a program is.
+
+    Args:
+        deviation: from its simulation, output quantisation steps.
+        rank_correlation: with float32.
+        limit: deviation that is allowed.
+    """
+
+    deviation: float
+    rank_correlation: float
+    limit: float
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether both are as they should be."""
+        return self.deviation <= self.limit and self.rank_correlation >= LEAST_RANK_CORRELATION
+
+    def reason(self, version: int) -> str:
+        """Why it has not, in words."""
+        if self.deviation > self.limit:
+            return (
+                f"deviates by {self.deviation:.3g} output quantisation steps from its simulation at version {version}, "
+                f"{self.limit:g} are allowed"
+            )
+        return (
+            f"orders the views of a sample unlike float32 at version {version}: rank correlation "
+            f"{self.rank_correlation:.2f}, {LEAST_RANK_CORRELATION:g} is the least allowed"
+        )
+
+
+class Verifier:
+    """Compares the programs of one graph with what they should say of a probe.
+
+    Args:
+        name: of the engine, for what it refuses.
+        graph: of the model.
+        probe: inputs, a sample's views in a row.
+        fixed_rows: of a graph that takes no other number of rows.
+        bits: of weights and activations; None in floating point.
+        limit: deviation that is allowed, in output quantisation steps.
+    """
+
+    def __init__(
+        self, name: str, graph: WeightGraph, probe: Any, fixed_rows: int | None, bits: int | None, limit: float
+    ) -> None:
+        self._name, self._graph, self._probe, self._limit = name, graph, probe, limit
+        self._few = probe if fixed_rows else take_rows(probe, PROBE_ROWS)
+        self._bits = bits or 8
+        self._is_ranked = bits is not None and bits >= RANKED_BITS
+        self._has_seen_weights = False
+        self.clipped: frozenset[int] = frozenset()
+        """Sites at which programs are more exact than they must be, see `Simulation`."""
+
+    def check(
+        self, outputs: Sequence[Tensor], tensors: Sequence[Tensor], program: Program | None, may_clip: frozenset[int]
+    ) -> Finding:
+        """What a program says of the probe against its simulation and float32.
+
+        Args:
+            outputs: of the program, flat.
+            tensors: the graph's weights, float32.
+            program: the specification that was compiled; None in floating point.
+            may_clip: sites at which it might be more exact, as far as its engine knows; what it does is found here.
+
+        Raises:
+            ValueError: the outputs have other shapes than the model's.
+        """
+        rows = batch_size(self._few)
+        got, expected = _of_rows(outputs, rows), self._meant(tensors, program, self.clipped)
+        self._check_shapes(got, expected)
+        found = deviation(got, expected, self._bits)
+        if program is not None and may_clip != self.clipped and found > 0:
+            other = deviation(got, self._meant(tensors, program, may_clip), self._bits)
+            if other < found:
+                self.clipped, found = may_clip, other
+        if not is_visible(got) and not is_visible(expected):
+            return Finding(0.0, 1.0, self._limit)
+        if program is None or not self._is_ranked:
+            return Finding(found, 1.0, self._limit)
+        real = tensors_of(self._graph.run(tensors, self._probe))
+        limit = max(self._limit, CHAOS * deviation(expected, _of_rows(real, rows)))
+        return Finding(found, rank_correlation(outputs, real), limit)
+
+    def see_weights(self, tensors: Sequence[Tensor], run: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
+        """The canary: once, see that visibly different weights change what comes out.
+
+        Args:
+            tensors: the graph's weights, float32.
+            run: compiles weights anew, and gives their outputs on the probe.
+
+        Raises:
+            RuntimeError: they do not; the engine would go on scoring with old weights for ever.
+        """
+        if self._has_seen_weights:
+            return
+        canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
+        outputs, others = run(tensors), run(canary)
+        wanted, other_wanted = (tensors_of(self._graph.run(weights, self._probe)) for weights in (tensors, canary))
+        if deviation(other_wanted, wanted) <= 2 * self._limit:
+            return  # nothing can be seen yet: a classifier that begins at zero, say
+        if deviation(others, outputs) <= self._limit / 2:
+            raise RuntimeError(
+                f"{self._name} must use the weights of the newest record: got the same outputs from weights "
+                f"{CANARY} times as large; please report this, with the versions of its packages"
+            )
+        self._has_seen_weights = True
+
+    def _meant(self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int]) -> list[Tensor]:
+        """What a program should say of the probe's first rows; in floating point, what torch does."""
+        if program is None:
+            meant = tensors_of(self._graph.run(tensors, self._few))
+        else:
+            meant = Simulation(self._graph, program, clipped)(self._few)
+        return _of_rows(meant, batch_size(self._few))
+
+    def _check_shapes(self, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{self._name} must give outputs of the model's shapes: got {shapes[0]} instead of {shapes[1]}, so it "
+                "converts an operation of the model wrongly; use oracle='torch:bf16'"
+            )
+
+
+def _of_rows(outputs: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """The first rows of outputs, without those that have none, which depend on how many there were."""
+    return [tensor[:rows] for tensor in outputs if tensor.ndim]
