@@ -25,7 +25,8 @@ ROOMS = {
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
     "loader": "order acknowledgement admission remedies rehearsal course publisher picking health journal loader "
     "assembly mine",
-    "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder watch loop",
+    "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
+    "watch loop",
     "studies": "compare gamma reproduce demo",
     "cli": "arguments arms verbs main __main__",
 }

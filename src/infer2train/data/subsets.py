@@ -35,14 +35,15 @@ def limit_split(split: AnySplit, n: int, seed: int) -> AnySplit:
     return split.part(balanced_ids(split.targets, n, seed))
 
 
-def hold_out(split: AnySplit, n: int, seed: int) -> tuple[AnySplit, AnySplit]:
-    """The rest, and n class-balanced images held back for validation, chosen as by `limit_split` under other keys."""
+def hold_out(split: AnySplit, n: int, seed: int, purpose: Purpose = Purpose.VALIDATION) -> tuple[AnySplit, AnySplit]:
+    """The rest, and n class-balanced images held back, chosen as by `limit_split` under keys of another purpose."""
     if not 1 <= n < len(split):
+        name = "holdout" if purpose is Purpose.HOLDOUT else "validation_split"
         raise ValueError(
-            f"validation_split must leave something to train on, so be in 1..{len(split) - 1}: got {n}; "
-            f"lower --validation-split"
+            f"{name} must leave something to train on, so be in 1..{len(split) - 1}: got {n}; "
+            f"lower --{name.replace('_', '-')}"
         )
-    held = balanced_ids(split.targets, n, seed, Purpose.VALIDATION)
+    held = balanced_ids(split.targets, n, seed, purpose)
     rest = np.setdiff1d(np.arange(len(split)), held)
     return split.part(rest), split.part(held)
 

@@ -69,6 +69,8 @@ class Purpose(IntEnum):
     """The uniform number by which a sample of a batch is left out, one a slot."""
     IRREDUCIBLE = 18
     """The view of each sample on which its irreducible loss is measured."""
+    HOLDOUT = 19
+    """Which training samples `--holdout` keeps for the irreducible model."""
 
 
 @dataclass(frozen=True)

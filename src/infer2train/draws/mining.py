@@ -55,7 +55,7 @@ class Mining:
     """Weight λ of the distillation penalty of self-distill (equation 1)."""
     prune: float = setting(0.5, at_least=0)
     """Probability with which infobatch leaves out a sample whose loss is below the mean (r; a share, below 1)."""
-    irreducible: Any = field(default=None, compare=False)
+    irreducible: Any = field(default=None, compare=False, metadata={"is_place": True})
     """What rho subtracts from each sample's loss: a .npy file of one number for each sample id, and in Python also an
     array, or a model, which is then asked once for the loss of every sample."""
     accumulation_steps: int = setting(1, at_least=1)

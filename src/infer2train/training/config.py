@@ -4,7 +4,7 @@ Free of torch, so that `--help` answers at once. What the fields do is said in t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from infer2train.draws.mining import Mining
@@ -37,6 +37,11 @@ class DataConfig:
     """Part of the training labels that are wrong: each moved to another class at random (0 to 1). Tests stay clean."""
     validation_split: int = setting(0, at_least=0)
     """Hold back this many training images and evaluate on those instead of the test set (images)."""
+    holdout: int = setting(0, at_least=0)
+    """Hold this many training images back, with labels as they are: for rho's irreducible model, which is trained on
+    them, or for a comparison with it (images)."""
+    train_on: Literal["rest", "held"] = "rest"
+    """Which part is trained on: what holdout leaves, or what it holds back."""
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be decoded: stop and name it, or (with decode=once) leave it out and count it."""
     view: str = "shift-rotate"
@@ -89,6 +94,10 @@ class TrainingConfig:
     trainer's own and in the oracle's."""
     train_error_samples: int = setting(2000, at_least=0)
     """Training images on whose random views the training error is measured each epoch (images)."""
+    irreducible_model: str | None = None
+    """Network of rho's irreducible model, as for model. Default: the run's own."""
+    irreducible_epochs: int = setting(30, at_least=1)
+    """Length of its training on the images of holdout, once for all runs that agree in it (epochs)."""
     evaluate_every: int = setting(1, at_least=1)
     """Epochs between evaluations; the last epoch is evaluated anyway (epochs)."""
     checkpoint_every: int = setting(500, at_least=1)
@@ -104,6 +113,18 @@ class RunConfig(TrainingConfig, Mining, DataConfig):
     def __post_init__(self) -> None:
         Mining.__post_init__(self)
         check_run(self)
+
+
+def unmined(config: RunConfig) -> RunConfig:
+    """The same training as a baseline: without candidates and without an oracle.
+
+    Example:
+        >>> unmined(RunConfig(method="nm-augment", pool="process", epochs=3)) == RunConfig(epochs=3)
+        True
+    """
+    kept = ("method", "epochs", "seed", "log_every")
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(Mining) if f.name not in kept}
+    return replace(config, method="baseline", **defaults)
 
 
 def check_run(config: RunConfig) -> None:
@@ -122,6 +143,8 @@ def check_run(config: RunConfig) -> None:
             f"train steps after every draw: got accumulation_steps={config.accumulation_steps}; lower batch_size, or "
             "accumulate in a loop of your own with mine()"
         )
+    if config.train_on == "held" and not config.holdout:
+        raise ValueError("train_on='held' trains on what holdout holds back: got holdout=0; pass --holdout 10000, say")
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
     for name in ("label_noise", "label_smoothing"):

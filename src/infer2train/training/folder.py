@@ -8,7 +8,7 @@ from rich.console import Console
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
 from infer2train.settings import as_plain, decisive, differences
-from infer2train.training.config import RunConfig, from_plain
+from infer2train.training.config import RunConfig, from_plain, unmined
 from infer2train.training.evaluation import Evaluation, evaluate
 from infer2train.training.setup import prepare, resolved
 
@@ -85,6 +85,6 @@ def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
         Console(stderr=True).print(
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
         )
-    run = prepare(replace(config, device=device or config.device, compile="none"), progress=False)
+    run = prepare(replace(unmined(config), device=device or config.device, compile="none"), progress=False)
     run.model.load_state_dict(checkpoint.state["model"])
     return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)

@@ -25,6 +25,7 @@ from infer2train.training.config import RunConfig
 from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
+from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.progress import RunProgress
 from infer2train.training.schedule import learning_rate
 from infer2train.training.setup import Run, cores, prepare
@@ -64,13 +65,19 @@ def train(
         CheckpointError: the disk refused a checkpoint; the earlier ones are good.
     """
     config = enter_folder(config, folder, resume)
+    given = None
+    if config.method == "rho" and config.irreducible is None:
+        given = irreducible_losses(
+            config, partial(train, resume=True, quiet=quiet, title="irreducible model", report=False)
+        )
     oracles, trainers = cores(config)
     with (
         Trace(trace) if trace else nullcontext() as tracing,
         on_cores(trainers if oracles else ()),
         interruptible() as interrupt,
     ):
-        run = prepare(config, progress=not quiet)
+        run = prepare(config, progress=not quiet, irreducible=None if given is None else given.file)
+        run.loader.notes += (given.note,) if given else ()
         if tracing is not None:
             run.loader.timeline.listen(tracing.add)
         _train(run, folder, interrupt, resume, quiet, title)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData
 from infer2train.data.load import default_cache_dir, load_data, load_encoded
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
-from infer2train.draws.addresses import Addresses
+from infer2train.draws.addresses import Addresses, Purpose
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.randomness import seed_everything
 from infer2train.loader.assembly import CHUNK_ON_CPU
@@ -132,6 +132,9 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData 
         train = long_tailed(train, config.imbalance, config.seed)
     if config.label_noise:
         train = mislabelled(train, config.label_noise, len(data.class_names), config.seed)
+    if config.holdout:
+        train, held = hold_out(train, config.holdout, config.seed, Purpose.HOLDOUT)
+        train = held if config.train_on == "held" else train
     if config.batch_size > len(train):
         raise ValueError(
             f"batch_size must be at most the number of training images: got {config.batch_size} for {len(train)} "
@@ -160,8 +163,13 @@ def _load(config: RunConfig, progress: bool) -> ImageData | EncodedData:
     )
 
 
-def prepare(config: RunConfig, *, progress: bool = True) -> Run:
+def prepare(config: RunConfig, *, progress: bool = True, irreducible: Path | None = None) -> Run:
     """Build the run that a resolved configuration describes.
+
+    Args:
+        config: of the run.
+        progress: show how far the loading is.
+        irreducible: file of the losses that rho subtracts, where the configuration names none.
 
     Raises:
         ValueError: data, model, method or device are not to be had; it says which and what there is.
@@ -178,11 +186,16 @@ def prepare(config: RunConfig, *, progress: bool = True) -> Run:
         )
     _check_views(config)
     data, train, evaluation = load_splits(config, progress=progress)
-    return assembled(config, data, train, evaluation, device)
+    return assembled(config, data, train, evaluation, device, irreducible)
 
 
 def assembled(
-    config: RunConfig, data: ImageData | EncodedData, train: AnySplit, evaluation: AnySplit, device: torch.device
+    config: RunConfig,
+    data: ImageData | EncodedData,
+    train: AnySplit,
+    evaluation: AnySplit,
+    device: torch.device,
+    irreducible: Path | None = None,
 ) -> Run:
     """The run on these images.
 
@@ -214,7 +227,7 @@ def assembled(
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
-    loader = mine(base, model, mining=config)
+    loader = mine(base, model, mining=replace(config, irreducible=irreducible or config.irreducible))
     return Run(
         config=replace(config, oracle=loader.mining.oracle),  # what `auto` was found to be
         data=data,

@@ -1,0 +1,124 @@
+"""What rho subtracts, from the command line: the loss of a model that was trained on images held back.
+
+That model is a run like any other, a baseline on the images of `--holdout`. It is trained once for all runs that agree
+in data, seed and its own settings, and scores every other image once, with the run's oracle. The run and the losses
+are kept in the cache, in a folder named by all that they depend on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from filelock import FileLock
+from jaxtyping import Float32
+
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.data.images import AnySplit
+from infer2train.draws.scores import loss
+from infer2train.oracle.engines import build_engine
+from infer2train.oracle.samples import SourceSamples
+from infer2train.oracle.scorer import Scorer, chunks
+from infer2train.oracle.snapshot import snapshot
+from infer2train.settings import as_plain, decisive
+from infer2train.training.config import RunConfig, unmined
+from infer2train.training.evaluation import every_sample
+from infer2train.training.folder import CHECKPOINTS, Result, is_finished, result_of
+from infer2train.training.setup import Run, evaluation_view, load_splits, prepare, views_of
+
+Train = Callable[[RunConfig, Path], Result]
+"""Trains a run in a folder, to its end or on from where it stood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Irreducible:
+    """Irreducible losses, and what they cost.
+
+    Args:
+        file: a .npy of one float32 for each image that is trained on, by sample id.
+        note: how they came about, in words.
+        seconds: that training the model and scoring with it took, now or when it was done.
+    """
+
+    file: Path
+    note: str
+    seconds: float
+
+
+def irreducible_run(config: RunConfig) -> RunConfig:
+    """The run that trains the irreducible model of another: a baseline on what is held back, under half a cosine."""
+    return replace(
+        unmined(config),
+        train_on="held",
+        model=config.irreducible_model or config.model,
+        irreducible_model=None,
+        irreducible_epochs=RunConfig.irreducible_epochs,
+        epochs=config.irreducible_epochs,
+        lr_schedule="cosine",
+        warmup_epochs=0.0,
+        train_error_samples=0,
+        evaluate_every=config.irreducible_epochs,
+    )
+
+
+def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
+    """The irreducible losses of a resolved run, from the cache where they are there.
+
+    Args:
+        config: of the run that mines.
+        train: trains the irreducible model, with progress; what it raises comes through.
+
+    Raises:
+        ValueError: nothing is held back to train on.
+    """
+    if not config.holdout:
+        raise ValueError(
+            "rho needs the irreducible loss of each sample, of a model trained on images held back: got holdout=0; "
+            "pass --holdout 10000, say, or --irreducible FILE.npy"
+        )
+    run = irreducible_run(config)
+    data, images, _ = load_splits(replace(config, train_on="rest"), progress=False)
+    depends_on = [data.fingerprint, config.oracle, decisive(RunConfig, as_plain(run))]
+    name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    assert config.data_cache is not None, "resolved"
+    folder = Path(config.data_cache) / "irreducible" / name
+    file, made = folder / "losses.npy", folder / "losses.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # of runs side by side, one trains it and the others wait
+        if not made.is_file():
+            result = result_of(folder / "run") if is_finished(folder / "run") else train(run, folder / "run")
+            started = perf_counter()
+            losses = _scored(prepare(run, progress=False), folder / "run", images, config)
+            np.save(file, losses)
+            seconds = result.seconds + perf_counter() - started
+            made.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    seconds = float(json.loads(made.read_text(encoding="utf-8"))["seconds"])
+    note = (
+        f"irreducible losses of {len(images)} images: by {run.model}, trained on {config.holdout} held back for "
+        f"{run.epochs} epochs ({seconds:.0f} s, once); {file}"
+    )
+    return Irreducible(file=file, note=note, seconds=seconds)
+
+
+def _scored(run: Run, folder: Path, images: AnySplit, config: RunConfig) -> Float32[np.ndarray, " n"]:
+    """What the model in a run's folder loses on other images, in the precision of the oracle."""
+    checkpoint = load_checkpoint(folder / CHECKPOINTS)
+    assert checkpoint is not None, folder
+    run.model.load_state_dict(checkpoint.state["model"])
+    size = run.training_images.output_size[0]
+    stored = None if config.decode == "on-demand" else size
+    source = views_of(images, evaluation_view(size, stored), torch.device("cpu"))
+    everything = every_sample(len(images))
+    chunk = config.oracle_chunk or 1
+    samples = SourceSamples(source, lambda: everything.ids, config.seed, lambda batch: batch)
+    oracle = "int8" if config.oracle == "auto" else config.oracle
+    engine = build_engine(oracle, run.model, run.device, samples=samples, rows=chunk)
+    engine.refresh(engine.calibrated(snapshot(run.model, 0)))
+    scores = Scorer(score=loss, chunk=chunk).score(engine, map(source.batch, chunks(everything, chunk)))
+    run.loader.close()
+    assert scores.values is not None
+    return scores.values.cpu().numpy()
