@@ -27,7 +27,7 @@ ROOMS = {
     "assembly mine",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
-    "studies": "compare gamma reproduce demo",
+    "studies": "advise compare gamma reproduce demo",
     "cli": "arguments arms verbs main __main__",
 }
 """In the way of the data; behind each room its modules in theirs."""

@@ -58,6 +58,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
     verbs.add_subcommand("gamma", _gamma_parser(), help="measure what this machine can do, and whether mining pays")
+    verbs.add_subcommand("advise", _advise_parser(), help="does mining pay for a baseline, by what was measured before")
     verbs.add_subcommand("reproduce", _reproduce_parser(), help="the paper's figures and tables, and whether it pays")
     verbs.add_subcommand("demo", _demo_parser(), help="the paper's methods on real data, in minutes")
     return parser
@@ -135,6 +136,19 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
     add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
     add("--json", type=str | None, default=None, help="Write everything measured to this file.")
     add("--quiet", action="store_true", help="Show no progress.")
+    return parser
+
+
+def _advise_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Say which methods helped and hurt trainings like a baseline's, how like, and what to try.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("folder", type=str | None, nargs="?", default=None, help="Run folder of a baseline, finished or running.")
+    add("--view-error", type=float | None, default=None, help="Without a folder: error on random training views (%%).")
+    noise_help = "Part of the training labels that are thought to be wrong (0 to 1). Default: what the run made wrong."
+    add("--label-noise", type=float | None, default=None, help=noise_help)
     return parser
 
 

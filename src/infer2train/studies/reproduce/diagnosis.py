@@ -4,6 +4,7 @@ A network that was trained on the hardest views has batch-norm statistics of har
 ones. Here they are measured anew on random views, weights untouched.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.draws.addresses import Addresses
 from infer2train.observe.runlog import RunLog, read_config, read_rows
-from infer2train.training.config import from_plain
+from infer2train.training.config import from_plain, unmined
 from infer2train.training.evaluation import BATCH, evaluate, random_views
 from infer2train.training.folder import CHECKPOINTS
 from infer2train.training.setup import Run, prepare
@@ -20,10 +21,6 @@ from infer2train.training.setup import Run, prepare
 VIEWS = 5000
 """Random views on which the statistics are measured; each batch counts alike."""
 EVENT = "recalibrated"
-WITHOUT_ORACLE = {"method": "baseline", "pool": "inline", "compile": "none"} | dict.fromkeys(
-    ("score", "pick", "ramp_rate", "ramp_start", "ramp_stop")
-)
-"""Settings of the same model and data where nothing is scored or trained."""
 
 
 def diagnose(folder: Path) -> None:
@@ -34,7 +31,7 @@ def diagnose(folder: Path) -> None:
     """
     if any(row.get("event") == EVENT for row in read_rows(folder)):
         return
-    config = from_plain(read_config(folder) | WITHOUT_ORACLE)
+    config = replace(unmined(from_plain(read_config(folder))), compile="none")
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     assert checkpoint is not None, folder
     run = prepare(config, progress=False)

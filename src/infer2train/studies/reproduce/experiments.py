@@ -30,6 +30,8 @@ class Arm:
     """The sweep whose winner's settings it has besides its own."""
     wall_clock_of: str | None = None
     """The arm whose devices and wall-clock it is given: its length follows from theirs."""
+    length: float = 1.0
+    """Its epochs, as a part of the scale's: what makes the steps equal where an arm has more images than others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,8 +68,9 @@ class Sitting:
             ValueError: its oracle shall have 8 bits, and no int8 engine is installed.
         """
         regime, method = self.experiment.regime, str(arm.settings.get("method", RunConfig.method))
-        settings = regime_defaults(regime, method) | SCALES[self.scale].get(regime, {}) | VARIANTS[self.variant]
-        settings |= {**self.common, **arm.settings, **changes}
+        scale = SCALES[self.scale]
+        settings = regime_defaults(regime, method) | scale.get(regime, {}) | scale.get(self.experiment.name, {})
+        settings |= {**VARIANTS[self.variant], **self.common, **arm.settings, **changes}
         if arm.settings.get("ramp_rate"):
             settings["ramp_rate"] = arm.settings["ramp_rate"] * PAPER_EPOCHS / settings["epochs"]
         if settings["oracle"] == ORACLE_8_BIT:
@@ -77,7 +78,8 @@ class Sitting:
             settings["oracle"] = resolve_engine("int8") if device == "cpu" else f"simulated:b8@{device}"
         if not METHODS[method].has_oracle:
             settings["pool"] = "inline"  # a control without an oracle has no processes for one
-        return from_plain(settings)
+        run = from_plain(settings)
+        return run if arm.length == 1 else as_long_as(run, round(arm.length * run.epochs))
 
     def sweep_runs(self, candidates: Iterable[Arm]) -> dict[tuple[str, int], RunConfig]:
         """The runs of a sweep's candidates: without the held-out images, over fewer seeds."""

@@ -1,0 +1,175 @@
+"""`infer2train advise`: does mining pay for this training, by what was measured before, before anybody spends a day.
+
+It reads how far a baseline has come (the folder of a finished or running run, or two numbers given by hand), looks up
+what was measured nearest to it, and says how near that is. What it looks up is `evidence.yaml`, one entry for each
+comparison in docs/results.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from infer2train.observe.runlog import read_config, read_rows, says_finished
+from infer2train.settings import changed
+from infer2train.training.config import RunConfig, from_plain
+
+FAR = 4.0
+"""A training whose error on random training views is this many times another's is not like it."""
+FLOOR = 0.1
+"""Errors on training views below this are as good as none (%)."""
+NOISY = 0.05
+"""Part of the labels that are wrong, from which a training is compared with noisy ones (0 to 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One measured comparison with the baseline of equal steps."""
+
+    method: str
+    trained: str
+    """Data, model, length."""
+    view_error: float
+    """The baseline's own error on random training views at its end (%)."""
+    label_noise: float = 0.0
+    """Part of the labels that were wrong (0 to 1)."""
+    difference: float
+    """In test error, method minus baseline (points)."""
+    low: float
+    high: float
+    """95 % interval of it."""
+    seeds: int
+    page: str
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        if self.high < 0:
+            return "helps"
+        return "hurts" if self.low > 0 else "no difference seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """How far a baseline has come."""
+
+    view_error: float
+    """On random training views (%)."""
+    label_noise: float
+    progress: float = 1.0
+    """Part of the training that is over (0 to 1)."""
+    name: str = "the baseline given"
+    method: str = "baseline"
+
+
+def evidence() -> list[Evidence]:
+    """All that was measured."""
+    plain = yaml.safe_load(resources.files(__package__).joinpath("evidence.yaml").read_text(encoding="utf-8"))
+    return [changed(Evidence, None, entry) for entry in plain]
+
+
+def read_baseline(folder: Path, label_noise: float | None) -> Baseline:
+    """The run in a folder, as far as it is.
+
+    Args:
+        folder: of a run of `train`.
+        label_noise: part of the labels that are thought to be wrong. Default: what the run itself made wrong.
+
+    Raises:
+        ValueError: there is no run, or it has not measured its error on random training views yet.
+    """
+    config, rows = from_plain(read_config(folder)), read_rows(folder)
+    seen = [row for row in rows if row["kind"] == "epoch" and row.get("train_error_random") is not None]
+    if not seen:
+        raise ValueError(
+            f"advise reads the error on random training views: got none in {folder}; wait for the first evaluation, "
+            "train with --train-error-samples 2000, or pass --view-error"
+        )
+    last = seen[-1]
+    return Baseline(
+        view_error=100 * last["train_error_random"],
+        label_noise=config.label_noise if label_noise is None else label_noise,
+        progress=1.0 if says_finished(rows) else (last["epoch"] + 1) / config.epochs,
+        name=f"{folder}: {config.model}, epoch {last['epoch'] + 1} of {config.epochs}",
+        method=config.method,
+    )
+
+
+def distance(baseline: Baseline, measured: Evidence) -> float:
+    """How many times one's error on training views is the other's (at least 1); infinite for other labels."""
+    if (baseline.label_noise >= NOISY) != (measured.label_noise >= NOISY):
+        return math.inf
+    ours, theirs = (max(FLOOR, error) for error in (baseline.view_error, measured.view_error))
+    return max(ours, theirs) / min(ours, theirs)
+
+
+def nearest(baseline: Baseline, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
+    """Of each method the comparison that is most like this training, and its distance; the most helpful first."""
+    found: dict[str, tuple[Evidence, float]] = {}
+    for entry in measured:
+        away = distance(baseline, entry)
+        if math.isfinite(away) and away < found.get(entry.method, (entry, math.inf))[1]:
+            found[entry.method] = entry, away
+    return sorted(found.values(), key=lambda pair: pair[0].difference)
+
+
+def advice(baseline: Baseline, found: Sequence[tuple[Evidence, float]]) -> list[str]:
+    """What to do, in sentences."""
+    said = []
+    if baseline.method != RunConfig.method:
+        said.append(f"This is a run of {baseline.method}: the table is about what a baseline's figures would be.")
+    if baseline.progress < 1:
+        said.append(
+            f"The run is at {baseline.progress:.0%}: its error on training views will fall further; ask again at the "
+            "end, or before its learning rate has dropped take this as the worst case for mining views."
+        )
+    helpful = [(entry, away) for entry, away in found if entry.verdict == "helps" and away <= FAR]
+    if helpful:
+        best, away = helpful[0]
+        said.append(
+            f"Try {best.method}: {best.difference:+.1f} points where the error on training views was within {away:.1f} "
+            "times yours. Compare it over 5 seeds (infer2train compare) before you believe it."
+        )
+    elif not found:
+        said.append("Nothing was measured with labels like these yet: compare over 5 seeds (infer2train compare).")
+    else:
+        said.append("Mining has helped nowhere near here: keep the baseline, and train longer if the hardware is idle.")
+    if baseline.label_noise < NOISY:
+        said.append("If some of your labels are wrong, say how many: --label-noise 0.1.")
+    said.append("What γ this machine can afford, and what it costs: infer2train gamma --run FOLDER.")
+    return said
+
+
+def print_advice(baseline: Baseline, console: Console) -> None:
+    """The table of what was measured nearest, and what follows."""
+    found = nearest(baseline, evidence())
+    noise = f", {baseline.label_noise:.0%} of the labels wrong" if baseline.label_noise else ""
+    console.print(
+        f"{baseline.name}, {baseline.view_error:.1f} % error on random training views{noise}", highlight=False
+    )
+    places = list(dict.fromkeys((entry.trained, entry.view_error, entry.page) for entry, _ in found))
+    table = Table("method", "points [95 %]", "verdict", "seeds", "measured in", "like yours")
+    for entry, away in found:
+        table.add_row(
+            entry.method,
+            f"{entry.difference:+.2f} [{entry.low:+.2f}, {entry.high:+.2f}]",
+            entry.verdict,
+            str(entry.seeds),
+            f"({places.index((entry.trained, entry.view_error, entry.page)) + 1})",
+            "rather" if away <= FAR else "hardly",
+        )
+    if found:
+        console.print(table)
+    for number, (trained, view_error, page) in enumerate(places, start=1):
+        console.print(
+            f"({number}) {trained}; {view_error:.1f} % error on random training views; {page}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for sentence in advice(baseline, found):
+        console.print(sentence, highlight=False, soft_wrap=True)

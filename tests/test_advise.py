@@ -1,0 +1,87 @@
+"""What is advised follows from what was measured: every entry from a page, the nearest first, and no more than that."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from infer2train.cli.main import main
+from infer2train.draws.methods.table import METHODS
+from infer2train.observe.runlog import write_config
+from infer2train.settings import as_plain
+from infer2train.studies.advise import Baseline, Evidence, advice, distance, evidence, nearest, read_baseline
+from infer2train.training.config import RunConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def entry(method: str = "nm-augment", view_error: float = 4.0, difference: float = -1.0, **more: object) -> Evidence:
+    bounds = {"low": difference - 0.5, "high": difference + 0.5, "seeds": 5, "page": "", "trained": ""}
+    return Evidence(method=method, view_error=view_error, difference=difference, **{**bounds, **more})  # type: ignore[arg-type]
+
+
+def folder_of(path: Path, rows: list[dict[str, object]], **settings: object) -> Path:
+    path.mkdir()
+    write_config(path, as_plain(RunConfig(epochs=10, **settings)))  # type: ignore[arg-type]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_entry_is_of_a_method_and_a_page_that_has_its_figure() -> None:
+    for found in evidence():
+        assert found.method in METHODS
+        assert found.low <= found.difference <= found.high
+        page = (REPOSITORY / found.page).read_text(encoding="utf-8").replace("−", "-")
+        assert f"{found.difference:+.2f}" in page, found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(-2, -0.1, "helps"), (0.1, 2, "hurts"), (-1, 1, "no difference seen")]
+)
+def test_a_verdict_is_what_the_interval_says(low: float, high: float, verdict: str) -> None:
+    assert entry(low=low, high=high).verdict == verdict
+
+
+def test_the_nearest_by_the_error_on_training_views_is_looked_up() -> None:
+    near, far, other = entry(view_error=4.0), entry(view_error=40.0, difference=2.0), entry("rho", 400.0, -3.0)
+    found = nearest(Baseline(view_error=5.0, label_noise=0.0), [far, near, other])
+    assert [measured for measured, _ in found] == [other, near], "the most helpful first, one for each method"
+    assert [away for _, away in found] == pytest.approx([80.0, 1.25])
+
+
+def test_noisy_labels_are_compared_with_noisy_ones() -> None:
+    clean, noisy = Baseline(view_error=4.0, label_noise=0.0), Baseline(view_error=4.0, label_noise=0.3)
+    assert distance(clean, entry(label_noise=0.1)) == math.inf
+    assert distance(noisy, entry(label_noise=0.1)) == 1.0
+    assert nearest(noisy, [entry()]) == []
+    assert advice(noisy, [])[0].startswith("Nothing was measured with labels like these")
+
+
+def test_only_what_helped_near_by_is_recommended() -> None:
+    baseline = Baseline(view_error=4.0, label_noise=0.3)
+    helps, hurts = entry("rho", 8.0, -3.0), entry("nm-augment", 4.0, 2.0)
+    assert advice(baseline, [(helps, 2.0), (hurts, 1.0)])[0].startswith("Try rho: -3.0 points")
+    for found in ([(helps, 80.0)], [(hurts, 1.0)], [(entry(low=-2, high=0.1), 1.0)]):
+        assert advice(baseline, found)[0].startswith("Mining has helped nowhere near here")
+
+
+def test_a_run_that_is_not_over_is_said_to_be_none(tmp_path: Path) -> None:
+    rows = [{"kind": "epoch", "epoch": 4, "train_error_random": 0.2}]
+    found = read_baseline(folder_of(tmp_path / "a", rows, label_noise=0.1), None)
+    assert (found.view_error, found.progress, found.label_noise) == (20.0, 0.5, 0.1)
+    assert advice(found, [])[0].startswith("The run is at 50%")
+    assert read_baseline(tmp_path / "a", 0.4).label_noise == 0.4
+    with pytest.raises(ValueError, match=r"error on random training views: got none in .*; wait for"):
+        read_baseline(folder_of(tmp_path / "b", [{"kind": "epoch", "epoch": 0}]), None)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"kind": "epoch", "epoch": 9, "train_error_random": 0.036}, {"kind": "event", "event": "finished"}]
+    assert main(["advise", str(folder_of(tmp_path / "run", rows, model="resnet20"))]) == 0
+    said = capsys.readouterr().out
+    assert "resnet20, epoch 10 of 10, 3.6 % error on random training views" in said
+    assert "docs/results/2026-11-25-reproduction.md" in said
+    assert main(["advise"]) == 2
+    assert main(["advise", str(tmp_path / "run"), "--view-error", "3"]) == 2
+    assert "advise looks at one baseline" in capsys.readouterr().err
