@@ -83,7 +83,8 @@ def traced(method: str) -> dict[str, Any]:
         update_every=UPDATE_EVERY,
         ramp_rate=0.25 if METHODS[method].schedule.needs_length else None,
         epochs=2 if method == "infobatch" else None,
-        irreducible=np.linspace(0, 1, SAMPLES, dtype=np.float32) if method == "rho" else None,
+        irreducible=np.linspace(0, 1, SAMPLES, dtype=np.float32) if METHODS[method].needs_irreducible else None,
+        trust=0.7 if METHODS[method].pick == "trusted" else None,
         distill_weight=0.5,
         seed=1,
     )

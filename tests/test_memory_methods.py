@@ -16,6 +16,7 @@ from infer2train.batches import map_tensors
 from infer2train.draws.addresses import Purpose, uniforms
 from infer2train.draws.draw import Draw, Kind
 from infer2train.draws.methods.memory import Memory
+from infer2train.draws.methods.table import METHODS
 from mined_runs import equal, sgd, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,6 +217,50 @@ def test_irreducible_losses_that_are_missing_are_refused(given: Any, said: str) 
         loader_of(model, sgd(model), method="rho", irreducible=given)
 
 
+# Trusted
+
+
+def test_trusted_draws_in_proportion_to_the_loss_and_without_replacement() -> None:
+    """The first of B by Gumbel keys is drawn with probability score / Σ scores of what is trusted."""
+    irreducible = np.where(np.arange(107) % 2 == 0, 0.1, 2.0).astype(np.float32)
+    method = made("trusted", balance="none", irreducible=irreducible, trust=1.0)
+    first = []
+    for number in range(4000):
+        draw = draw_at(method, 1.0, number=number, ids=IDS[:1])  # of γ candidates one is trained on
+        scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        trusted = irreducible[draw.candidates.ids] <= 1.0
+        picked = method.select(replace(draw, scores=scores), scores, None)
+        assert picked.chosen is not None
+        assert trusted[picked.chosen[0]] or not trusted.any(), "an untrusted one is picked only where there is no other"
+        if trusted.all():
+            first.append(int(picked.chosen[0]))
+    shares = np.bincount(first, minlength=4) / len(first)
+    assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=4 * 0.5 / len(first) ** 0.5)
+
+
+def test_trusted_leaves_wrong_labels_which_the_loss_alone_would_take() -> None:
+    wrong = 12
+    for name in ("trusted", "trusted-random"):
+        model = network()
+        optimizer = sgd(model)
+        loader = loader_of(model, optimizer, wrong, method=name, gamma=4, irreducible=irreducible_of(wrong))
+        draws = trained(loader, model, optimizer)
+        picked = np.concatenate([draw.addresses.ids for draw in draws])
+        assert (picked < wrong).mean() < 0.1
+        assert loader.metrics()["trusted_share"] == pytest.approx(1 - wrong / SAMPLES, abs=0.05)
+
+
+def test_trusted_needs_class_labels_or_a_limit() -> None:
+    x, _ = data().tensors
+    targets = torch.randn(SAMPLES, 2)
+    settings: dict[str, Any] = {"method": "trusted", "irreducible": np.ones(SAMPLES), "balance": "none"}
+    settings |= {"score": lambda outputs, wanted: (outputs[:, :2] - wanted).square().mean(1)}
+    base = DataLoader(TensorDataset(x, targets), batch_size=16)
+    with pytest.raises(ValueError, match=r"needs class labels: got Tensor; pass trust="):
+        mine(base, network(), **settings)
+    mine(base, network(), **settings, trust=1.5).close()
+
+
 class Counted(TensorDataset):
     reads = 0
 
@@ -235,13 +280,13 @@ def test_what_a_method_lacks_is_said_before_anything_is_read_or_started(given: d
     assert Counted.reads == 0
 
 
-# Both resume exactly
+# All resume exactly
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 11, 20])
-@pytest.mark.parametrize("name", ["infobatch", "rho"])
+@pytest.mark.parametrize("name", ["infobatch", "rho", "trusted", "trusted-random"])
 def test_a_resumed_run_ends_in_the_same_bits(name: str, stop: int) -> None:
-    own: dict[str, Any] = {"irreducible": irreducible_of(0)} if name == "rho" else {}
+    own: dict[str, Any] = {"irreducible": irreducible_of(0)} if METHODS[name].needs_irreducible else {}
 
     def begun() -> tuple[nn.Module, Any, MinedLoader]:
         model = network()

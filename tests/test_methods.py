@@ -262,6 +262,7 @@ def test_what_a_method_needs_follows_from_its_choices(name: str) -> None:
         "baseline": (False, False, False),
         "batch-augment": (False, False, False),
         "random-sample": (False, True, True),
+        "trusted-random": (False, True, True),
         "self-distill": (True, True, False),
         "infobatch": (True, True, False),
     }

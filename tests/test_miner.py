@@ -589,7 +589,7 @@ def test_every_method_trains() -> None:
     for method in METHODS:
         model = network(dropout=0.2, norm=True)
         optimizer = sgd(model)
-        own = {"irreducible": torch.zeros(24)} if method == "rho" else {}
+        own = {"irreducible": torch.zeros(24)} if METHODS[method].needs_irreducible else {}
         loader = mine(jittered(), model, optimizer, method=method, gamma=3, update_every=4, epochs=2, **own)
         seen = [draw for _ in range(2) for draw in draws(loader, model, optimizer)]
         assert [draw.number for draw in seen] == list(range(12))

@@ -20,7 +20,7 @@ from conformance.views import elsewhere
 from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
 from infer2train.draws.draw import Draw, Kind
 from infer2train.draws.methods.method import Method
-from infer2train.draws.methods.table import get_method
+from infer2train.draws.methods.table import METHODS, get_method
 from infer2train.draws.mining import Mining
 
 BATCH, GAMMA = 10, 4
@@ -30,6 +30,7 @@ QUANTILE = Fraction(3, 4)
 IDS = np.random.default_rng(0).permutation(np.arange(7, 107, 3))
 """Of an epoch: neither consecutive nor in order."""
 IRREDUCIBLE = np.linspace(0.9, 0.1, 107).astype(np.float32)
+TRUST = 0.6
 
 PREFERS_THE_HARD = ("max", "proportional", "hardest", "learnable", "pruned")
 """Picks that never leave out a candidate that towers above all others."""
@@ -40,7 +41,7 @@ Candidate = tuple[int, int]
 
 def made(name: str, **settings: Any) -> Method:
     """A method as the suite takes it."""
-    own: dict[str, Any] = {"irreducible": IRREDUCIBLE} if name == "rho" else {}
+    own: dict[str, Any] = {"irreducible": IRREDUCIBLE, "trust": TRUST} if METHODS[name].needs_irreducible else {}
     return get_method(Mining(**{"method": name, "gamma": GAMMA, "epochs": 90, **own, **settings}))
 
 
@@ -338,7 +339,9 @@ def _reference(method: Method, draw: Draw, scores: list[float], targets: list[in
         return ([offered[i] for i in by_key[:BATCH]],)
     if not draw.kind.is_scored:
         return (list(_views(draw, range(1))),)
-    if choices.score == "uniform":
+    if choices.pick == "trusted":
+        scores = _trusted(draw, None if choices.score == "uniform" else scores)
+    elif choices.score == "uniform":
         scores = [_number(draw, uniforms, Purpose.UNIFORM_SCORE, i) for i in range(len(scores))]
     if choices.pick == "learnable":
         ids = draw.candidates.ids.tolist()
@@ -398,7 +401,18 @@ def _proportional(scores: list[float], uniform: float) -> int:
 
 REFERENCE_PICKS = {"max": _max, "proportional": _proportional, "quantile": _quantile, "uniform": _uniform}
 """A new pick among views needs its reference here."""
-REFERENCED = (*REFERENCE_PICKS, "all", "anchors", "hardest", "learnable")
+REFERENCED = (*REFERENCE_PICKS, "all", "anchors", "hardest", "learnable", "trusted")
+
+
+def _trusted(draw: Draw, scores: list[float] | None) -> list[float]:
+    """Keys whose highest are a draw without replacement, in proportion to the scores; of the untrusted none."""
+    keys = []
+    for i, sample_id in enumerate(draw.candidates.ids.tolist()):
+        u = _number(draw, uniforms, Purpose.UNIFORM_SCORE, i)
+        score = 1.0 if scores is None else scores[i]
+        is_out = IRREDUCIBLE[sample_id] > TRUST or not math.isfinite(score) or score <= 0 or u == 0
+        keys.append(-math.inf if is_out else float(np.float32(math.log(score) - math.log(-math.log(u)))))
+    return keys
 
 
 def _hardest(draw: Draw, scores: list[float], targets: list[int], mined: int, balance: str) -> list[int]:

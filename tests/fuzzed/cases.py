@@ -16,7 +16,7 @@ from infer2train.batches import split_batch
 from infer2train.draws.methods.table import METHODS
 
 CHEAP = "torch:fp32"
-PAPERS = [name for name in METHODS if name not in ("infobatch", "rho")]
+PAPERS = [name for name in METHODS if name != "infobatch" and not METHODS[name].needs_irreducible]
 """What a memory remembers is held by test_memory_methods.py."""
 ENGINES = [CHEAP] * 195 + ["torch:bf16"] * 2 + ["simulated:b8", "openvino:int8", "onnxruntime:int8"]
 """Converting a model takes a second, so it is done now and then."""

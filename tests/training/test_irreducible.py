@@ -62,7 +62,7 @@ def test_every_image_has_the_loss_of_the_model_that_never_saw_it(tmp_path: Path)
     mined = config(tmp_path)
     train(mined, tmp_path / "run", quiet=True)
     (folder,) = (tmp_path / "cache" / "irreducible").iterdir()
-    losses = np.load(folder / "losses.npy")
+    losses = np.load(folder / "losses-torch-fp32.npy")
     _, images, _ = load_splits(mined)
     model = prepare(irreducible_run(mined), progress=False).model
     checkpoint = load_checkpoint(folder / "run" / CHECKPOINTS)
@@ -99,7 +99,7 @@ def test_a_run_goes_on_without_the_cache(tmp_path: Path) -> None:
     train(mined, tmp_path / "whole", quiet=True)
     whole = load_checkpoint(tmp_path / "whole" / CHECKPOINTS)
     assert whole is not None
-    kept = torch.from_numpy(np.load(next((tmp_path / "cache").glob("irreducible/*/losses.npy"))))
+    kept = torch.from_numpy(np.load(next((tmp_path / "cache").glob("irreducible/*/losses-torch-fp32.npy"))))
     assert torch.equal(whole.state["loader"]["method"]["irreducible"], kept)
     again = train(config(tmp_path, gamma=2, data_cache=str(tmp_path / "other")), tmp_path / "again", quiet=True)
     there = load_checkpoint(again.folder / CHECKPOINTS)
@@ -120,7 +120,7 @@ def test_an_interrupted_model_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(StopError):
         irreducible_losses(config(tmp_path), stops_once)
     goes_on = irreducible_losses(config(tmp_path), lambda run, folder: train(run, folder, quiet=True, resume=True))
-    assert json.loads((goes_on.file.parent / "losses.json").read_text())["seconds"] > 0
+    assert json.loads((goes_on.file.parent / "losses-torch-fp32.json").read_text())["seconds"] > 0
 
 
 def test_a_rho_run_can_be_evaluated_again(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ class Mining:
     """
 
     method: str = "nm-augment"
-    """baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft, self-distill, infobatch, rho."""
+    """baseline, batch-augment, nm-sample, random-sample, nm-augment, nm-augment-soft, self-distill, infobatch, rho,
+    trusted, trusted-random."""
     gamma: int = setting(10, at_least=1)
     """Candidates for each trained example (γ)."""
     oracle: str = "torch:fp32"
@@ -56,8 +57,12 @@ class Mining:
     prune: float = setting(0.5, at_least=0)
     """Probability with which infobatch leaves out a sample whose loss is below the mean (r; a share, below 1)."""
     irreducible: Any = field(default=None, compare=False, metadata={"is_place": True})
-    """What rho subtracts from each sample's loss: a .npy file of one number for each sample id, and in Python also an
-    array, or a model, which is then asked once for the loss of every sample."""
+    """What a model trained on other data loses on each sample, for rho, trusted and trusted-random: a .npy file of one
+    number for each sample id, and in Python also an array, or a model, which is asked once for the loss of every
+    sample."""
+    trust: float | None = None
+    """Irreducible loss above which trusted takes a label for wrong (nats). Default: that of guessing, the logarithm of
+    the number of classes."""
     accumulation_steps: int = setting(1, at_least=1)
     """Draws in one optimiser step, where a loop of your own accumulates gradients; `train` steps after each."""
     seed: int = setting(0, at_least=0)

@@ -7,6 +7,7 @@ are kept in the cache, in a folder named by all that they depend on.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,16 +78,17 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
     """
     if not config.holdout:
         raise ValueError(
-            "rho needs the irreducible loss of each sample, of a model trained on images held back: got holdout=0; "
-            "pass --holdout 10000, say, or --irreducible FILE.npy"
+            f"{config.method} needs the irreducible loss of each sample, of a model trained on images held back: got "
+            "holdout=0; pass --holdout 10000, say, or --irreducible FILE.npy"
         )
     run = irreducible_run(config)
     data, images, _ = load_splits(replace(config, train_on="rest"), progress=False)
-    depends_on = [data.fingerprint, config.oracle, decisive(RunConfig, as_plain(run))]
+    depends_on = [data.fingerprint, decisive(RunConfig, as_plain(run))]
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     assert config.data_cache is not None, "resolved"
     folder = Path(config.data_cache) / "irreducible" / name
-    file, made = folder / "losses.npy", folder / "losses.json"
+    file = folder / f"losses-{re.sub('[^0-9a-z]+', '-', config.oracle)}.npy"
+    made = file.with_suffix(".json")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # of runs side by side, one trains it and the others wait
         if not made.is_file():

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 
 from infer2train.checkpoint.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from infer2train.draws.methods.table import choices_of
 from infer2train.machine.cores import on_cores
 from infer2train.observe.runlog import RunLog, take_back, write_config
 from infer2train.observe.trace import Trace
@@ -66,7 +67,7 @@ def train(
     """
     config = enter_folder(config, folder, resume)
     given = None
-    if config.method == "rho" and config.irreducible is None:
+    if choices_of(config).needs_irreducible and config.irreducible is None:
         given = irreducible_losses(
             config, partial(train, resume=True, quiet=quiet, title="irreducible model", report=False)
         )

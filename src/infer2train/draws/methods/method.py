@@ -50,6 +50,11 @@ class Choices:
         return self.kind.is_scored
 
     @property
+    def needs_irreducible(self) -> bool:
+        """Whether it must be told what a model trained on other data loses on each sample."""
+        return self.pick in ("learnable", "trusted")
+
+    @property
     def is_rampable(self) -> bool:
         """Whether only a share of a draw can be mined."""
         return self.kind is Kind.MINED and self.loss == "plain"

@@ -1,39 +1,18 @@
 """RHO-LOSS: samples that can still be learned, by the loss over what a model that never saw them loses."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from infer2train.batches import call_model, to_device
-from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.draw import Draw
-from infer2train.draws.methods.memory import Memory
-from infer2train.draws.methods.method import Choices, Method, Read
-from infer2train.draws.methods.samples import HardSamples, with_hardest
-from infer2train.draws.mining import Mining
-
-CHUNK = 256
-"""Samples that the irreducible model scores at a time."""
-
-
-def _as_tensor(given: Any) -> Tensor:
-    """The losses by sample id, from an array or a file of one."""
-    if isinstance(given, str | Path):
-        given = np.load(given, allow_pickle=False)
-    losses = torch.as_tensor(given).float()
-    if losses.ndim != 1:
-        raise ValueError(f"irreducible must be one number for each sample: got shape {tuple(losses.shape)}; flatten it")
-    return losses
+from infer2train.draws.methods.irreducible import WithIrreducible
+from infer2train.draws.methods.samples import with_hardest
 
 
 @final
-class Rho(Method):
+class Rho(WithIrreducible):
     """nm-sample by another score: the oracle's loss minus the irreducible loss of each sample.
 
     What is noisy or ambiguous keeps a high loss in every model, and what is known has a low one already; what is left
@@ -43,61 +22,8 @@ class Rho(Method):
     Source: Mindermann et al. 2022, arXiv 2206.07137, equation 3.
     """
 
-    def __init__(self, mining: Mining, choices: Choices) -> None:
-        super().__init__(mining, choices)
-        self._as_samples = HardSamples(mining, choices)
-        given = mining.irreducible
-        if given is None:
-            raise ValueError(
-                "rho needs the irreducible loss of each sample: got none; pass irreducible=, an array by sample id, a "
-                ".npy file of one, or a model trained on data held out"
-            )
-        self._model = given if isinstance(given, nn.Module) else None
-        self._irreducible = Memory() if self._model is not None else Memory(_as_tensor(given))
-
-    def candidates(self, draw: Draw) -> Addresses:
-        return self._as_samples.candidates(draw)
-
     def select(self, draw: Draw, scores: Float[Tensor, " n"] | None, targets: Any) -> Draw:
         if scores is None:
-            return self._as_samples.select(draw, None, targets)
-        irreducible = self._irreducible.read(torch.from_numpy(draw.candidates.ids))
-        reducible = scores - irreducible.to(scores.device)
+            return self.as_samples.select(draw, None, targets)
+        reducible = scores - self.irreducible(draw.candidates.ids).to(scores.device)
         return with_hardest(replace(draw, scores=reducible), reducible, targets, self.mining.balance)
-
-    def survey(self, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
-        if self._model is not None:
-            self._ask(self._model, read, ids)
-        unknown = ids[~self._irreducible.read(torch.from_numpy(ids)).isfinite().numpy()]
-        if len(unknown):
-            raise ValueError(
-                f"irreducible must hold a finite loss for each sample that is trained on: got none for {len(unknown)} "
-                f"of {len(ids)}, such as id {unknown[0]}; its index is the sample's in the data set"
-            )
-
-    def _ask(self, model: nn.Module, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
-        """Score one view of each sample with the irreducible model, in evaluation mode."""
-        from infer2train.draws.methods.table import get_score
-
-        score, was_training = get_score(self.mining), model.training
-        assert score is not None
-        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-        model.eval()
-        with torch.no_grad():
-            for start in range(0, len(ids), CHUNK):
-                part = ids[start : start + CHUNK]
-                slot = np.arange(len(part))
-                views = seeds(self.mining.seed, Purpose.IRREDUCIBLE, draw=start // CHUNK, slot=slot)
-                inputs, targets = to_device(read(Addresses(part, views)), device)
-                losses = score(call_model(model, inputs), targets)
-                self._irreducible.write(torch.from_numpy(part), losses.float().cpu())
-        model.train(was_training)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"irreducible": self._irreducible.values.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._irreducible = Memory(state["irreducible"].clone())
-
-    def metrics(self) -> dict[str, float]:
-        return {"irreducible": self._irreducible.mean() or 0.0}

@@ -70,6 +70,20 @@ METHODS: dict[str, Choices] = {
         source="arXiv 2206.07137 (Mindermann et al. 2022)",
         made_by="infer2train.draws.methods.rho:Rho",
     ),
+    "trusted": Choices(
+        candidates="samples",
+        score="loss",
+        pick="trusted",
+        source="ours, after arXiv 1911.00068 (Northcutt et al. 2021)",
+        made_by="infer2train.draws.methods.trusted:Trusted",
+    ),
+    "trusted-random": Choices(
+        candidates="samples",
+        score="uniform",
+        pick="trusted",
+        source="control: trusted, blind",
+        made_by="infer2train.draws.methods.trusted:Trusted",
+    ),
     "self-distill": Choices(
         candidates="anchors",
         score=None,
