@@ -256,7 +256,7 @@ def test_trusted_needs_class_labels_or_a_limit() -> None:
     settings: dict[str, Any] = {"method": "trusted", "irreducible": np.ones(SAMPLES), "balance": "none"}
     settings |= {"score": lambda outputs, wanted: (outputs[:, :2] - wanted).square().mean(1)}
     base = DataLoader(TensorDataset(x, targets), batch_size=16)
-    with pytest.raises(ValueError, match=r"needs class labels: got Tensor; pass trust="):
+    with pytest.raises(ValueError, match=r"needs class labels, got Tensor; pass trust="):
         mine(base, network(), **settings)
     mine(base, network(), **settings, trust=1.5).close()
 

@@ -43,7 +43,7 @@ class Mining:
     pick: str | None = None
     """Pick among the views of a sample: max, proportional, quantile or uniform. Default: the method's own."""
     balance: Literal["none", "stratified", "uniform"] = "stratified"
-    """Class quotas of nm-sample and random-sample: none, as frequent as in the candidates, or equal (the paper)."""
+    """Class quotas of nm-sample, random-sample, rho: none, as frequent as in the candidates, or equal (the paper)."""
     ramp_rate: float | None = None
     """Mined share grows by this much each epoch (the paper: 0.01 or 0.1). Default: by ramp_start and ramp_stop."""
     ramp_start: float | None = None
@@ -55,7 +55,7 @@ class Mining:
     distill_weight: float = setting(1e-5, at_least=0)
     """Weight λ of the distillation penalty of self-distill (equation 1)."""
     prune: float = setting(0.5, at_least=0)
-    """Probability with which infobatch leaves out a sample whose loss is below the mean (r; a share, below 1)."""
+    """Probability with which infobatch leaves out a sample whose loss is below the mean (a share, below 1)."""
     irreducible: Any = field(default=None, compare=False, metadata={"is_place": True})
     """What a model trained on other data loses on each sample, for rho, trusted and trusted-random: a .npy file of one
     number for each sample id, and in Python also an array, or a model, which is asked once for the loss of every

@@ -59,8 +59,8 @@ class Trusted(WithIrreducible):
             _, targets = read(Addresses(part, seeds(self.mining.seed, Purpose.IRREDUCIBLE, slot=np.arange(len(part)))))
             if not has_classes(targets):
                 raise ValueError(
-                    f"{self.mining.method} takes a label for wrong that is less likely than guessing, so it needs class "
-                    f"labels: got {type(targets).__name__}; pass trust=, the greatest irreducible loss of a right one"
+                    f"{self.mining.method} takes a label for wrong that is less likely than guessing: it needs class "
+                    f"labels, got {type(targets).__name__}; pass trust=, the greatest irreducible loss of a right one"
                 )
             found |= set(targets.tolist())
         return found
