@@ -163,8 +163,18 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     )
     add = parser.add_argument
     add("experiment", type=str, help=f"{', '.join(EXPERIMENTS)}.")
-    add("--scale", type=str, default="mini", help="full: the paper's; mini: ResNet-20 on 5,000 images for two cores.")
-    add("--variant", type=str, default="clean", help="Training labels: clean, noisy (10 % wrong) or long-tailed.")
+    add(
+        "--scale",
+        type=str,
+        default="mini",
+        help="full: the paper's; midi: its length with ResNet-20; mini: for two cores.",
+    )
+    add(
+        "--variant",
+        type=str,
+        default="clean",
+        help="Training labels: clean, noisy (10 % wrong), very-noisy (30 %) or long-tailed.",
+    )
     add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
     add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")
     add("--data-cache", type=str | None, default=None, help="As for train.")

@@ -6,15 +6,19 @@ threads, on a GPU that trainer and oracle share it gets the time.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from infer2train.draws.methods.table import choices_of
 from infer2train.machine.cores import named_cores
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.runs import read_run
 from infer2train.studies.reproduce.sitting import as_long_as
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import is_finished
+from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.loop import train
+from infer2train.training.setup import resolved
 
 TIMED_EPOCHS = 2
 """Epochs of a run that is timed; the last one counts."""
@@ -28,11 +32,13 @@ class Cost:
     devices: int
     epochs: int
     epoch_seconds: float
+    before_seconds: float = 0.0
+    """Of what comes before the first: an irreducible model that is trained for it."""
 
     @property
     def wall(self) -> float:
         """Of the whole training (seconds)."""
-        return self.epochs * self.epoch_seconds
+        return self.before_seconds + self.epochs * self.epoch_seconds
 
 
 def devices(config: RunConfig) -> int:
@@ -51,7 +57,11 @@ def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
         train(short, folder, resume=folder.exists(), quiet=quiet, title=f"timing {folder.name}", report=False)
     parts = read_run(folder).epochs[-1]["seconds"]
     seconds = float(sum(value for name, value in parts.items() if name not in NO_TRAINING))
-    return Cost(devices=devices(config), epochs=config.epochs, epoch_seconds=seconds)
+    needs_more = choices_of(config).needs_irreducible and config.irreducible is None
+    before = (
+        irreducible_losses(resolved(config), partial(train, resume=True, quiet=quiet)).seconds if needs_more else 0.0
+    )
+    return Cost(devices=devices(config), epochs=config.epochs, epoch_seconds=seconds, before_seconds=before)
 
 
 def with_all_devices(baseline: RunConfig, hybrid: RunConfig, timing: Path, quiet: bool) -> RunConfig:

@@ -78,5 +78,7 @@ def load(name: str) -> Any:
     return yaml.load(resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), safe)
 
 
-EXPERIMENTS = {name: experiment(name, load(name)) for name in ("fig1", "fig2", "fig3", "table", "precision", "pays")}
+EXPERIMENTS = {
+    name: experiment(name, load(name)) for name in ("fig1", "fig2", "fig3", "table", "precision", "pays", "learnable")
+}
 """By name, which is that of the file."""
