@@ -1,7 +1,9 @@
 """The loader between the draws: which version scores, what scoring leaves untouched, going on after a stop."""
 
 import io
+import multiprocessing
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -360,16 +362,41 @@ def test_what_is_only_made_ahead_is_not_counted() -> None:
     assert (measured["draws"], measured["mined_draws"], measured["mined_share"]) == (1, 1, 1)
 
 
+class CountsReads(Jittered):
+    """In whatever process they happen."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.reads = multiprocessing.Value("i", 0)
+
+    def __getitem__(self, index: int) -> Any:
+        with self.reads.get_lock():
+            self.reads.value += 1
+        return super().__getitem__(index)
+
+    def settled(self) -> int:
+        """How many, once nothing is on its way any more."""
+        before = -1
+        while before != self.reads.value:
+            before = self.reads.value
+            time.sleep(0.3)
+        return before
+
+
 def test_an_iterator_that_ends_late_leaves_the_next_epoch_alone() -> None:
     model = network()
-    loader = mine(jittered(40), model, sgd(model), method="baseline")
+    counted = CountsReads(40)
+    loader = mine(DataLoader(counted, batch_size=4, num_workers=1), model, method="baseline")
     old = iter(loader)
     next(old)
+    before = counted.settled()
     new = iter(loader)
-    next(new)
-    loader._picker._trainer.put(loader.last.addresses)  # type: ignore[union-attr]
+    seen = [next(new)]
+    counted.settled()
     old.close()  # type: ignore[attr-defined]
-    assert loader._picker._trainer._waiting == 1, "the old iterator stopped the new one's pipeline"
+    seen += list(new)
+    assert len(seen) == 10
+    assert counted.settled() - before == 40, "what the new one had on its way was thrown away, and read again"
 
 
 # A look at a batch

@@ -79,6 +79,7 @@ def load(name: str) -> Any:
 
 
 EXPERIMENTS = {
-    name: experiment(name, load(name)) for name in ("fig1", "fig2", "fig3", "table", "precision", "pays", "learnable")
+    name: experiment(name, load(name))
+    for name in ("fig1", "fig2", "fig3", "table", "precision", "pays", "learnable", "map")
 }
 """By name, which is that of the file."""
