@@ -116,16 +116,17 @@ class SiteFinder:
                 node.replace_all_uses_with(node.args[0])
                 self._graph.erase_node(node)
         calls = [node for node in self._graph.nodes if kind(node) in (*CONVOLUTIONS, *LINEAR, *OTHER_LAYERS)]
-        self.other_products = sum(map(multiply_adds, _inside(self._graph))) - sum(map(multiply_adds, calls))
-        quantised = [node for node in calls if self._read(node)]
+        counts = {node: multiply_adds(node) for node in _inside(self._graph)}
+        self.other_products = sum(counts.values()) - sum(counts[node] for node in calls)
+        quantised = [node for node in calls if self._read(node, counts[node])]
         for node in quantised:
             if kind(node) in CONVOLUTIONS:
                 self._give(node)
         self._graph.lint()
 
-    def _read(self, node: fx.Node) -> bool:
-        """Sites for what a layer reads. False where it stays real."""
-        source, products = node.args[0], multiply_adds(node)
+    def _read(self, node: fx.Node, products: int) -> bool:
+        """Sites for what a layer of so many multiply-adds reads. False where it stays real."""
+        source = node.args[0]
         weight = node.args[1] if kind(node) not in (*RECURRENT, *CELLS) else next(iter(weights_of(node)), None)
         assert isinstance(source, fx.Node)
         held = self._held.get(weight) if isinstance(weight, fx.Node) else None
