@@ -63,8 +63,6 @@ class WeightGraph:
         self.has_long_tails = finder.has_long_tails
         self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in self._prologue(tuple(tensors.values()))]
         self._sources, self._device = tuple(tensors), torch.device("cpu")
-        unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-        self._unsaved = {name: tensors[name].clone() for name in self._sources if name in unsaved}
         self._operations = Operations(module)
 
     def to(self, device: torch.device) -> "WeightGraph":
@@ -75,12 +73,8 @@ class WeightGraph:
         return moved
 
     def tensors(self, published: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The graph's weights and buffers in their order, from the model's by name, some of them computed.
-
-        Buffers that are in no `state_dict()` may be left out, and are then what they were.
-        """
-        known = {**self._unsaved, **published}
-        return self._prologue([known[name] for name in self._sources])
+        """The graph's weights and buffers in their order, from the model's by name, some of them computed."""
+        return self._prologue([published[name] for name in self._sources])
 
     def run(self, tensors: Sequence[Tensor], inputs: Any, acts: Mapping[int, Act] | None = None) -> Any:
         """The model's outputs, with `acts` done at the sites of those numbers.
