@@ -25,7 +25,7 @@ from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
 from infer2train.oracle.trial import LEAST_SHARE, Trial, judged
-from infer2train.oracle.verification import RANKED_ROWS, Finding, Verifier
+from infer2train.oracle.verification import LIMITS, RANKED_ROWS, Finding, Verifier
 
 CPU = torch.device("cpu")
 ROWS = 32
@@ -71,7 +71,6 @@ class LoweredEngine(Engine):
         weight_bits: of weights, where they have fewer. Default: `bits`.
         scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
         rows: of every call; other batches are padded and cut to it.
-        limit: deviation that a refresh accepts, in output quantisation steps.
         device: where weights are folded and ranges measured, and where compiled programs take their inputs.
 
     Raises:
@@ -99,11 +98,11 @@ class LoweredEngine(Engine):
         weight_bits: int | None = None,
         scheme: str,
         rows: int,
-        limit: float,
         device: torch.device = CPU,
     ) -> None:
         self.name, self.device, self.rows = name, device, max(2, rows)
-        self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
+        self._samples, self._bits, self._scheme = samples, bits, scheme
+        self._limit = LIMITS[self.real if bits is None else "int8"]
         self.weight_bits = weight_bits or bits
         """Of weights; None in floating point."""
         if self.weight_bits != bits:
@@ -125,7 +124,7 @@ class LoweredEngine(Engine):
         self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which a program might be more exact than it must be, as far as its compiled graph tells."""
-        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, limit)
+        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, self._limit)
         self._forget()
         self._convert()
         if bits is not None:
@@ -320,7 +319,7 @@ class LoweredEngine(Engine):
             )
 
     def _judged(self, lowered: Lowered, finding: Finding) -> Trial:
-        return judged(self.graph, self._ran_in(lowered), self.real, finding.has_passed, finding.rank_correlation)
+        return judged(self.graph, self._ran_in(lowered), finding.has_passed, finding.rank_correlation)
 
     def _warn(self, record: Record, finding: Finding) -> None:
         """Once, that a version is scored in fp32; the next ones are counted."""

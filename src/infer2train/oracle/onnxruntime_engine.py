@@ -22,7 +22,6 @@ from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.graph import WeightGraph, export
 from infer2train.oracle.quantization.program import BIAS_LIMIT, Program
 from infer2train.oracle.samples import Samples
-from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:
@@ -86,7 +85,6 @@ class ONNXRuntimeEngine(LoweredEngine):
             weight_bits=exact_weight_bits(bits) if bits and device in (None, "CPUExecutionProvider") else None,
             scheme=scheme,
             rows=rows,
-            limit=LIMITS[precision],
         )
 
     def _convert(self) -> None:

@@ -28,7 +28,6 @@ from infer2train.oracle.quantization.graph import export
 from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
-from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:
@@ -98,7 +97,6 @@ class OpenVINOEngine(LoweredEngine):
             weight_bits=exact_weight_bits(bits) if bits and self._target == "CPU" else None,
             scheme=scheme,
             rows=rows,
-            limit=LIMITS.get(precision, LIMITS["int8"]),
         )
 
     def _convert(self) -> None:

@@ -10,7 +10,6 @@ from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS
 from infer2train.oracle.quantization.program import Program, Simulation
 from infer2train.oracle.samples import Samples
-from infer2train.oracle.verification import LIMITS
 
 
 class SimulatedEngine(LoweredEngine):
@@ -52,7 +51,6 @@ class SimulatedEngine(LoweredEngine):
             bits=widths[precision],
             scheme=scheme,
             rows=rows,
-            limit=LIMITS["int8"],
             device=place,
         )
 
