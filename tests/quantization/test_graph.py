@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
-from infer2train.oracle.quantization.graph import GraphError, WeightGraph, export
+from infer2train.oracle.quantization.graph import GraphError, WeightGraph
 from infer2train.oracle.snapshot import parameters_and_buffers
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -494,6 +494,5 @@ def test_a_part_of_forward_in_an_autocast_of_its_own_runs_in_it_pickled_or_not()
     plain = F.linear(drawn(5, 4), *tensors) + F.linear(drawn(5, 4), tensors[0])
     assert not torch.equal(graph.run(tensors, drawn(5, 4)), plain)
     ones = tuple(torch.ones(1) for _ in graph.sites)
-    arguments = (tensors, ones, drawn(4, 4))
-    again = export(graph.marked(), arguments, drawn(4, 4)).module(check_guards=False)
-    assert torch.equal(again(*arguments)[0], graph.run(tensors, drawn(4, 4)))
+    again = graph.exported().module(check_guards=False)
+    assert torch.equal(again(tensors, ones, drawn(4, 4))[0], graph.run(tensors, drawn(4, 4)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
-from infer2train.oracle.quantization.graph import WeightGraph, export
+from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import BIAS_LIMIT, Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.weight_bits import exact_weight_bits
@@ -88,15 +88,12 @@ class ONNXRuntimeEngine(LoweredEngine):
         )
 
     def _convert(self) -> None:
-        graph = self.graph
-        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in graph.shapes)
-        marks = tuple(torch.ones(1) for _ in graph.sites)
-        exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
+        exported = self.graph.exported()
         try:
             with _quiet():
                 program = torch.onnx.export(exported, dynamo=True, optimize=True, verbose=False)
             assert program is not None
-            self._template = _Template(program.model_proto, graph, quantised=self._bits is not None)
+            self._template = _Template(program.model_proto, self.graph, quantised=self._bits is not None)
         except Exception as error:  # the exporter raises many kinds, with the operation in the text
             raise ValueError(
                 f"ONNX must have every operation of the model: got {_reason(error)}; use oracle='torch:bf16', or "

@@ -24,7 +24,6 @@ from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.oracle.quantization.affine import Affine
-from infer2train.oracle.quantization.graph import export
 from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
@@ -102,10 +101,8 @@ class OpenVINOEngine(LoweredEngine):
     def _convert(self) -> None:
         import openvino as ov
 
-        graph = self.graph
-        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in graph.shapes)
-        marks = tuple(torch.ones(1) for _ in graph.sites)
-        exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
+        graph, inputs = self.graph, tensors_of(self.graph.example)
+        exported = graph.exported()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about torch
@@ -115,10 +112,10 @@ class OpenVINOEngine(LoweredEngine):
                 f"openvino must know every operation of the model: got {_reason(error)}; use oracle='torch:bf16', "
                 "or 'onnxruntime:int8' if it knows them"
             ) from error
-        count = len(tensors) + len(marks) + len(tensors_of(graph.example))
+        count = len(graph.names) + len(graph.sites) + len(inputs)
         parameters = self._converted.model.get_parameters()
         assert len(parameters) == count, (len(parameters), count)
-        self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
+        self._is_channels_last = [_is_channels_last(tensor) for tensor in inputs]
         self._clipped_known = False
         self._name_layers(dict(zip(graph.names, parameters, strict=False)), parameters[len(graph.names) :])
 

@@ -98,6 +98,11 @@ class WeightGraph:
         """
         return _Marked(self)
 
+    def exported(self) -> torch.export.ExportedProgram:
+        """What a converter is given: `marked`, of any number of rows, by weights, marks and inputs in their order."""
+        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in self.shapes)
+        return export(self.marked(), (tensors, tuple(torch.ones(1) for _ in self.sites), self.example))
+
     def canonical(self, inputs: Any) -> Any:
         """The inputs as a plain pytree, in the order of the example.
 
@@ -142,15 +147,14 @@ class _Marked(nn.Module):
         return tuple(tensors_of(self._weight_graph.run(tensors, inputs, acts)))
 
 
-def export(module: nn.Module, arguments: tuple[Any, ...], rows: Any) -> torch.export.ExportedProgram:
-    """torch.export, for arguments of which the last counts samples in its first dimensions.
+def export(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """torch.export, for arguments of which the last, a pytree, has a free number of rows.
 
     Args:
         module: traced without jaxtyping's checks and without attention's fused kernels, which nothing else runs.
         arguments: example arguments.
-        rows: what of the arguments has a free number of rows; the last one as a pytree.
     """
-    free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, rows)  # type: ignore[arg-type,return-value]
+    free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, arguments[-1])  # type: ignore[arg-type,return-value]
     fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]
     with (
         warnings.catch_warnings(),
@@ -168,7 +172,7 @@ def _exported(module: nn.Module, tensors: tuple[Tensor, ...], example: Any, kind
     if batch_size(example) < 2:
         raise GraphError(f"an example must have at least two rows: got {batch_size(example)}; pass a larger batch")
     try:
-        exported = export(module, (tensors, example), example)
+        exported = export(module, (tensors, example))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
             if any(_is_in_place(node) for node in exported.graph.nodes):
