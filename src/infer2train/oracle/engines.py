@@ -75,22 +75,6 @@ def missing_packages(name: str) -> list[str]:
     return [package for package in EXTRAS.get(name, ()) if importlib.util.find_spec(package) is None]
 
 
-def check_engine(spec: str) -> None:
-    """Refuse a name that no engine has, or whose packages are not installed, also where none is built.
-
-    Raises:
-        ValueError: there is no such engine, or a package is missing; it says what to install.
-    """
-    if spec in AUTOMATIC:
-        return
-    name = parse_engine(spec).name
-    if missing := missing_packages(name):
-        raise ValueError(
-            f"oracle {spec!r} needs {' and '.join(missing)}, which this Python does not have: "
-            f"pip install 'infer2train[{name}]'"
-        )
-
-
 def resolve_engine(spec: str, is_used: bool = True) -> str:
     """The engine that a name stands for: `int8` is the fastest int8 engine installed; other names are themselves.
 
@@ -103,12 +87,13 @@ def resolve_engine(spec: str, is_used: bool = True) -> str:
     Raises:
         ValueError: there is no such engine, or a package is missing; it says what to install.
     """
-    if not is_used:
-        if spec not in AUTOMATIC:
-            parse_engine(spec)
-        return spec
-    if spec != "int8":
-        check_engine(spec)
+    name = None if spec in AUTOMATIC else parse_engine(spec).name
+    if name and is_used and (missing := missing_packages(name)):
+        raise ValueError(
+            f"oracle {spec!r} needs {' and '.join(missing)}, which this Python does not have: "
+            f"pip install 'infer2train[{name}]'"
+        )
+    if spec != "int8" or not is_used:
         return spec
     for spec in INT8:
         if not missing_packages(parse_engine(spec).name):
