@@ -90,6 +90,13 @@ class Engine(ABC):
             RuntimeError: the engine was never refreshed.
         """
 
+    @final
+    def _must_be_refreshed(self) -> None:
+        if self.version is None:
+            raise RuntimeError(
+                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
+            )
+
     @abstractmethod
     def precisions(self) -> dict[str, str]:
         """The precision in which each convolution and linear layer really ran, e.g. `{"stem": "bf16"}`.

@@ -50,13 +50,11 @@ class Compiled:
     Args:
         lowered: the program; None where this version is run in float32 by torch.
         weights: the graph's, folded, float32.
-        clipped: sites at which the program is more exact than it must be, see `Simulation`.
         events: what its preparation adds to the totals.
     """
 
     lowered: Lowered | None
     weights: tuple[Tensor, ...]
-    clipped: frozenset[int]
     events: Mapping[str, float]
 
 
@@ -133,7 +131,7 @@ class LoweredEngine(Engine):
     def _forget(self) -> None:
         """Be as one that was never refreshed, but for what was learned of the compiled graph."""
         self.version, self._has_warned = None, False
-        self._in_use = Compiled(None, (), frozenset(), {})
+        self._in_use = Compiled(None, (), {})
         self._admitted_last: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
         self._totals = dict.fromkeys((*EVENTS, SHARE) if self._bits is not None else EVENTS, 0.0)
 
@@ -190,7 +188,7 @@ class LoweredEngine(Engine):
             self._warn(record, finding)
         known = {name: number for name, number in events.items() if name in self._totals}
         in_use = lowered if finding.has_passed else None
-        return Prepared(record.version, Compiled(in_use, tensors, self._verifier.clipped, known))
+        return Prepared(record.version, Compiled(in_use, tensors, known))
 
     def use(self, prepared: Prepared) -> None:
         self._in_use, self.version = prepared.program, prepared.version
@@ -198,10 +196,7 @@ class LoweredEngine(Engine):
             self._totals[name] += number
 
     def outputs(self, inputs: Any) -> Any:
-        if self.version is None:
-            raise RuntimeError(
-                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
-            )
+        self._must_be_refreshed()
         inputs = self.graph.canonical(inputs)
         if self._in_use.lowered is None:
             return self.reference(inputs)
@@ -240,8 +235,8 @@ class LoweredEngine(Engine):
 
     @property
     def clipped(self) -> frozenset[int]:
-        """Sites at which the program in use is more exact than it must be, see `Simulation`."""
-        return self._in_use.clipped
+        """Sites at which its programs were seen to be more exact than they must be, see `Simulation`."""
+        return self._verifier.clipped
 
     def totals(self) -> dict[str, float]:
         return dict(self._totals)
