@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from infer2train.batches import batch_size, map_tensors, tensors_of
+from infer2train.batches import as_float32, batch_size, map_tensors, tensors_of
 from infer2train.oracle.quantization.fold import untyped
 from infer2train.oracle.quantization.lifted import Lifted, state_of
 from infer2train.oracle.quantization.operations import Act, Operations
-from infer2train.oracle.quantization.prologue import take_out
+from infer2train.oracle.quantization.prologue import take_out, writes
 from infer2train.oracle.quantization.sites import Site as Site
 from infer2train.oracle.quantization.sites import SiteFinder, layer_names, layer_of
 
@@ -131,7 +131,7 @@ class WeightGraph:
 
 def canonical(inputs: Any) -> Any:
     """Inputs as torch.export takes them: mappings as dictionaries, lists as tuples, floats in float32."""
-    inputs = map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, inputs)
+    inputs = as_float32(inputs)
     if isinstance(inputs, Mapping):
         return dict(inputs)
     return tuple(inputs) if isinstance(inputs, list) else inputs
@@ -175,7 +175,7 @@ def _exported(module: nn.Module, tensors: tuple[Tensor, ...], example: Any, kind
         exported = export(module, (tensors, example))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
-            if any(_is_in_place(node) for node in exported.graph.nodes):
+            if any(writes(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # no decompositions: only without operations in place
             return exported.module(check_guards=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own passes raise
@@ -194,10 +194,6 @@ def _takes_other_rows(module: fx.GraphModule, tensors: tuple[Tensor, ...], examp
     except Exception:  # a shape that was baked in fails in whatever operation meets it first
         return False
     return True
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 @contextmanager
