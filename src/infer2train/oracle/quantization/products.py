@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
@@ -35,7 +36,7 @@ def multiply_adds(node: fx.Node) -> int:
     if kind(node) not in COUNTED:
         return 0
     assert callable(node.target)
-    arguments, named = fx.map_arg((node.args, node.kwargs), _without_data)
+    arguments, named = map_arg((node.args, node.kwargs), _without_data)
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         node.target(*arguments, **named)
     return int(counter.get_total_flops()) // 2
