@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
+from infer2train.batches import as_float32, batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
@@ -76,7 +75,6 @@ class LoweredEngine(Engine):
         ValueError: an operation that the engine cannot run.
     """
 
-    has_reference = True
     takes_any_rows = False
     """Whether compiled programs take any number of rows, so that the probe need not be padded."""
     fuses = True
@@ -203,14 +201,13 @@ class LoweredEngine(Engine):
         return self.graph.outputs_from(self._call(self._in_use.lowered, inputs))
 
     def reference(self, inputs: Any) -> Any:
-        """The outputs of the weights in use in float32, by torch."""
+        """The outputs of the weights in use in float32, by torch; safe beside `prepared`, as `outputs` is."""
         inputs = self.graph.canonical(inputs)
         if self._fixed_rows is None:
             return self.graph.run(self.weights, inputs)
-        structure = pytree.tree_structure(self.graph.example)
 
         def run(flat: list[Tensor]) -> list[Tensor]:
-            return tensors_of(self.graph.run(self.weights, pytree.tree_unflatten(flat, structure)))
+            return tensors_of(self.graph.run(self.weights, self.graph.inputs_from(flat)))
 
         return self.graph.outputs_from(self._call(run, inputs))
 
@@ -249,16 +246,12 @@ class LoweredEngine(Engine):
         if known is not None and known[0] is record.tensors:
             return known[1]
         self._gate.check(record, self.version)
-        tensors = self._folded(record)
+        with torch.no_grad():
+            folded = self.graph.tensors(folded_tensors(self._pairs, record.tensors))
+            # Copies, since a record may be on another device, in another precision, or be overwritten.
+            tensors = tuple(tensor.detach().to(self.device, copy=True) for tensor in as_float32(folded))
         self._gate.check_finite(dict(zip(self.graph.names, tensors, strict=True)), self.version, " once folded")
         return tensors
-
-    def _folded(self, record: Record) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            folded = folded_tensors(self._pairs, record.tensors)
-            # Copies, since a record may be on another device, in another precision, or be overwritten.
-            tensors = (t.float() if t.is_floating_point() else t for t in self.graph.tensors(folded))
-            return tuple(tensor.detach().to(self.device, copy=True) for tensor in tensors)
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int, tails: float = 0.0) -> dict[str, Tensor]:
         if self._bits is None:

@@ -147,7 +147,7 @@ class EngineTrial:
         return call
 
     def _captured_gain(self, score: Score) -> float | None:
-        if not self._engine.has_reference:
+        if not isinstance(self._engine, LoweredEngine):
             return None
         inputs, targets = self._samples.probe(GAIN_SAMPLES * PROBE_VIEWS)
         if targets is None:

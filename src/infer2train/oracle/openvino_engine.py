@@ -176,12 +176,13 @@ class OpenVINOEngine(LoweredEngine):
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
         """Give the inputs their fixed shapes, channels last where the example has them so."""
+        import openvino as ov
         from openvino import opset13 as ops
 
         for parameter, tensor, last in zip(inputs, tensors_of(self.graph.example), self._is_channels_last, strict=True):
             shape = [self.rows, *tensor.shape[1:]]
             if not last:
-                parameter.set_partial_shape(_static(shape))
+                parameter.set_partial_shape(ov.PartialShape(shape))
                 continue
             n, c, h, w = shape
             fresh = ops.parameter([n, h, w, c], parameter.get_element_type())
@@ -324,12 +325,6 @@ def _added_unrounded(compiled: "ov.CompiledModel") -> Iterator[int]:
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-
-
-def _static(shape: Sequence[int]) -> Any:
-    import openvino as ov
-
-    return ov.PartialShape(list(shape))
 
 
 def _text(info: Any, name: str) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from infer2train.machine.device import torch_device
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
@@ -59,8 +58,8 @@ class SimulatedEngine(LoweredEngine):
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         assert program is not None
-        simulation, structure = Simulation(self.graph, program), pytree.tree_structure(self.graph.example)
-        return lambda flat: simulation(pytree.tree_unflatten(flat, structure))
+        simulation = Simulation(self.graph, program)
+        return lambda flat: simulation(self.graph.inputs_from(flat))
 
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert self._bits is not None

@@ -20,7 +20,6 @@ from infer2train.oracle.quantization.fold import untyped
 from infer2train.oracle.quantization.lifted import Lifted, state_of
 from infer2train.oracle.quantization.operations import Act, Operations
 from infer2train.oracle.quantization.prologue import take_out, writes
-from infer2train.oracle.quantization.sites import Site as Site
 from infer2train.oracle.quantization.sites import SiteFinder, layer_names, layer_of
 
 
@@ -122,6 +121,10 @@ class WeightGraph:
                 "collate_fn, or use oracle='torch:fp32' or 'torch:bf16', which take any"
             )
         return inputs
+
+    def inputs_from(self, tensors: Sequence[Tensor]) -> Any:
+        """A pytree such as the example from its tensors in order."""
+        return pytree.tree_unflatten(tensors, pytree.tree_structure(self.example))
 
     def outputs_from(self, tensors: Sequence[Tensor]) -> Any:
         """The model's pytree of outputs from its tensors in order."""

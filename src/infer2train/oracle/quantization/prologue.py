@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from infer2train.batches import as_float32
 from infer2train.oracle.quantization.operations import Operations
 from infer2train.oracle.quantization.products import CONVOLUTIONS, kind
 
@@ -46,8 +47,7 @@ class Prologue:
         kept = tuple(tensors[number] for number in self._kept)
         if self._operations is None:
             return kept
-        read = (tensors[number].to(self._device) for number in self._read)
-        real = [tensor.float() if tensor.is_floating_point() else tensor for tensor in read]
+        real = as_float32([tensors[number].to(self._device) for number in self._read])
         # The caller may stand inside the trainer's autocast.
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=False):
             return (*kept, *self._operations(*real))
