@@ -14,7 +14,7 @@ from torch import nn
 from infer2train.batches import call_model, tensors_of, to_device
 from infer2train.draws.scores import Score
 from infer2train.machine.device import device_of, wait_for_gpu
-from infer2train.oracle.engines import INT8, build_engine, missing_packages, parse_engine
+from infer2train.oracle.engines import INT8, build_engine, missing_packages
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.rounds import WALL, Clock, Contestant, fastest, take_turns
@@ -200,11 +200,6 @@ def step_seconds(model: nn.Module, inputs: Any) -> float:
         return timed(step)
 
 
-def installed_engines() -> list[str]:
-    """Engines that `auto` chooses from and whose packages are here."""
-    return [spec for spec in CANDIDATES if not missing_packages(parse_engine(spec).name)]
-
-
 def fastest_engine(
     model: nn.Module, samples: Samples, *, step_seconds: float, batch_size: int, update_every: int, rows: int
 ) -> tuple[str, list[str]]:
@@ -223,7 +218,7 @@ def fastest_engine(
     found: dict[str, tuple[bool, float]] = {}
     lines: list[str] = []
     trials: list[EngineTrial] = []
-    for spec in installed_engines():
+    for spec in [spec for spec in CANDIDATES if not missing_packages(spec)]:
         try:
             trials.append(EngineTrial(spec, model, samples, chunks=(rows,)))
         except ValueError as error:
