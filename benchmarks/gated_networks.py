@@ -31,7 +31,7 @@ from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import LONG_TAILS, Simulation, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import SourceSamples
-from infer2train.oracle.snapshot import snapshot
+from infer2train.oracle.snapshot import parameters_and_buffers, snapshot
 from infer2train.sources.source import Source
 from infer2train.training.config import from_plain
 from infer2train.training.regimes import regime_defaults
@@ -248,7 +248,7 @@ def study(name: str, images: Source, options: argparse.Namespace) -> None:
     for step in range(max(options.steps) + 1):
         now = copy.deepcopy(model).eval()
         if graph is not None and step in (0, *options.steps):
-            tensors = graph.tensors(folded_tensors(pairs, now.state_dict()))
+            tensors = graph.tensors(folded_tensors(pairs, parameters_and_buffers(now)))
             sensitivity = Sensitivity(graph, tensors, samples.calibration(step, CALIBRATION))
             order = sensitivity.at_fault(probe, graph.run(tensors, probe))
             first = first or order

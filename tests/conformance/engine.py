@@ -172,7 +172,7 @@ def check_preparing_changes_nothing(engine: Engine, model: nn.Module, inputs: An
 
 def check_preparing_in_a_second_thread(engine: Engine, model: nn.Module, inputs: Any) -> None:
     engine.refresh(snapshot(model, 0))
-    asked = (engine.outputs, engine.reference) if engine.has_reference else (engine.outputs,)
+    asked = (engine.outputs, engine.reference) if isinstance(engine, LoweredEngine) else (engine.outputs,)
     old = [_kept(ask(inputs)) for ask in asked]
     experienced(model, inputs, seed=1)
     record = snapshot(model, 7)

@@ -24,7 +24,7 @@ from infer2train.oracle.lowered_engine import Lowered, LoweredEngine
 from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
 from infer2train.oracle.snapshot import snapshot
-from infer2train.oracle.trial import Trial, rank_correlation, shares
+from infer2train.oracle.trial import Trial, judged, rank_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,14 +120,14 @@ def test_what_stays_real_is_listed_counted_and_warned_of_once(spec: str, kind: t
     assert window(engine.totals(), {})["int8_share"] == pytest.approx(share)
 
 
-def test_shares_of_precisions() -> None:
+def test_the_share_in_integers() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     graph = built("simulated:b8", model, drawn(16, 4)).graph
-    assert shares(graph, {"0": "int8", "2": "fp32"}) == pytest.approx({"int8": 24 / 36, "fp32": 12 / 36})
-    assert shares(graph, {"0": "int8"}, "bf16") == pytest.approx({"int8": 24 / 36, "bf16": 12 / 36})
-    assert Trial("int8", 2, 1, {"int8": 0.91, "fp32": 0.09}, True, 1.0).is_good
-    assert not Trial("int8", 2, 1, {"int8": 0.89, "bf16": 0.11}, True, 1.0).is_good
-    assert not Trial("int8", 2, 1, {"int8": 1.0}, False, 1.0).is_good
+    for ran_in in ({"0": "int8", "2": "fp32"}, {"0": "int8", "2": "bf16"}, {"0": "int8"}):
+        assert judged(graph, ran_in, True, 1.0) == Trial("int8", 2, 1, 24 / 36, True, 1.0)
+    assert Trial("int8", 2, 1, 0.91, True, 1.0).is_good
+    assert not Trial("int8", 2, 1, 0.89, True, 1.0).is_good
+    assert not Trial("int8", 2, 1, 1.0, False, 1.0).is_good
 
 
 def test_what_a_trial_found_travels_with_its_engine_and_floating_point_has_none() -> None:

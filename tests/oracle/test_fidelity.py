@@ -167,13 +167,6 @@ def test_the_monitor_never_moves_what_the_engine_is() -> None:
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
-def test_an_engine_that_does_not_round_has_no_reference_of_its_own() -> None:
-    engine = TorchEngine(trained("vgg"), precision="bf16")
-    assert not engine.has_reference
-    with pytest.raises(NotImplementedError):
-        engine.reference(images())
-
-
 class Contrary(SimulatedEngine):
     """Says the opposite, as long as `is_contrary`."""
 

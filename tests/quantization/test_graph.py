@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from conformance.networks import NETWORKS, ViT, experienced, images
 from infer2train.batches import call_model, map_tensors, take_rows, tensors_of
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
-from infer2train.oracle.quantization.graph import GraphError, WeightGraph, export
+from infer2train.oracle.quantization.graph import GraphError, WeightGraph
+from infer2train.oracle.snapshot import parameters_and_buffers
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -32,12 +33,12 @@ def exported(name: str) -> tuple[WeightGraph, nn.Module, tuple[Tensor, ...], Any
     skeleton, pairs = fold_plan(model)
     skeleton.load_state_dict(folded_tensors(pairs, model.state_dict()))
     graph = WeightGraph(skeleton, inputs(4))
-    return graph, skeleton, tuple(t.clone() for t in graph.tensors(skeleton.state_dict())), inputs(7)
+    return graph, skeleton, tuple(t.clone() for t in graph.tensors(parameters_and_buffers(skeleton))), inputs(7)
 
 
 def graph_of(model: nn.Module, example: Any) -> tuple[WeightGraph, tuple[Tensor, ...]]:
     graph = WeightGraph(model.eval(), example)
-    return graph, tuple(t.clone() for t in graph.tensors(model.state_dict()))
+    return graph, tuple(t.clone() for t in graph.tensors(parameters_and_buffers(model)))
 
 
 def site(graph: WeightGraph, name: str) -> int:
@@ -427,18 +428,14 @@ def test_the_model_is_not_kept_and_its_later_weights_do_not_matter() -> None:
     assert kept() is None
 
 
-def test_buffers_outside_the_state_are_tensors_too_and_stay_what_they_were_where_none_is_given() -> None:
-    graph, skeleton, tensors, inputs = exported("resnet")
-    buffers = dict(skeleton.named_buffers())
-    assert buffers.keys() >= {"mean", "std"}
+def test_buffers_outside_the_state_are_tensors_too() -> None:
+    graph, skeleton, _, inputs = exported("resnet")
     assert not {"mean", "std"} & skeleton.state_dict().keys()
     assert set(graph.names) == skeleton.state_dict().keys() | {"mean", "std"}
-    moved = graph.tensors({**skeleton.state_dict(), **buffers, "mean": buffers["mean"] + 0.3})
-    kept = buffers["mean"].clone()
-    buffers["mean"].add_(0.3)
-    assert_near(tensors_of(graph.run(moved, inputs)), outputs_of(skeleton, inputs))
-    buffers["mean"].copy_(kept)
-    assert_near(tensors_of(graph.run(tensors, inputs)), outputs_of(skeleton, inputs))
+    model = copy.deepcopy(skeleton)
+    model.mean.add_(0.3)
+    moved = graph.tensors(parameters_and_buffers(model))
+    assert_near(tensors_of(graph.run(moved, inputs)), outputs_of(model, inputs))
 
 
 @every_network
@@ -497,6 +494,5 @@ def test_a_part_of_forward_in_an_autocast_of_its_own_runs_in_it_pickled_or_not()
     plain = F.linear(drawn(5, 4), *tensors) + F.linear(drawn(5, 4), tensors[0])
     assert not torch.equal(graph.run(tensors, drawn(5, 4)), plain)
     ones = tuple(torch.ones(1) for _ in graph.sites)
-    arguments = (tensors, ones, drawn(4, 4))
-    again = export(graph.marked(), arguments, drawn(4, 4)).module(check_guards=False)
-    assert torch.equal(again(*arguments)[0], graph.run(tensors, drawn(4, 4)))
+    again = graph.exported().module(check_guards=False)
+    assert torch.equal(again(tensors, ones, drawn(4, 4))[0], graph.run(tensors, drawn(4, 4)))

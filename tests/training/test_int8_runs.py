@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from infer2train.observe.runlog import read_config, read_rows
-from infer2train.oracle.engines import INT8, missing_packages, parse_engine
+from infer2train.oracle.engines import INT8, missing_packages
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 from infer2train.cli import main as cli
 
-INSTALLED = [spec for spec in INT8 if not missing_packages(parse_engine(spec).name)]
+INSTALLED = [spec for spec in INT8 if not missing_packages(spec)]
 SHORT = (
     *("--epochs", "2", "--threads", "1", "--train-error-samples", "0", "--gamma", "4"),
     *("--update-every", "3", "--log-every", "1", "--quiet"),

@@ -43,9 +43,6 @@ class Engine(ABC):
     notes: tuple[str, ...] = ()
     """What was decided when it was built that its user did not say, one line each."""
 
-    has_reference: bool = False
-    """Whether `reference` can be asked: an engine that rounds keeps the float32 weights that it rounded."""
-
     def calibrated(self, record: Record) -> Record:
         """The record with all that a refresh needs to know besides weights, which whoever publishes it asks for once.
 
@@ -68,8 +65,8 @@ class Engine(ABC):
     def prepared(self, record: Record) -> Prepared:
         """The long part of a refresh: everything that `use` needs to run the record's weights.
 
-        One second thread may call it while `outputs` and `reference` run in the first: it changes nothing that they
-        see. It copies from the record.
+        One second thread may call it while `outputs` runs in the first: it changes nothing that `outputs` sees. It
+        copies from the record.
 
         Raises:
             ValueError: as `refresh`.
@@ -90,16 +87,19 @@ class Engine(ABC):
             RuntimeError: the engine was never refreshed.
         """
 
+    @final
+    def _must_be_refreshed(self) -> None:
+        if self.version is None:
+            raise RuntimeError(
+                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
+            )
+
     @abstractmethod
     def precisions(self) -> dict[str, str]:
         """The precision in which each convolution and linear layer really ran, e.g. `{"stem": "bf16"}`.
 
         Known after the first call of `outputs`; empty before.
         """
-
-    def reference(self, inputs: Any) -> Any:
-        """The outputs of the weights in use in float32, where `has_reference`."""
-        raise NotImplementedError
 
     def totals(self) -> dict[str, float]:
         """Running totals of what happened at refreshes, e.g. `refreshes`, `recalibrations`, `fp32_versions`."""

@@ -70,25 +70,9 @@ def parse_engine(spec: str) -> EngineName:
     return EngineName(name, precision if colon else None, device or None, bool(plus))
 
 
-def missing_packages(name: str) -> list[str]:
-    """Packages that an engine needs and that are not installed."""
-    return [package for package in EXTRAS.get(name, ()) if importlib.util.find_spec(package) is None]
-
-
-def check_engine(spec: str) -> None:
-    """Refuse a name that no engine has, or whose packages are not installed, also where none is built.
-
-    Raises:
-        ValueError: there is no such engine, or a package is missing; it says what to install.
-    """
-    if spec in AUTOMATIC:
-        return
-    name = parse_engine(spec).name
-    if missing := missing_packages(name):
-        raise ValueError(
-            f"oracle {spec!r} needs {' and '.join(missing)}, which this Python does not have: "
-            f"pip install 'infer2train[{name}]'"
-        )
+def missing_packages(spec: str) -> list[str]:
+    """Packages that an engine needs, with or without a precision in its name, and that are not installed."""
+    return [package for package in EXTRAS.get(parse_engine(spec).name, ()) if importlib.util.find_spec(package) is None]
 
 
 def resolve_engine(spec: str, is_used: bool = True) -> str:
@@ -103,15 +87,16 @@ def resolve_engine(spec: str, is_used: bool = True) -> str:
     Raises:
         ValueError: there is no such engine, or a package is missing; it says what to install.
     """
-    if not is_used:
-        if spec not in AUTOMATIC:
-            parse_engine(spec)
-        return spec
-    if spec != "int8":
-        check_engine(spec)
+    name = None if spec in AUTOMATIC else parse_engine(spec).name
+    if name and is_used and (missing := missing_packages(name)):
+        raise ValueError(
+            f"oracle {spec!r} needs {' and '.join(missing)}, which this Python does not have: "
+            f"pip install 'infer2train[{name}]'"
+        )
+    if spec != "int8" or not is_used:
         return spec
     for spec in INT8:
-        if not missing_packages(parse_engine(spec).name):
+        if not missing_packages(spec):
             return spec
     raise ValueError(
         "oracle 'int8' needs an int8 engine, and none is installed: pip install 'infer2train[openvino]' (the fastest "
@@ -154,7 +139,7 @@ def build_engine(
     """
     first = resolve_engine(spec)
     if spec == "int8":
-        others = [other for other in INT8 if other != first and not missing_packages(parse_engine(other).name)]
+        others = [other for other in INT8 if other != first and not missing_packages(other)]
         return _first_good([first, *others], model, samples=samples, scheme=scheme, rows=rows)
     parsed = parse_engine(first)
     chosen = {} if parsed.precision is None else {"precision": parsed.precision}

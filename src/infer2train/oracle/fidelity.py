@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.batches import batch_size, map_tensors, tensors_of, to_device
+from infer2train.batches import batch_size, tensors_of, to_device
 from infer2train.draws.scores import Score
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
@@ -94,9 +94,7 @@ class FidelityMonitor:
 
     def __init__(self, samples: Samples, score: Score, device: torch.device, *, mines_views: bool = True) -> None:
         self._score, self._mines_views = score, mines_views
-        self.inputs, self._targets = map_tensors(
-            lambda tensor: tensor.to(device), samples.probe(PROBE_SAMPLES * PROBE_VIEWS)
-        )
+        self.inputs, self._targets = to_device(samples.probe(PROBE_SAMPLES * PROBE_VIEWS), device)
         self._totals: dict[str, float] = {}
         self._low, self._flat = 0, 0
         self._has_warned = False

@@ -99,15 +99,12 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 def asked_copy(model: nn.Module) -> nn.Module:
     """The model in evaluation mode: its structure and buffers copied, its parameters shared, unless they need another
     precision."""
-    if any(tensor.dtype != torch.float32 for tensor in parameters_and_buffers(model).values() if _is_real(tensor)):
+    real = (tensor for tensor in parameters_and_buffers(model).values() if tensor.is_floating_point())
+    if any(tensor.dtype != torch.float32 for tensor in real):
         return frozen_copy(model).float()
     shared = {id(parameter): parameter for parameter in model.parameters()}
     with torch.no_grad():
         return copy.deepcopy(model, without_history(model) | shared).eval()
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _with_tensors(structure: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from infer2train.batches import batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
+from infer2train.batches import as_float32, batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
@@ -25,7 +24,7 @@ from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
 from infer2train.oracle.trial import LEAST_SHARE, Trial, judged
-from infer2train.oracle.verification import RANKED_ROWS, Finding, Verifier
+from infer2train.oracle.verification import LIMITS, RANKED_ROWS, Finding, Verifier
 
 CPU = torch.device("cpu")
 ROWS = 32
@@ -50,13 +49,11 @@ class Compiled:
     Args:
         lowered: the program; None where this version is run in float32 by torch.
         weights: the graph's, folded, float32.
-        clipped: sites at which the program is more exact than it must be, see `Simulation`.
         events: what its preparation adds to the totals.
     """
 
     lowered: Lowered | None
     weights: tuple[Tensor, ...]
-    clipped: frozenset[int]
     events: Mapping[str, float]
 
 
@@ -71,7 +68,6 @@ class LoweredEngine(Engine):
         weight_bits: of weights, where they have fewer. Default: `bits`.
         scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
         rows: of every call; other batches are padded and cut to it.
-        limit: deviation that a refresh accepts, in output quantisation steps.
         device: where weights are folded and ranges measured, and where compiled programs take their inputs.
 
     Raises:
@@ -79,7 +75,6 @@ class LoweredEngine(Engine):
         ValueError: an operation that the engine cannot run.
     """
 
-    has_reference = True
     takes_any_rows = False
     """Whether compiled programs take any number of rows, so that the probe need not be padded."""
     fuses = True
@@ -99,11 +94,11 @@ class LoweredEngine(Engine):
         weight_bits: int | None = None,
         scheme: str,
         rows: int,
-        limit: float,
         device: torch.device = CPU,
     ) -> None:
         self.name, self.device, self.rows = name, device, max(2, rows)
-        self._samples, self._bits, self._scheme, self._limit = samples, bits, scheme, limit
+        self._samples, self._bits, self._scheme = samples, bits, scheme
+        self._limit = LIMITS[self.real if bits is None else "int8"]
         self.weight_bits = weight_bits or bits
         """Of weights; None in floating point."""
         if self.weight_bits != bits:
@@ -125,7 +120,7 @@ class LoweredEngine(Engine):
         self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which a program might be more exact than it must be, as far as its compiled graph tells."""
-        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, limit)
+        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, self._limit)
         self._forget()
         self._convert()
         if bits is not None:
@@ -134,7 +129,7 @@ class LoweredEngine(Engine):
     def _forget(self) -> None:
         """Be as one that was never refreshed, but for what was learned of the compiled graph."""
         self.version, self._has_warned = None, False
-        self._in_use = Compiled(None, (), frozenset(), {})
+        self._in_use = Compiled(None, (), {})
         self._admitted_last: tuple[Mapping[str, Tensor], tuple[Tensor, ...]] | None = None
         self._totals = dict.fromkeys((*EVENTS, SHARE) if self._bits is not None else EVENTS, 0.0)
 
@@ -191,7 +186,7 @@ class LoweredEngine(Engine):
             self._warn(record, finding)
         known = {name: number for name, number in events.items() if name in self._totals}
         in_use = lowered if finding.has_passed else None
-        return Prepared(record.version, Compiled(in_use, tensors, self._verifier.clipped, known))
+        return Prepared(record.version, Compiled(in_use, tensors, known))
 
     def use(self, prepared: Prepared) -> None:
         self._in_use, self.version = prepared.program, prepared.version
@@ -199,24 +194,20 @@ class LoweredEngine(Engine):
             self._totals[name] += number
 
     def outputs(self, inputs: Any) -> Any:
-        if self.version is None:
-            raise RuntimeError(
-                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
-            )
+        self._must_be_refreshed()
         inputs = self.graph.canonical(inputs)
         if self._in_use.lowered is None:
             return self.reference(inputs)
         return self.graph.outputs_from(self._call(self._in_use.lowered, inputs))
 
     def reference(self, inputs: Any) -> Any:
-        """The outputs of the weights in use in float32, by torch."""
+        """The outputs of the weights in use in float32, by torch; safe beside `prepared`, as `outputs` is."""
         inputs = self.graph.canonical(inputs)
         if self._fixed_rows is None:
             return self.graph.run(self.weights, inputs)
-        structure = pytree.tree_structure(self.graph.example)
 
         def run(flat: list[Tensor]) -> list[Tensor]:
-            return tensors_of(self.graph.run(self.weights, pytree.tree_unflatten(flat, structure)))
+            return tensors_of(self.graph.run(self.weights, self.graph.inputs_from(flat)))
 
         return self.graph.outputs_from(self._call(run, inputs))
 
@@ -241,8 +232,8 @@ class LoweredEngine(Engine):
 
     @property
     def clipped(self) -> frozenset[int]:
-        """Sites at which the program in use is more exact than it must be, see `Simulation`."""
-        return self._in_use.clipped
+        """Sites at which its programs were seen to be more exact than they must be, see `Simulation`."""
+        return self._verifier.clipped
 
     def totals(self) -> dict[str, float]:
         return dict(self._totals)
@@ -255,16 +246,12 @@ class LoweredEngine(Engine):
         if known is not None and known[0] is record.tensors:
             return known[1]
         self._gate.check(record, self.version)
-        tensors = self._folded(record)
+        with torch.no_grad():
+            folded = self.graph.tensors(folded_tensors(self._pairs, record.tensors))
+            # Copies, since a record may be on another device, in another precision, or be overwritten.
+            tensors = tuple(tensor.detach().to(self.device, copy=True) for tensor in as_float32(folded))
         self._gate.check_finite(dict(zip(self.graph.names, tensors, strict=True)), self.version, " once folded")
         return tensors
-
-    def _folded(self, record: Record) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            folded = folded_tensors(self._pairs, record.tensors)
-            # Copies, since a record may be on another device, in another precision, or be overwritten.
-            tensors = (t.float() if t.is_floating_point() else t for t in self.graph.tensors(folded))
-            return tuple(tensor.detach().to(self.device, copy=True) for tensor in tensors)
 
     def _ranges(self, record: Record, tensors: Sequence[Tensor], rows: int, tails: float = 0.0) -> dict[str, Tensor]:
         if self._bits is None:
@@ -320,7 +307,7 @@ class LoweredEngine(Engine):
             )
 
     def _judged(self, lowered: Lowered, finding: Finding) -> Trial:
-        return judged(self.graph, self._ran_in(lowered), self.real, finding.has_passed, finding.rank_correlation)
+        return judged(self.graph, self._ran_in(lowered), finding.has_passed, finding.rank_correlation)
 
     def _warn(self, record: Record, finding: Finding) -> None:
         """Once, that a version is scored in fp32; the next ones are counted."""

@@ -4,7 +4,7 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from infer2train.batches import call_model, tensors_of, to_device
 from infer2train.draws.scores import Score
 from infer2train.machine.device import device_of, wait_for_gpu
-from infer2train.oracle.engines import INT8, build_engine, missing_packages, parse_engine
+from infer2train.oracle.engines import INT8, build_engine, missing_packages
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.rounds import WALL, Clock, Contestant, fastest, take_turns
@@ -25,6 +25,8 @@ CHUNKS = (8, 16, 32, 64, 128)
 """Rows of a call that are tried."""
 MEASURED_SECONDS = 0.5
 """Time in which a call is measured that takes no turns with others, at least three calls."""
+GAIN_SAMPLES = 32
+"""Samples, of `PROBE_VIEWS` views each, on which the captured gain is measured."""
 AUTO_ROUNDS = 3
 """Rounds in which `auto` times its engines."""
 AFFORDABLE = 0.1
@@ -46,8 +48,6 @@ class EngineSpeed:
     """From the publication of a version to its first verified score, in the fastest round."""
     captured_gain: float | None
     """See `fidelity.Fidelity`; None for an engine that does not round, or without targets."""
-    by_chunk: dict[int, float] = field(default_factory=dict)
-    """Images per second by rows of a call."""
     rounds: tuple[float, ...] = ()
     """Images per second at the best chunk, round by round."""
 
@@ -58,17 +58,12 @@ def timed(call: Callable[[], object], seconds: float | None = None, least: int =
     call()
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
-        taken.append(_seconds(call))
+        wait_for_gpu()
+        started = perf_counter()
+        call()
+        wait_for_gpu()
+        taken.append(perf_counter() - started)
     return statistics.median(taken)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Of one call, with what it leaves to a GPU, and nothing that was left before."""
-    wait_for_gpu()
-    started = perf_counter()
-    call()
-    wait_for_gpu()
-    return perf_counter() - started
 
 
 class EngineTrial:
@@ -115,21 +110,15 @@ class EngineTrial:
         """All that takes turns."""
         return (self.refresh, *self.calls.values())
 
-    def speed(self, score: Score | None = None, gain_samples: int = 32) -> EngineSpeed:
-        """What the rounds have shown.
-
-        Args:
-            score: with which the captured gain is measured. Default: it is not.
-            gain_samples: samples, of `PROBE_VIEWS` views each, on which it is.
-        """
+    def speed(self, score: Score | None = None) -> EngineSpeed:
+        """What the rounds have shown; the captured gain too, by a score."""
         best = fastest(self.calls.values())
         return EngineSpeed(
             name=self.name,
             images_per_second=best.rate,
             chunk=int(best.work),
             refresh_seconds=self.refresh.fastest_seconds,
-            captured_gain=None if score is None else self._captured_gain(score, gain_samples),
-            by_chunk={rows: call.rate for rows, call in self.calls.items()},
+            captured_gain=None if score is None else self._captured_gain(score),
             rounds=best.rates,
         )
 
@@ -157,10 +146,10 @@ class EngineTrial:
 
         return call
 
-    def _captured_gain(self, score: Score, gain_samples: int) -> float | None:
-        if not self._engine.has_reference:
+    def _captured_gain(self, score: Score) -> float | None:
+        if not isinstance(self._engine, LoweredEngine):
             return None
-        inputs, targets = self._samples.probe(gain_samples * PROBE_VIEWS)
+        inputs, targets = self._samples.probe(GAIN_SAMPLES * PROBE_VIEWS)
         if targets is None:
             return None
         runs = (self._engine.outputs, self._engine.reference)
@@ -211,11 +200,6 @@ def step_seconds(model: nn.Module, inputs: Any) -> float:
         return timed(step)
 
 
-def installed_engines() -> list[str]:
-    """Engines that `auto` chooses from and whose packages are here."""
-    return [spec for spec in CANDIDATES if not missing_packages(parse_engine(spec).name)]
-
-
 def fastest_engine(
     model: nn.Module, samples: Samples, *, step_seconds: float, batch_size: int, update_every: int, rows: int
 ) -> tuple[str, list[str]]:
@@ -231,11 +215,10 @@ def fastest_engine(
         update_every: T.
         rows: of a call.
     """
-    found: dict[str, float] = {}
-    refused: dict[str, float] = {}
+    found: dict[str, tuple[bool, float]] = {}
     lines: list[str] = []
     trials: list[EngineTrial] = []
-    for spec in installed_engines():
+    for spec in [spec for spec in CANDIDATES if not missing_packages(spec)]:
         try:
             trials.append(EngineTrial(spec, model, samples, chunks=(rows,)))
         except ValueError as error:
@@ -254,8 +237,7 @@ def fastest_engine(
         line = f"{spec}: {speed.images_per_second:.0f} images/s, refresh {speed.refresh_seconds:.3f} s, γ {gamma:.1f}"
         if share > AFFORDABLE:
             line += f"; refused: a refresh takes {share:.0%} of {update_every} steps, {AFFORDABLE:.0%} are allowed"
-        (refused if share > AFFORDABLE else found)[spec] = gamma
+        found[spec] = share <= AFFORDABLE, gamma
         lines.append(line)
-    chosen = found or refused
-    assert chosen, "the torch engine runs every model"
-    return max(chosen, key=chosen.__getitem__), lines
+    assert found, "the torch engine runs every model"
+    return max(found, key=found.__getitem__), lines

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
-from infer2train.oracle.quantization.graph import WeightGraph, export
+from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import BIAS_LIMIT, Program
 from infer2train.oracle.samples import Samples
-from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:
@@ -86,19 +85,15 @@ class ONNXRuntimeEngine(LoweredEngine):
             weight_bits=exact_weight_bits(bits) if bits and device in (None, "CPUExecutionProvider") else None,
             scheme=scheme,
             rows=rows,
-            limit=LIMITS[precision],
         )
 
     def _convert(self) -> None:
-        graph = self.graph
-        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in graph.shapes)
-        marks = tuple(torch.ones(1) for _ in graph.sites)
-        exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
+        exported = self.graph.exported()
         try:
             with _quiet():
                 program = torch.onnx.export(exported, dynamo=True, optimize=True, verbose=False)
             assert program is not None
-            self._template = _Template(program.model_proto, graph, quantised=self._bits is not None)
+            self._template = _Template(program.model_proto, self.graph, quantised=self._bits is not None)
         except Exception as error:  # the exporter raises many kinds, with the operation in the text
             raise ValueError(
                 f"ONNX must have every operation of the model: got {_reason(error)}; use oracle='torch:bf16', or "

@@ -24,11 +24,9 @@ from infer2train.batches import tensors_of
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS as BITS_OF_ALL
 from infer2train.oracle.quantization.affine import Affine
-from infer2train.oracle.quantization.graph import export
 from infer2train.oracle.quantization.program import Program
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.telemetry import switch_off_openvino_telemetry
-from infer2train.oracle.verification import LIMITS
 from infer2train.oracle.weight_bits import exact_weight_bits
 
 if TYPE_CHECKING:
@@ -98,16 +96,13 @@ class OpenVINOEngine(LoweredEngine):
             weight_bits=exact_weight_bits(bits) if bits and self._target == "CPU" else None,
             scheme=scheme,
             rows=rows,
-            limit=LIMITS.get(precision, LIMITS["int8"]),
         )
 
     def _convert(self) -> None:
         import openvino as ov
 
-        graph = self.graph
-        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in graph.shapes)
-        marks = tuple(torch.ones(1) for _ in graph.sites)
-        exported = export(graph.marked(), (tensors, marks, graph.example), graph.example)
+        graph, inputs = self.graph, tensors_of(self.graph.example)
+        exported = graph.exported()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about torch
@@ -117,10 +112,10 @@ class OpenVINOEngine(LoweredEngine):
                 f"openvino must know every operation of the model: got {_reason(error)}; use oracle='torch:bf16', "
                 "or 'onnxruntime:int8' if it knows them"
             ) from error
-        count = len(tensors) + len(marks) + len(tensors_of(graph.example))
+        count = len(graph.names) + len(graph.sites) + len(inputs)
         parameters = self._converted.model.get_parameters()
         assert len(parameters) == count, (len(parameters), count)
-        self._is_channels_last = [_is_channels_last(tensor) for tensor in tensors_of(graph.example)]
+        self._is_channels_last = [_is_channels_last(tensor) for tensor in inputs]
         self._clipped_known = False
         self._name_layers(dict(zip(graph.names, parameters, strict=False)), parameters[len(graph.names) :])
 
@@ -181,12 +176,13 @@ class OpenVINOEngine(LoweredEngine):
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
         """Give the inputs their fixed shapes, channels last where the example has them so."""
+        import openvino as ov
         from openvino import opset13 as ops
 
         for parameter, tensor, last in zip(inputs, tensors_of(self.graph.example), self._is_channels_last, strict=True):
             shape = [self.rows, *tensor.shape[1:]]
             if not last:
-                parameter.set_partial_shape(_static(shape))
+                parameter.set_partial_shape(ov.PartialShape(shape))
                 continue
             n, c, h, w = shape
             fresh = ops.parameter([n, h, w, c], parameter.get_element_type())
@@ -329,12 +325,6 @@ def _added_unrounded(compiled: "ov.CompiledModel") -> Iterator[int]:
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-
-
-def _static(shape: Sequence[int]) -> Any:
-    import openvino as ov
-
-    return ov.PartialShape(list(shape))
 
 
 def _text(info: Any, name: str) -> str:

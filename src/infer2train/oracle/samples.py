@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,29 +48,27 @@ class SourceSamples(Samples):
     ) -> None:
         self._source, self._seed, self._split = source, seed, split
         self._ids: Callable[[], Int64[np.ndarray, " n"]] | None = ids
-        self._known: Int64[np.ndarray, " n"] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Who gives the ids holds the user's loader, which another process has no use for.
-        return {**self.__dict__, "_known": self._sorted_ids(), "_ids": None}
+        return {**self.__dict__, "_sorted_ids": self._sorted_ids, "_ids": None}
 
     def calibration(self, version: int, rows: int) -> Any:
         slots = np.arange(rows)
-        at = integers(len(self._sorted_ids()), self._seed, Purpose.CALIBRATION, draw=version, slot=slots)
+        at = integers(len(self._sorted_ids), self._seed, Purpose.CALIBRATION, draw=version, slot=slots)
         view_seeds = seeds(self._seed, Purpose.CALIBRATION, draw=version, slot=slots, view=1)
-        return self._split(self._source.batch(Addresses(self._sorted_ids()[at], view_seeds)))[0]
+        return self._split(self._source.batch(Addresses(self._sorted_ids[at], view_seeds)))[0]
 
     def probe(self, rows: int) -> Any:
         slots, views = np.divmod(np.arange(rows), PROBE_VIEWS)
-        at = integers(len(self._sorted_ids()), self._seed, Purpose.PROBE, slot=slots)
+        at = integers(len(self._sorted_ids), self._seed, Purpose.PROBE, slot=slots)
         view_seeds = seeds(self._seed, Purpose.PROBE, slot=slots, view=views + 1)
-        return self._split(self._source.batch(Addresses(self._sorted_ids()[at], view_seeds)))
+        return self._split(self._source.batch(Addresses(self._sorted_ids[at], view_seeds)))
 
+    @cached_property
     def _sorted_ids(self) -> Int64[np.ndarray, " n"]:
-        if self._known is None:
-            assert self._ids is not None
-            self._known = np.unique(self._ids())
-        return self._known
+        assert self._ids is not None
+        return np.unique(self._ids())
 
 
 class GivenSamples(Samples):

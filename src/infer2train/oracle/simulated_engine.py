@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from infer2train.machine.device import torch_device
 from infer2train.oracle.lowered_engine import ROWS, Lowered, LoweredEngine
 from infer2train.oracle.quantization.affine import BITS
 from infer2train.oracle.quantization.program import Program, Simulation
 from infer2train.oracle.samples import Samples
-from infer2train.oracle.verification import LIMITS
 
 
 class SimulatedEngine(LoweredEngine):
@@ -52,7 +50,6 @@ class SimulatedEngine(LoweredEngine):
             bits=widths[precision],
             scheme=scheme,
             rows=rows,
-            limit=LIMITS["int8"],
             device=place,
         )
 
@@ -61,8 +58,8 @@ class SimulatedEngine(LoweredEngine):
 
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         assert program is not None
-        simulation, structure = Simulation(self.graph, program), pytree.tree_structure(self.graph.example)
-        return lambda flat: simulation(pytree.tree_unflatten(flat, structure))
+        simulation = Simulation(self.graph, program)
+        return lambda flat: simulation(self.graph.inputs_from(flat))
 
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert self._bits is not None

@@ -77,7 +77,8 @@ class TorchEngine(Engine):
         _cast(self._network, self._dtype)
         self._format: torch.memory_format = torch.channels_last
         _lay_out(self._network, self._format)
-        self._static = _static_tensors(self._network)
+        self._static = dict(self._network.named_parameters()) | dict(self._network.named_buffers())
+        """What a refresh writes, under the names that records have."""
         self._ran: dict[str, str] = {}
         for name, module in self._network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -122,10 +123,7 @@ class TorchEngine(Engine):
         self.version = prepared.version
 
     def outputs(self, inputs: Any) -> Any:
-        if self.version is None:
-            raise RuntimeError(
-                "an engine must be refreshed before it is asked for outputs: got none; call refresh(record)"
-            )
+        self._must_be_refreshed()
         self._ran.clear()
         inputs = as_float32(to_device(inputs, self.device))
         # Not inference_mode: a trainer's loss may multiply by what the oracle says, and inference tensors refuse that.
@@ -188,8 +186,3 @@ def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
             for parameter in module.parameters(recurse=False):
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
-def _static_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """What a refresh writes: parameters and buffers under the names that records have."""
-    return dict(network.named_parameters()) | dict(network.named_buffers())

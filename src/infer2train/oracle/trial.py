@@ -3,7 +3,6 @@
 Counted and measured once when an engine is built, on the model's weights of then; the order again at every refresh.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +34,7 @@ class Trial:
         precision: of its integers, as `Engine.precisions` says it.
         layers: how many there are.
         in_integers: how many of them it runs in integers.
-        shares: of the multiply-adds, by precision.
+        int8_share: share of the multiply-adds that integers make.
         has_passed: whether its program was sound; else the version would have been scored in fp32.
         rank_correlation: of its outputs with those of float32, see `rank_correlation`.
     """
@@ -43,14 +42,9 @@ class Trial:
     precision: str
     layers: int
     in_integers: int
-    shares: Mapping[str, float]
+    int8_share: float
     has_passed: bool
     rank_correlation: float
-
-    @property
-    def int8_share(self) -> float:
-        """Share of the multiply-adds that integers make."""
-        return sum(share for precision, share in self.shares.items() if precision not in REAL)
 
     @property
     def is_good(self) -> bool:
@@ -65,44 +59,26 @@ class Trial:
         )
 
 
-def judged(
-    graph: WeightGraph, ran_in: Mapping[str, str], real: str, has_passed: bool, rank_correlation: float
-) -> Trial:
+def judged(graph: WeightGraph, ran_in: Mapping[str, str], has_passed: bool, rank_correlation: float) -> Trial:
     """What a program makes of a model.
 
     Args:
-        graph: of the model.
-        ran_in: the precision of each layer, from `Engine.precisions`.
-        real: precision of what is not quantised.
+        graph: of the model; products of two activations are real.
+        ran_in: the precision of each layer, from `Engine.precisions`; a layer that is not there is real.
         has_passed: whether the program was sound.
         rank_correlation: of its outputs with those of float32.
     """
-    names = {layer.name for layer in graph.layers}
-    integers = sorted({precision for precision in ran_in.values() if precision not in REAL})
+    integers = {name: precision for name, precision in ran_in.items() if precision not in REAL}
+    in_integers = [layer for layer in graph.layers if layer.name in integers]
+    multiply_adds = graph.other_products + sum(layer.multiply_adds for layer in graph.layers)
     return Trial(
-        precision=" and ".join(integers) or "int8",
-        layers=len(names),
-        in_integers=sum(ran_in.get(name, real) not in REAL for name in names),
-        shares=shares(graph, ran_in, real),
+        precision=" and ".join(sorted({*integers.values()})) or "int8",
+        layers=len({layer.name for layer in graph.layers}),
+        in_integers=len({layer.name for layer in in_integers}),
+        int8_share=sum(layer.multiply_adds for layer in in_integers) / multiply_adds if multiply_adds else 0.0,
         has_passed=has_passed,
         rank_correlation=rank_correlation,
     )
-
-
-def shares(graph: WeightGraph, precisions: Mapping[str, str], real: str = "fp32") -> dict[str, float]:
-    """Share of the model's multiply-adds by the precision that they are made in.
-
-    Args:
-        graph: of the model.
-        precisions: of its layers, from `Engine.precisions`; a layer that is not there, and products of two activations,
-            are made in `real`.
-        real: precision of what is not quantised.
-    """
-    counts: Counter[str] = Counter({real: graph.other_products})
-    for layer in graph.layers:
-        counts[precisions.get(layer.name, real)] += layer.multiply_adds
-    total = counts.total()
-    return {precision: count / total for precision, count in counts.items() if count} if total else {}
 
 
 def rank_correlation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

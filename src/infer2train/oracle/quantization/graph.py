@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from infer2train.batches import batch_size, map_tensors, tensors_of
+from infer2train.batches import as_float32, batch_size, map_tensors, tensors_of
 from infer2train.oracle.quantization.fold import untyped
 from infer2train.oracle.quantization.lifted import Lifted, state_of
 from infer2train.oracle.quantization.operations import Act, Operations
-from infer2train.oracle.quantization.prologue import take_out
-from infer2train.oracle.quantization.sites import Site as Site
+from infer2train.oracle.quantization.prologue import take_out, writes
 from infer2train.oracle.quantization.sites import SiteFinder, layer_names, layer_of
 
 
@@ -63,8 +62,6 @@ class WeightGraph:
         self.has_long_tails = finder.has_long_tails
         self.shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in self._prologue(tuple(tensors.values()))]
         self._sources, self._device = tuple(tensors), torch.device("cpu")
-        unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-        self._unsaved = {name: tensors[name].clone() for name in self._sources if name in unsaved}
         self._operations = Operations(module)
 
     def to(self, device: torch.device) -> "WeightGraph":
@@ -75,12 +72,8 @@ class WeightGraph:
         return moved
 
     def tensors(self, published: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The graph's weights and buffers in their order, from the model's by name, some of them computed.
-
-        Buffers that are in no `state_dict()` may be left out, and are then what they were.
-        """
-        known = {**self._unsaved, **published}
-        return self._prologue([known[name] for name in self._sources])
+        """The graph's weights and buffers in their order, from the model's by name, some of them computed."""
+        return self._prologue([published[name] for name in self._sources])
 
     def run(self, tensors: Sequence[Tensor], inputs: Any, acts: Mapping[int, Act] | None = None) -> Any:
         """The model's outputs, with `acts` done at the sites of those numbers.
@@ -104,6 +97,11 @@ class WeightGraph:
         """
         return _Marked(self)
 
+    def exported(self) -> torch.export.ExportedProgram:
+        """What a converter is given: `marked`, of any number of rows, by weights, marks and inputs in their order."""
+        tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in self.shapes)
+        return export(self.marked(), (tensors, tuple(torch.ones(1) for _ in self.sites), self.example))
+
     def canonical(self, inputs: Any) -> Any:
         """The inputs as a plain pytree, in the order of the example.
 
@@ -124,6 +122,10 @@ class WeightGraph:
             )
         return inputs
 
+    def inputs_from(self, tensors: Sequence[Tensor]) -> Any:
+        """A pytree such as the example from its tensors in order."""
+        return pytree.tree_unflatten(tensors, pytree.tree_structure(self.example))
+
     def outputs_from(self, tensors: Sequence[Tensor]) -> Any:
         """The model's pytree of outputs from its tensors in order."""
         fresh = iter(tensors)
@@ -132,7 +134,7 @@ class WeightGraph:
 
 def canonical(inputs: Any) -> Any:
     """Inputs as torch.export takes them: mappings as dictionaries, lists as tuples, floats in float32."""
-    inputs = map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, inputs)
+    inputs = as_float32(inputs)
     if isinstance(inputs, Mapping):
         return dict(inputs)
     return tuple(inputs) if isinstance(inputs, list) else inputs
@@ -148,15 +150,14 @@ class _Marked(nn.Module):
         return tuple(tensors_of(self._weight_graph.run(tensors, inputs, acts)))
 
 
-def export(module: nn.Module, arguments: tuple[Any, ...], rows: Any) -> torch.export.ExportedProgram:
-    """torch.export, for arguments of which the last counts samples in its first dimensions.
+def export(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """torch.export, for arguments of which the last, a pytree, has a free number of rows.
 
     Args:
         module: traced without jaxtyping's checks and without attention's fused kernels, which nothing else runs.
         arguments: example arguments.
-        rows: what of the arguments has a free number of rows; the last one as a pytree.
     """
-    free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, rows)  # type: ignore[arg-type,return-value]
+    free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, arguments[-1])  # type: ignore[arg-type,return-value]
     fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]
     with (
         warnings.catch_warnings(),
@@ -174,10 +175,10 @@ def _exported(module: nn.Module, tensors: tuple[Tensor, ...], example: Any, kind
     if batch_size(example) < 2:
         raise GraphError(f"an example must have at least two rows: got {batch_size(example)}; pass a larger batch")
     try:
-        exported = export(module, (tensors, example), example)
+        exported = export(module, (tensors, example))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
-            if any(_is_in_place(node) for node in exported.graph.nodes):
+            if any(writes(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # no decompositions: only without operations in place
             return exported.module(check_guards=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own passes raise
@@ -196,10 +197,6 @@ def _takes_other_rows(module: fx.GraphModule, tensors: tuple[Tensor, ...], examp
     except Exception:  # a shape that was baked in fails in whatever operation meets it first
         return False
     return True
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate, map_arg
 
 Act = Callable[[Tensor], Tensor]
 
@@ -55,6 +56,7 @@ class Operations:
     def __init__(self, module: fx.GraphModule) -> None:
         nodes = list(module.graph.nodes)
         numbers = {node: number for number, node in enumerate(nodes)}
+        results: dict[fx.Node, Any] = {node: _Result(number) for node, number in numbers.items()}
         self._inputs = [numbers[node] for node in nodes if node.op == "placeholder"]
         self._constants = {numbers[node]: _constant(module, node.target) for node in nodes if node.op == "get_attr"}
         last_read = {node: max(map(numbers.__getitem__, node.users), default=numbers[node]) for node in nodes}
@@ -63,9 +65,9 @@ class Operations:
             assert node.op in ("placeholder", "get_attr", "call_function", "output"), node.op
             if node.op == "call_function":
                 done = [numbers[read] for read in (*node.all_input_nodes, node) if last_read[read] == numbers[node]]
-                arguments, named = _read(node.args, numbers), _read(node.kwargs, numbers)
+                arguments, named = map_arg((node.args, node.kwargs), results.__getitem__)
                 self._operations.append(_Operation(numbers[node], node.target, arguments, named, tuple(done)))
-        self._given = _read(nodes[-1].args[0], numbers)
+        self._given = map_arg(nodes[-1].args[0], results.__getitem__)
 
     def to(self, device: torch.device) -> "Operations":
         """The same operations on a device, where the graph had its constants and made its tensors elsewhere."""
@@ -102,37 +104,20 @@ def _constant(module: fx.GraphModule, name: str) -> Any:
     return Operations(found) if isinstance(found, fx.GraphModule) else found
 
 
-def _read(argument: Any, numbers: Mapping[fx.Node, int]) -> Any:
-    """An argument with `_Result`s in the places of nodes."""
-    if isinstance(argument, fx.Node):
-        return _Result(numbers[argument])
-    return _mapped(argument, lambda part: _read(part, numbers))
+def _filled(arguments: Any, values: Mapping[int, Any]) -> Any:
+    """Arguments with values in the places of `_Result`s."""
+    return map_aggregate(arguments, lambda part: values[part.number] if isinstance(part, _Result) else part)
 
 
-def _filled(argument: Any, values: Mapping[int, Any]) -> Any:
-    """An argument with values in the places of `_Result`s."""
-    if isinstance(argument, _Result):
-        return values[argument.number]
-    return _mapped(argument, lambda part: _filled(part, values))
+def _moved(arguments: Any, device: torch.device) -> Any:
+    """Arguments with what is on any device on this one."""
 
+    def moved(part: Any) -> Any:
+        if isinstance(part, Tensor | Operations):
+            return part.to(device)
+        return device if isinstance(part, torch.device) else part
 
-def _moved(argument: Any, device: torch.device) -> Any:
-    """An argument with what is on any device on this one."""
-    if isinstance(argument, Tensor | Operations):
-        return argument.to(device)
-    return device if isinstance(argument, torch.device) else _mapped(argument, lambda part: _moved(part, device))
-
-
-def _mapped(argument: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(argument, tuple):
-        return tuple(function(part) for part in argument)
-    if isinstance(argument, list):
-        return [function(part) for part in argument]
-    if isinstance(argument, dict):
-        return {name: function(part) for name, part in argument.items()}
-    if isinstance(argument, slice):
-        return slice(function(argument.start), function(argument.stop), function(argument.step))
-    return argument
+    return map_aggregate(arguments, moved)
 
 
 def _name(target: Any) -> Any:

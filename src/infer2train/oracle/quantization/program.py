@@ -1,7 +1,7 @@
 """The quantised program: S and Z for every site of a graph. One specification, from which every engine is lowered.
 
-`simulate` is what the specification means: the model in float32 with every site rounded to what its integers stand for.
-Engines that run integers are compared with it at every refresh.
+`Simulation` is what the specification means: the model in float32 with every site rounded to what its integers stand
+for. Engines that run integers are compared with it at every refresh.
 """
 
 from collections import Counter

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from infer2train.batches import as_float32
 from infer2train.oracle.quantization.operations import Operations
 from infer2train.oracle.quantization.products import CONVOLUTIONS, kind
 
@@ -46,8 +47,7 @@ class Prologue:
         kept = tuple(tensors[number] for number in self._kept)
         if self._operations is None:
             return kept
-        read = (tensors[number].to(self._device) for number in self._read)
-        real = [tensor.float() if tensor.is_floating_point() else tensor for tensor in read]
+        real = as_float32([tensors[number].to(self._device) for number in self._read])
         # The caller may stand inside the trainer's autocast.
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=False):
             return (*kept, *self._operations(*real))
@@ -78,7 +78,7 @@ def take_out(
     part, read = _copied(graph, list(wanted))
     operations = Operations(fx.GraphModule(module, part))
     held = dict(zip(inputs, names, strict=True))
-    owners = {node: layer_of(next((held[found] for found in _behind([node]) if found in held), "")) for node in wanted}
+    owners = {node: layer_of(source_of([node], held)) for node in wanted}
     _make_inputs(graph, inputs[-1], list(wanted))
     kept = [number for number, node in enumerate(inputs) if node.users or node not in read]
     found = [names[number] for number in kept]
@@ -89,12 +89,17 @@ def take_out(
     return Prologue(kept, operations, [number for number, node in enumerate(inputs) if node in read]), tuple(found)
 
 
+def source_of(nodes: Sequence[fx.Node], held: Mapping[fx.Node, str]) -> str:
+    """The nearest tensor of the model that nodes are computed from; nothing where there is none."""
+    return next((held[found] for found in _behind(nodes) if found in held), "")
+
+
 def _from_weights_alone(graph: fx.Graph, inputs: Sequence[fx.Node]) -> set[fx.Node]:
     """Tensors and constants that nothing writes to, and what is computed of them alone and without chance."""
-    written = {node.args[0] for node in graph.nodes if _writes(node)}
+    written = {node.args[0] for node in graph.nodes if writes(node)}
     known = {*inputs} - written
     for node in graph.nodes:
-        computed = node.op == "call_function" and not _writes(node) and not _draws(node)
+        computed = node.op == "call_function" and not writes(node) and not _draws(node)
         if node.op == "get_attr" or (computed and {*node.all_input_nodes} <= known):
             known.add(node)
     return known
@@ -168,7 +173,8 @@ def _free(name: str, taken: Sequence[str]) -> str:
     return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether an operation is in place."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.oracle.quantization.graph import Site, WeightGraph
+from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.sites import Site
 
 
 def measure_ranges(

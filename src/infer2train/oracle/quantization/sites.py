@@ -27,6 +27,7 @@ from infer2train.oracle.quantization.products import (
     multiply_adds,
     weights_of,
 )
+from infer2train.oracle.quantization.prologue import source_of
 
 aten = torch.ops.aten
 LINEAR = (aten.linear,)
@@ -116,26 +117,27 @@ class SiteFinder:
                 node.replace_all_uses_with(node.args[0])
                 self._graph.erase_node(node)
         calls = [node for node in self._graph.nodes if kind(node) in (*CONVOLUTIONS, *LINEAR, *OTHER_LAYERS)]
-        self.other_products = sum(map(multiply_adds, _inside(self._graph))) - sum(map(multiply_adds, calls))
-        quantised = [node for node in calls if self._read(node)]
+        counts = {node: multiply_adds(node) for node in _inside(self._graph)}
+        self.other_products = sum(counts.values()) - sum(counts[node] for node in calls)
+        quantised = [node for node in calls if self._read(node, counts[node])]
         for node in quantised:
             if kind(node) in CONVOLUTIONS:
                 self._give(node)
         self._graph.lint()
 
-    def _read(self, node: fx.Node) -> bool:
-        """Sites for what a layer reads. False where it stays real."""
-        source, products = node.args[0], multiply_adds(node)
-        weight = node.args[1] if kind(node) not in (*RECURRENT, *CELLS) else next(iter(weights_of(node)), None)
+    def _read(self, node: fx.Node, products: int) -> bool:
+        """Sites for what a layer of so many multiply-adds reads. False where it stays real."""
+        source = node.args[0]
+        is_recurrent = kind(node) in (*RECURRENT, *CELLS)
+        weights: list[Any] = weights_of(node)[:1] if is_recurrent else [node.args[1]]
         assert isinstance(source, fx.Node)
-        held = self._held.get(weight) if isinstance(weight, fx.Node) else None
+        held = next(map(self._held.get, weights), None)
         if held is None or kind(node) in OTHER_LAYERS:
-            own = held if kind(node) not in (*RECURRENT, *CELLS) else None
-            self.layers.append(
-                Layer(self._layer_of(held or self._source_of(weight)), own, None, multiply_adds=products)
-            )
+            own = None if is_recurrent else held
+            name = self._layer_of(source_of(weights, self._held))
+            self.layers.append(Layer(name, own, None, multiply_adds=products))
             return False
-        assert isinstance(weight, fx.Node)
+        (weight,) = weights
         if source not in self._number:
             source = self._add(source, f"{held}/input", "input", list(source.users))
         if weight not in self._weights:
@@ -173,16 +175,6 @@ class SiteFinder:
             reader.replace_input_with(source, node)
         self._number[node] = number
         return node
-
-    def _source_of(self, node: Any) -> str:
-        """The tensor of the model that a weight is computed from, or the first of them; else nothing."""
-        waiting = [node]
-        while waiting:
-            found = waiting.pop(0)
-            if found in self._held:
-                return str(self._held[found])
-            waiting += found.all_input_nodes if isinstance(found, fx.Node) else []
-        return ""
 
 
 def layer_of(layer_names: Mapping[str, str], name: str) -> str:

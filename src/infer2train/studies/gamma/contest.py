@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infer2train.machine.cores import on_cores
-from infer2train.oracle.engines import missing_packages, parse_engine
+from infer2train.oracle.engines import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import WALL, Contestant, clocks_of, fastest
 from infer2train.oracle.samples import Samples
@@ -129,7 +129,7 @@ class Contest:
     def _trials(
         self, network: nn.Module, samples: Samples, engines: Sequence[str], say: Callable[[str], None]
     ) -> Iterator[EngineTrial]:
-        for spec in engines or [spec for spec in MEASURED if not missing_packages(parse_engine(spec).name)]:
+        for spec in engines or [spec for spec in MEASURED if not missing_packages(spec)]:
             say(f"{spec}: building")
             clocks = WALL if "@" in spec else self.clocks  # another device works while this one's CPU waits
             try:
