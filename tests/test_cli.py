@@ -389,7 +389,9 @@ def test_each_flag_has_words_and_a_default(verb: str, command: Command, monkeypa
 def test_every_number_has_its_unit() -> None:
     texts = {name: text for name, (_, text) in setting_texts().items()}
     assert texts.keys() == {field.name for field in fields(RunConfig)}
-    units = r"images?|pixels|epochs?|steps?|candidates|draws|part of the training|share|threads|processes|seed|λ|rate"
+    units = (
+        r"images?|pixels|nats|epochs?|steps?|candidates|draws|part of the training|share|threads|processes|seed|λ|rate"
+    )
     dimensionless = {"momentum", "weight_decay"}
     for field in fields(RunConfig):
         if field.type in (int, float, int | None, float | None) and field.name not in dimensionless:
