@@ -5,18 +5,19 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.observe.runlog import read_config, read_rows
-from infer2train.reporting.runs import read
+from infer2train.reporting.runs import Run, read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
 from infer2train.studies.reproduce.diagnosis import recalibrate
 from infer2train.studies.reproduce.experiments import Arm, Experiment
-from infer2train.studies.reproduce.page import Line, table
+from infer2train.studies.reproduce.page import Line, reached, table
 from infer2train.studies.reproduce.run import reproduce
 from infer2train.studies.reproduce.sitting import Sitting, as_long_as
 from infer2train.training.config import from_plain
@@ -141,6 +142,20 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
     column = rows[0].split("|").index(" on equal hardware, points [95 %] ")
     shown = {row.split("|")[1].strip(): row.split("|")[column].strip() for row in rows[2:6]}
     assert shown == {name: difference(line.on_equal_hardware) for name, line in lines.items()}
+
+
+def test_steps_to_a_goal_are_counted_until_it_is_first_reached() -> None:
+    def curve(seed: int, *errors: float | None) -> Run:
+        epochs = tuple({"test_error": error} for error in errors)
+        nothing: dict[str, Any] = {"config": {}, "starts": (), "steps": (), "events": (), "unreadable": 0}
+        return Run(folder=Path(), method="any", seed=seed, epochs=epochs, **nothing)
+
+    goals = {0: 0.3, 1: 0.5}
+    first, second = curve(0, 0.9, 0.3, 0.4, 0.2), curve(1, None, 0.6, None, 0.5)
+    assert reached([first], goals) == 0.5, "the second of four epochs, whatever comes after"
+    assert reached([first, second, curve(7, 0.9)], goals) == 0.75, "seeds without a goal do not count"
+    assert reached([first, curve(1, 0.6, 0.51)], goals) is None, "one never gets there"
+    assert reached([], goals) is None
 
 
 def test_a_column_in_which_nothing_stands_is_not_shown(trained: Trained) -> None:

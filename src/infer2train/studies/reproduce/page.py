@@ -38,6 +38,9 @@ class Line:
     """From the arm that it is compared with, over common seeds."""
     on_equal_hardware: PairedDifference | None
     """From the arm that has the hybrid's devices and wall-clock; of arms with an oracle."""
+    reached: float | None
+    """Part of its own training after which its test error is first at most the first arm's final one; mean over common
+    seeds, None where one never gets there."""
     loss: float | None
     calibration_error: float | None
     recalibrated: float | None
@@ -65,6 +68,7 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
             errors=errors[arm.name],
             difference=difference_from(errors.get(arm.against or "", {}), errors[arm.name]),
             on_equal_hardware=difference_from(instead, errors[arm.name]) if has_oracle else None,
+            reached=None if arm is arms[0] else reached(finished, errors[arms[0].name]),
             loss=mean_of([run.epochs[-1].get("test_loss") for run in finished]),
             calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in finished]),
             recalibrated=mean_of(
@@ -110,6 +114,22 @@ def write_page(
     return found
 
 
+def reached(finished: Sequence[Run], goals: Mapping[int, float]) -> float | None:
+    """After what part of their training runs are first at their goals, on average; None where one never is.
+
+    Args:
+        finished: runs, of which each epoch that was evaluated counts.
+        goals: test error by seed; other seeds do not count.
+    """
+    parts = []
+    for run in finished:
+        if run.seed in goals:
+            errors = [row.get("test_error") for row in run.epochs]
+            there = [n for n, error in enumerate(errors, 1) if error is not None and error <= goals[run.seed]]
+            parts.append(there[0] / len(errors) if there else None)
+    return None if None in parts else mean_of(parts)
+
+
 def table(found: Sequence[Line]) -> str:
     """The lines in Markdown, without empty columns."""
     rows = [_cells(line) for line in found]
@@ -128,6 +148,7 @@ def _cells(line: Line) -> dict[str, str]:
         "difference, points [95 %]": tables.difference(line.difference),
         "verdict": line.difference.verdict.value if line.difference else tables.ABSENT,
         "on equal hardware, points [95 %]": tables.difference(line.on_equal_hardware),
+        "steps to the baseline's error": tables.ABSENT if line.reached is None else f"{line.reached:.2f} ×",
         "NLL": tables.ABSENT if line.loss is None else f"{line.loss:.3f}",
         "ECE, %": tables.percent(line.calibration_error),
         "error with BN of random views, %": tables.percent(line.recalibrated),
