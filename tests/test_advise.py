@@ -10,7 +10,7 @@ from infer2train.cli.main import main
 from infer2train.draws.methods.table import METHODS
 from infer2train.observe.runlog import write_config
 from infer2train.settings import as_plain
-from infer2train.studies.advise import Baseline, Evidence, advice, distance, evidence, nearest, read_baseline
+from infer2train.studies.advise import Evidence, Fitted, advice, distance, evidence, nearest, read_baseline
 from infer2train.training.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,13 +45,13 @@ def test_a_verdict_is_what_the_interval_says(low: float, high: float, verdict: s
 
 def test_the_nearest_by_the_error_on_training_views_is_looked_up() -> None:
     near, far, other = entry(view_error=4.0), entry(view_error=40.0, difference=2.0), entry("rho", 400.0, -3.0)
-    found = nearest(Baseline(view_error=5.0, label_noise=0.0), [far, near, other])
+    found = nearest(Fitted(view_error=5.0, label_noise=0.0), [far, near, other])
     assert [measured for measured, _ in found] == [other, near], "the most helpful first, one for each method"
     assert [away for _, away in found] == pytest.approx([80.0, 1.25])
 
 
 def test_noisy_labels_are_compared_with_noisy_ones() -> None:
-    clean, noisy = Baseline(view_error=4.0, label_noise=0.0), Baseline(view_error=4.0, label_noise=0.3)
+    clean, noisy = Fitted(view_error=4.0, label_noise=0.0), Fitted(view_error=4.0, label_noise=0.3)
     assert distance(clean, entry(label_noise=0.1)) == math.inf
     assert distance(noisy, entry(label_noise=0.1)) == 1.0
     assert nearest(noisy, [entry()]) == []
@@ -59,7 +59,7 @@ def test_noisy_labels_are_compared_with_noisy_ones() -> None:
 
 
 def test_only_what_helped_near_by_is_recommended() -> None:
-    baseline = Baseline(view_error=4.0, label_noise=0.3)
+    baseline = Fitted(view_error=4.0, label_noise=0.3)
     helps, hurts = entry("rho", 8.0, -3.0), entry("nm-augment", 4.0, 2.0)
     assert advice(baseline, [(helps, 2.0), (hurts, 1.0)])[0].startswith("Try rho: -3.0 points")
     for found in ([(helps, 80.0)], [(hurts, 1.0)], [(entry(low=-2, high=0.1), 1.0)]):

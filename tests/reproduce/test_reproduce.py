@@ -12,7 +12,7 @@ import torch
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.observe.runlog import read_config, read_rows
-from infer2train.reporting.runs import Run, read
+from infer2train.reporting.runs import RunFolder, read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
 from infer2train.studies.reproduce.diagnosis import recalibrate
@@ -145,10 +145,10 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
 
 
 def test_steps_to_a_goal_are_counted_until_it_is_first_reached() -> None:
-    def curve(seed: int, *errors: float | None) -> Run:
+    def curve(seed: int, *errors: float | None) -> RunFolder:
         epochs = tuple({"test_error": error} for error in errors)
         nothing: dict[str, Any] = {"config": {}, "starts": (), "steps": (), "events": (), "unreadable": 0}
-        return Run(folder=Path(), method="any", seed=seed, epochs=epochs, **nothing)
+        return RunFolder(folder=Path(), method="any", seed=seed, epochs=epochs, **nothing)
 
     goals = {0: 0.3, 1: 0.5}
     first, second = curve(0, 0.9, 0.3, 0.4, 0.2), curve(1, None, 0.6, None, 0.5)

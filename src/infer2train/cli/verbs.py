@@ -132,13 +132,13 @@ def _tell(line: str, console: Any, status: Any) -> None:
 def _advise(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.studies.advise import Baseline, print_advice, read_baseline
+    from infer2train.studies.advise import Fitted, print_advice, read_baseline
 
     folder, view_error, label_noise = (options[name] for name in ("folder", "view_error", "label_noise"))
     if (folder is None) == (view_error is None):
         raise ValueError("advise looks at one baseline: got no run folder or both; pass FOLDER, or --view-error 3.5")
     if folder is None:
-        baseline = Baseline(view_error=view_error, label_noise=label_noise or 0.0)
+        baseline = Fitted(view_error=view_error, label_noise=label_noise or 0.0)
     else:
         baseline = read_baseline(Path(folder), label_noise)
     console = Console()

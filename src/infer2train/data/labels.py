@@ -28,7 +28,7 @@ OTHER_LABEL_NAMES = ("class", "classes", "cls", "class_label", "class_name", "ta
 """Names that tell a label column where there is no other of them, nor of `LABEL_NAMES`."""
 MAX_UNNAMED_CLASSES = 100_000
 """Without class names the labels say how many classes there are; one wild label must not make a huge model."""
-Kind = Literal["integers", "strings", "booleans"]
+LabelKind = Literal["integers", "strings", "booleans"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Columns:
 
     image: str
     label: str
-    kind: Kind
+    kind: LabelKind
     class_names: tuple[str, ...] | None
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ def _columns(path: Path, label_column: str | None) -> Columns:
     return Columns(images[0], label, kinds[label], tuple(map(str, names)) if isinstance(names, list) else None)
 
 
-def _label(kinds: dict[str, Kind], features: dict[str, Any], listed: str) -> str:
+def _label(kinds: dict[str, LabelKind], features: dict[str, Any], listed: str) -> str:
     """The column that name and feature tell, where they do not contradict each other."""
     wanted = (*((name,) for name in LABEL_NAMES), OTHER_LABEL_NAMES)
     named: list[str] = next(filter(None, ([name for name in kinds if name.lower() in group] for group in wanted)), [])
@@ -197,7 +197,7 @@ def _is_class_label(feature: Any) -> bool:
     return isinstance(feature, dict) and (feature.get("_type") == "ClassLabel" or "names" in feature)
 
 
-def _kind(type_: Any) -> Kind | None:
+def _kind(type_: Any) -> LabelKind | None:
     """What labels a column of this Arrow type holds; None where it can hold none."""
     plain = str(type_.value_type if str(type_).startswith("dictionary<") else type_)
     if plain.startswith(("int", "uint")):

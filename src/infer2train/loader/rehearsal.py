@@ -30,7 +30,7 @@ ROWS = 8
 ALONE = 3
 """Of them, those that are looked at without the others."""
 
-Read = Callable[[Addresses], Any]
+ReadBatch = Callable[[Addresses], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Rehearsal:
 
 def rehearse(
     model: nn.Module,
-    read: Read,
+    read: ReadBatch,
     ids: Int64[np.ndarray, " n"],
     *,
     choices: Choices,
@@ -165,7 +165,7 @@ def _mixes_rows(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
-def _varying(read: Read, at: Addresses, split: Split) -> str | None:
+def _varying(read: ReadBatch, at: Addresses, split: Split) -> str | None:
     """The sizes behind the rows that inputs were seen to have, if more than one."""
     sizes: dict[str, None] = {}
     for start in range(0, len(at), 2):

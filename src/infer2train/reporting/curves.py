@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
-from infer2train.reporting.runs import Run, logged
+from infer2train.reporting.runs import RunFolder, logged
 from infer2train.reporting.statistics import mean_std
 
 MOST_POINTS = 250
@@ -74,7 +74,7 @@ def across_seeds(values: Sequence[Mapping[int, float]]) -> Curve:
     return Curve(np.array(positions, dtype=np.int64), mean, mean - std, mean + std)
 
 
-def errors_of(runs: Sequence[Run]) -> ErrorCurves:
+def errors_of(runs: Sequence[RunFolder]) -> ErrorCurves:
     """The three error curves of one method's runs."""
 
     def of(name: str) -> Curve:
@@ -83,7 +83,7 @@ def errors_of(runs: Sequence[Run]) -> ErrorCurves:
     return ErrorCurves(of("test_error"), of("train_error_mined"), of("train_error_random"))
 
 
-def step_curves(runs: Mapping[str, Sequence[Run]], name: str, *, points: int) -> dict[str, Curve]:
+def step_curves(runs: Mapping[str, Sequence[RunFolder]], name: str, *, points: int) -> dict[str, Curve]:
     """One field of the step rows over steps, for each method that logged it.
 
     Every row is a point if a page can show the longest curve so; else all are thinned alike, to about `points` points.

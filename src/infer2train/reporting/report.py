@@ -12,7 +12,7 @@ from typing import Any
 from infer2train.reporting import lanes, plots, sections, tables
 from infer2train.reporting.curves import ErrorCurves, errors_of, step_curves
 from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, spread
-from infer2train.reporting.runs import Run, RunSet, read
+from infer2train.reporting.runs import RunFolder, RunSet, read
 from infer2train.reporting.summary import MethodSummary, summaries
 from infer2train.reporting.svg import SERIES
 
@@ -116,7 +116,7 @@ STEP_FIGURES = (
 """Field of the step rows, its label, and about how many points are drawn."""
 
 
-def _step_figures(shown: dict[str, list[Run]], looks: dict[str, plots.Style]) -> dict[str, str]:
+def _step_figures(shown: dict[str, list[RunFolder]], looks: dict[str, plots.Style]) -> dict[str, str]:
     """Loss, lag and captured gain over steps, where any method logged them."""
     figures = {}
     for name, label, points in STEP_FIGURES:
@@ -172,7 +172,7 @@ def _timeline(runs: RunSet) -> dict[str, Any] | None:
     }
 
 
-def _mean_seconds(runs: Sequence[Run], whole: bool) -> dict[str, float]:
+def _mean_seconds(runs: Sequence[RunFolder], whole: bool) -> dict[str, float]:
     """Mean seconds of each part over the runs that were timed, or over the finished ones of them."""
     timed = [run.seconds for run in runs if run.seconds.get("total") and (run.finished or not whole)]
     names = dict.fromkeys(name for seconds in timed for name in seconds)

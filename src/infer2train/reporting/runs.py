@@ -21,7 +21,7 @@ MINING = ("views", "scoring", "publishing")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """One run folder as it stands, finished or not.
 
     Args:
@@ -92,13 +92,13 @@ class RunSet:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     baseline: str | None
-    runs: dict[tuple[str, int], Run]
+    runs: dict[tuple[str, int], RunFolder]
 
-    def of(self, method: str) -> list[Run]:
+    def of(self, method: str) -> list[RunFolder]:
         """The runs of one method, by seed."""
         return [self.runs[method, seed] for seed in self.seeds if (method, seed) in self.runs]
 
-    def shown(self, method: str) -> list[Run]:
+    def shown(self, method: str) -> list[RunFolder]:
         """The runs that its curves are drawn from: the finished ones, or all while none is."""
         runs = self.of(method)
         return [run for run in runs if run.finished] or runs
@@ -121,14 +121,14 @@ def read(folder: Path) -> RunSet:
     return RunSet(folder, (run.method,), (run.seed,), None, {(run.method, run.seed): run})
 
 
-def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> Run:
+def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> RunFolder:
     """One run folder, of the method and seed that a comparison planned; files that it does not have count as empty."""
     rows, unreadable = rows_and_rest(folder)
     config = read_config(folder) if (folder / CONFIG).is_file() else {}
     kinds: dict[str, list[Row]] = {"start": [], "step": [], "epoch": [], "event": []}
     for row in map(_drawable, rows):
         kinds.get(row.get("kind", ""), []).append(row)
-    return Run(
+    return RunFolder(
         folder=folder,
         method=method or str(config.get("method") or folder.resolve().name),
         seed=int(config.get("seed") or 0) if seed is None else seed,

@@ -11,12 +11,12 @@ from typing import Any
 
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
-from infer2train.reporting.runs import Row, Run, RunSet, logged
+from infer2train.reporting.runs import Row, RunFolder, RunSet, logged
 
 
 def subject(runs: RunSet) -> str:
     """Model and data in a few words; empty where nothing is known."""
-    first: Run | None = next(iter(runs.runs.values()), None)
+    first: RunFolder | None = next(iter(runs.runs.values()), None)
     config = first.config if first else {}
     return " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
 
@@ -62,7 +62,7 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
     return [(name, as_text(value)) for name, value, as_text in found if value is not None]
 
 
-def _fp32_versions(run: Run) -> int | None:
+def _fp32_versions(run: RunFolder) -> int | None:
     """How many versions' programs failed their check; None where none did."""
     return int(sum(logged(run.steps, "step", "fp32_versions").values())) or None
 
@@ -78,7 +78,7 @@ def settings(runs: RunSet) -> dict[str, Any]:
     return {"shared": shared, "differing": differing, "by_method": configs}
 
 
-def machines(runs: Iterable[Run]) -> list[dict[str, str]]:
+def machines(runs: Iterable[RunFolder]) -> list[dict[str, str]]:
     """The different machines and versions that the runs were started on, each once, with its first start."""
     found: dict[str, dict[str, str]] = {}
     for row in (row for run in runs for row in run.starts):
@@ -88,7 +88,7 @@ def machines(runs: Iterable[Run]) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def commands(runs: Iterable[Run]) -> list[str]:
+def commands(runs: Iterable[RunFolder]) -> list[str]:
     """What makes each run again, from where the report was made."""
     return [
         f"infer2train train --config {shlex.quote((run.folder / CONFIG).as_posix())}"
@@ -144,7 +144,7 @@ def _mean(values: dict[int, float]) -> float | None:
     return sum(values.values()) / len(values) if values else None
 
 
-def data_notes(runs: Iterable[Run]) -> list[str]:
+def data_notes(runs: Iterable[RunFolder]) -> list[str]:
     """What is to be known of the data wherever its figures are shown, such as how its images were stored."""
     notes = (run.config.get("data_note") for run in runs)
     return list(dict.fromkeys(str(note) for note in notes if note))

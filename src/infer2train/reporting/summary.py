@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer2train.reporting.runs import Run, RunSet, read
+from infer2train.reporting.runs import RunFolder, RunSet, read
 from infer2train.reporting.statistics import PairedDifference, mean_std, paired_difference
 
 
@@ -73,7 +73,7 @@ def _summary(runs: RunSet, method: str, baseline: dict[int, float]) -> MethodSum
     )
 
 
-def final_errors(runs: Sequence[Run]) -> dict[int, float]:
+def final_errors(runs: Sequence[RunFolder]) -> dict[int, float]:
     """Final test error of the finished runs, by seed."""
     return {run.seed: run.test_error for run in runs if run.finished and run.test_error is not None}
 

@@ -55,7 +55,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Fitted:
     """How far a baseline has come."""
 
     view_error: float
@@ -73,7 +73,7 @@ def evidence() -> list[Evidence]:
     return [changed(Evidence, None, entry) for entry in plain]
 
 
-def read_baseline(folder: Path, label_noise: float | None) -> Baseline:
+def read_baseline(folder: Path, label_noise: float | None) -> Fitted:
     """The run in a folder, as far as it is.
 
     Args:
@@ -91,7 +91,7 @@ def read_baseline(folder: Path, label_noise: float | None) -> Baseline:
             "train with --train-error-samples 2000, or pass --view-error"
         )
     last = seen[-1]
-    return Baseline(
+    return Fitted(
         view_error=100 * last["train_error_random"],
         label_noise=config.label_noise if label_noise is None else label_noise,
         progress=1.0 if says_finished(rows) else (last["epoch"] + 1) / config.epochs,
@@ -100,7 +100,7 @@ def read_baseline(folder: Path, label_noise: float | None) -> Baseline:
     )
 
 
-def distance(baseline: Baseline, measured: Evidence) -> float:
+def distance(baseline: Fitted, measured: Evidence) -> float:
     """How many times one's error on training views is the other's (at least 1); infinite for other labels."""
     if (baseline.label_noise >= NOISY) != (measured.label_noise >= NOISY):
         return math.inf
@@ -108,7 +108,7 @@ def distance(baseline: Baseline, measured: Evidence) -> float:
     return max(ours, theirs) / min(ours, theirs)
 
 
-def nearest(baseline: Baseline, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
+def nearest(baseline: Fitted, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
     """Of each method the comparison that is most like this training, and its distance; the most helpful first."""
     found: dict[str, tuple[Evidence, float]] = {}
     for entry in measured:
@@ -118,7 +118,7 @@ def nearest(baseline: Baseline, measured: Sequence[Evidence]) -> list[tuple[Evid
     return sorted(found.values(), key=lambda pair: pair[0].difference)
 
 
-def advice(baseline: Baseline, found: Sequence[tuple[Evidence, float]]) -> list[str]:
+def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[str]:
     """What to do, in sentences."""
     said = []
     if baseline.method != RunConfig.method:
@@ -145,7 +145,7 @@ def advice(baseline: Baseline, found: Sequence[tuple[Evidence, float]]) -> list[
     return said
 
 
-def print_advice(baseline: Baseline, console: Console) -> None:
+def print_advice(baseline: Fitted, console: Console) -> None:
     """The table of what was measured nearest, and what follows."""
     found = nearest(baseline, evidence())
     noise = f", {baseline.label_noise:.0%} of the labels wrong" if baseline.label_noise else ""

@@ -37,7 +37,7 @@ GATES = (aten.sigmoid, aten.hardsigmoid, aten.tanh)
 OTHER_LAYERS = (*TRANSPOSED, aten.convolution, *RECURRENT, *CELLS)
 """Layers that stay real: no engine runs them in integers from a graph with weights per output channel."""
 
-Kind = Literal["weight", "input", "output"]
+Role = Literal["weight", "input", "output"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Site:
     """
 
     name: str
-    kind: Kind
+    kind: Role
     batch_dim: int | None = None
     flattened: tuple[int, int] | None = None
 
@@ -164,7 +164,7 @@ class SiteFinder:
         held = next(self._held[weight] for weight, site in self._weights.items() if site is node.args[1])
         self._add(source, f"{held}/output", "output", readers)
 
-    def _add(self, source: fx.Node, name: str, kind: Kind, readers: list[fx.Node]) -> fx.Node:
+    def _add(self, source: fx.Node, name: str, kind: Role, readers: list[fx.Node]) -> fx.Node:
         number = len(self.sites)
         taken = sum(site.name == name or site.name.startswith(f"{name}.") for site in self.sites)
         dim, flattened = (None, None) if kind == "weight" else _batch_dim(source)

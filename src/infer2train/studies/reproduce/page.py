@@ -15,7 +15,7 @@ from infer2train.draws.methods.table import METHODS
 from infer2train.reporting import plots, sections, tables
 from infer2train.reporting.curves import errors_of
 from infer2train.reporting.report import FINAL_PART
-from infer2train.reporting.runs import Run, RunSet
+from infer2train.reporting.runs import RunFolder, RunSet
 from infer2train.reporting.statistics import PairedDifference, mean_std
 from infer2train.reporting.summary import difference_from, final_errors, mean_of
 from infer2train.reporting.svg import standalone
@@ -59,7 +59,7 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
     errors = {arm.name: final_errors(runs.of(arm.name)) for arm in arms}
     instead = next((errors[arm.name] for arm in arms if arm.wall_clock_of is not None), {})
 
-    def line(arm: Arm, finished: Sequence[Run]) -> Line:
+    def line(arm: Arm, finished: Sequence[RunFolder]) -> Line:
         own, first = costs.get(arm.name), costs.get(arms[0].name)
         wall = own.wall / first.wall if own and first else None
         has_oracle = METHODS[arm.settings.get("method", "baseline")].has_oracle
@@ -114,7 +114,7 @@ def write_page(
     return found
 
 
-def reached(finished: Sequence[Run], goals: Mapping[int, float]) -> float | None:
+def reached(finished: Sequence[RunFolder], goals: Mapping[int, float]) -> float | None:
     """After what part of their training runs are first at their goals, on average; None where one never is.
 
     Args:
