@@ -29,6 +29,8 @@ def _train(options: dict[str, Any]) -> None:
         f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "
         f"{result.seconds:.1f} s, {result.scoring_share:.0%} of it scoring\nreport: {folder / 'report.html'}"
     )
+    if trace is not None:
+        print(f"trace: {trace}, for ui.perfetto.dev or chrome://tracing")  # noqa: T201
     if config.method == RunConfig.method:
         print(f"would mining pay here? infer2train advise {folder}")  # noqa: T201
 

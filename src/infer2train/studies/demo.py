@@ -16,7 +16,7 @@ from infer2train.training.regimes import regime_defaults
 METHODS = ("baseline", "nm-augment", "nm-augment-soft", "nm-sample", "self-distill")
 SEEDS = 5
 GAMMA = 10
-NEXT = "compare --data FOLDER_OF_PARQUET_SHARDS --regime cifar10-resnet44 --methods baseline nm-augment-soft"
+NEXT = "compare --data FOLDER --regime cifar10-resnet44 --methods baseline nm-augment-soft"
 
 
 def demo(runs_dir: Path, *, quiet: bool = False) -> None:

@@ -86,5 +86,8 @@ def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
         )
     run = prepare(replace(unmined(config), device=device or config.device, compile="none"), progress=False)
-    run.model.load_state_dict(checkpoint.state["model"])
-    return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)
+    try:
+        run.model.load_state_dict(checkpoint.state["model"])
+        return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)
+    finally:
+        run.loader.close()
