@@ -17,9 +17,9 @@ ROOMS = {
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics runlog",
     "checkpoint": "state manifest checkpoint",
-    "oracle": "telemetry quantization weight_bits rounds snapshot samples engine scorer torch_engine fidelity live "
-    "refresher trial verification lowered_engine simulated_engine openvino_engine onnxruntime_engine engines "
-    "measurement",
+    "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
+    "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
+    "openvino_engine onnxruntime_engine engines measurement",
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",

@@ -1,5 +1,6 @@
 """What each verb does with its options: it calls the library, and prints what came of it. Heavy imports are lazy."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def _compare(options: dict[str, Any]) -> None:
             "infer2train gamma recommends, and pass that"
         )
     runs = {
-        # A colon is no character for a folder's name everywhere.
-        (arm.replace(":", "-"), given.seed + offset): _config_of(
+        # Neither is a character for a folder's name everywhere.
+        (re.sub("[:/]", "-", arm), given.seed + offset): _config_of(
             options, seed=given.seed + offset, **settings_of_arm(options, arm)
         )
         for offset in range(options["seeds"])

@@ -25,7 +25,8 @@ class Mining:
     """Candidates for each trained example (γ)."""
     oracle: str = "torch:fp32"
     """Engine that scores: int8 (the fastest installed), auto (measured here), or ENGINE:PRECISION[@DEVICE]: torch:fp32,
-    torch:bf16[+compile], openvino:int8|bf16|fp32, onnxruntime:int8|fp32, simulated:b2 to b8 or b16."""
+    torch:bf16[+compile], openvino:int8|bf16|fp32, onnxruntime:int8|fp32, simulated:b2 to b8 or b16. /2 behind any of
+    them, as in int8/2, scores images at half their height and width."""
     quantization: str = "default"
     """Scales of an int8 oracle: default (per channel), paper (per tensor), percentile (without outliers) or tails."""
     oracle_chunk: int | None = setting(None, at_least=1)

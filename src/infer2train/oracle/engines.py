@@ -12,6 +12,7 @@ from infer2train.machine.device import torch_device
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.quantization.graph import GraphError
+from infer2train.oracle.reduced_engine import ReducedEngine, ReducedSamples
 from infer2train.oracle.samples import Samples
 from infer2train.settings import resolve, unknown
 
@@ -33,13 +34,15 @@ AUTOMATIC = ("int8", "auto")
 
 @dataclass(frozen=True)
 class EngineName:
-    """A parsed `name:precision+compile@device`."""
+    """A parsed `name:precision+compile@device/divisor`."""
 
     name: str
     precision: str | None
     device: str | None
     is_compiled: bool = False
     """By torch.compile; only torch's own engine can be."""
+    divisor: int = 1
+    """Of the images' height and width, see `ReducedEngine`."""
 
 
 def parse_engine(spec: str) -> EngineName:
@@ -49,10 +52,16 @@ def parse_engine(spec: str) -> EngineName:
         ValueError: there is no such engine; it names the nearest.
 
     Example:
-        >>> parse_engine("openvino:int8@GPU.0")
-        EngineName(name='openvino', precision='int8', device='GPU.0', is_compiled=False)
+        >>> parse_engine("openvino:int8@GPU.0/2")
+        EngineName(name='openvino', precision='int8', device='GPU.0', is_compiled=False, divisor=2)
     """
-    rest, at, device = spec.partition("@")
+    rest, slash, divisor = spec.partition("/")
+    if slash and not (divisor.isdecimal() and int(divisor) >= 2):
+        raise ValueError(
+            f"what stands behind the / divides the height and width of images, a whole number from 2: got {spec!r}; "
+            "write /2, or leave it out"
+        )
+    rest, at, device = rest.partition("@")
     if rest == "auto":
         raise ValueError(
             "oracle 'auto' is decided by mine() and train: got it where one engine is built; name an engine"
@@ -67,7 +76,7 @@ def parse_engine(spec: str) -> EngineName:
         raise ValueError(
             f"what may follow an engine's precision is +compile, after torch's: got {spec!r}; leave it out"
         )
-    return EngineName(name, precision if colon else None, device or None, bool(plus))
+    return EngineName(name, precision if colon else None, device or None, bool(plus), int(divisor or 1))
 
 
 def missing_packages(spec: str) -> list[str]:
@@ -87,6 +96,9 @@ def resolve_engine(spec: str, is_used: bool = True) -> str:
     Raises:
         ValueError: there is no such engine, or a package is missing; it says what to install.
     """
+    if spec.startswith("int8/"):
+        parse_engine(spec.replace("int8", INT8[0]))
+        return spec.replace("int8", resolve_engine("int8"), 1) if is_used else spec
     name = None if spec in AUTOMATIC else parse_engine(spec).name
     if name and is_used and (missing := missing_packages(name)):
         raise ValueError(
@@ -113,7 +125,7 @@ def build_engine(
     scheme: str = "default",
     rows: int | None = None,
 ) -> Engine:
-    """The engine that `name:precision@device` asks for.
+    """The engine that `name:precision@device/divisor` asks for.
 
     `int8` is the first of the int8 engines installed that runs this model well, see `Trial.is_good`, else the better
     one; the engine's name and notes say which and why.
@@ -142,6 +154,10 @@ def build_engine(
         others = [other for other in INT8 if other != first and not missing_packages(other)]
         return _first_good([first, *others], model, samples=samples, scheme=scheme, rows=rows)
     parsed = parse_engine(first)
+    if parsed.divisor > 1:
+        small = None if samples is None else ReducedSamples(samples, parsed.divisor)
+        inner = build_engine(first.partition("/")[0], model, device, samples=small, scheme=scheme, rows=rows)
+        return ReducedEngine(inner, parsed.divisor)
     chosen = {} if parsed.precision is None else {"precision": parsed.precision}
     build = resolve(ENGINES[parsed.name])
     engine: Engine

@@ -16,7 +16,9 @@ from infer2train.draws.scores import Score
 from infer2train.machine.device import device_of, wait_for_gpu
 from infer2train.oracle.engines import INT8, build_engine, missing_packages
 from infer2train.oracle.fidelity import fidelity
+from infer2train.oracle.live import asked_copy
 from infer2train.oracle.lowered_engine import LoweredEngine
+from infer2train.oracle.reduced_engine import ReducedEngine
 from infer2train.oracle.rounds import WALL, Clock, Contestant, fastest, take_turns
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
 from infer2train.oracle.snapshot import snapshot
@@ -146,13 +148,26 @@ class EngineTrial:
 
         return call
 
+    def _reference(self) -> Callable[[Any], Any] | None:
+        """What an engine's outputs are compared with; None where they are torch's own."""
+        if isinstance(self._engine, LoweredEngine):
+            return self._engine.reference
+        if not isinstance(self._engine, ReducedEngine):
+            return None
+        model = asked_copy(self._model)
+
+        @torch.no_grad()
+        def whole(inputs: Any) -> Any:
+            return call_model(model, inputs)
+
+        return whole
+
     def _captured_gain(self, score: Score) -> float | None:
-        if not isinstance(self._engine, LoweredEngine):
-            return None
+        reference = self._reference()
         inputs, targets = self._samples.probe(GAIN_SAMPLES * PROBE_VIEWS)
-        if targets is None:
+        if targets is None or reference is None:
             return None
-        runs = (self._engine.outputs, self._engine.reference)
+        runs = (self._engine.outputs, reference)
         return fidelity(*(score(run(inputs), targets).view(-1, PROBE_VIEWS) for run in runs)).captured_gain
 
 

@@ -100,7 +100,7 @@ def resolved(config: RunConfig, earlier: Mapping[str, Any] | None = None) -> Run
     kept: dict[str, Any] = {name: (earlier or {}).get(name) for name in AUTOMATIC if getattr(config, name) is None}
     config = replace(config, **kept)
     oracle = config.oracle
-    if oracle in AUTOMATIC_ORACLES and choices_of(config).has_oracle:
+    if oracle.partition("/")[0] in AUTOMATIC_ORACLES and choices_of(config).has_oracle:
         resolve_engine(oracle)  # refuses what is not installed; which one it is, mine() finds out with the model
         oracle = (earlier or {}).get("oracle") or oracle
     oracles, trainers = cores(config)

@@ -1,0 +1,98 @@
+"""An engine on images of a fraction of their resolution: less exact, and several times as fast.
+
+Between a pool and the engine that it would ask otherwise. The weights are the trainer's own, so the model must take
+images of another size, as networks that end in a mean over positions do.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infer2train.batches import map_tensors
+from infer2train.oracle.engine import Engine, Prepared
+from infer2train.oracle.samples import Samples
+from infer2train.oracle.snapshot import Record
+
+
+def reduced(inputs: Any, divisor: int) -> Any:
+    """Images whose height and width are divided, each pixel the mean of those that it stands for.
+
+    Args:
+        inputs: a pytree; its tensors of four dimensions are images, [n c h w].
+        divisor: at least 2.
+
+    Example:
+        >>> reduced(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]), 2).tolist()
+        [[[[3.0]]]]
+    """
+
+    def smaller(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4:
+            return tensor
+        size = [max(1, side // divisor) for side in tensor.shape[2:]]
+        means = F.interpolate(tensor.float(), size=size, mode="area")
+        return means.to(tensor.dtype) if tensor.is_floating_point() else means.round().to(tensor.dtype)
+
+    return map_tensors(smaller, inputs)
+
+
+class ReducedSamples(Samples):
+    """The same samples at the lower resolution.
+
+    Args:
+        samples: as they are.
+        divisor: of height and width.
+    """
+
+    def __init__(self, samples: Samples, divisor: int) -> None:
+        self._samples, self._divisor = samples, divisor
+
+    def calibration(self, version: int, rows: int) -> Any:
+        return reduced(self._samples.calibration(version, rows), self._divisor)
+
+    def probe(self, rows: int) -> Any:
+        inputs, targets = self._samples.probe(rows)
+        return reduced(inputs, self._divisor), targets
+
+
+class ReducedEngine(Engine):
+    """Another engine, built on `ReducedSamples`.
+
+    Args:
+        engine: runs the reduced images.
+        divisor: of their height and width.
+
+    Source: Evans et al. 2023, arXiv 2312.05328 (scoring by models and images that are cheaper than the learner's).
+    """
+
+    def __init__(self, engine: Engine, divisor: int) -> None:
+        self._engine, self._divisor = engine, divisor
+        self.name, self.device = f"{engine.name}/{divisor}", engine.device
+        self.notes = (*engine.notes, f"{self.name} scores images at 1/{divisor} of their height and width")
+
+    def calibrated(self, record: Record) -> Record:
+        return self._engine.calibrated(record)
+
+    def prepared(self, record: Record) -> Prepared:
+        return self._engine.prepared(record)
+
+    def use(self, prepared: Prepared) -> None:
+        self._engine.use(prepared)
+        self.version = prepared.version
+
+    @torch.no_grad()
+    def outputs(self, inputs: Any) -> Any:
+        self._must_be_refreshed()
+        return self._engine.outputs(reduced(inputs, self._divisor))
+
+    def precisions(self) -> dict[str, str]:
+        return self._engine.precisions()
+
+    def totals(self) -> dict[str, float]:
+        return self._engine.totals()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.version = None
