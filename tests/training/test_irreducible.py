@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.data.images import ImageSplit
 from infer2train.observe.runlog import read_rows
-from infer2train.sources.views.identity import Identity
+from infer2train.sources.views.identity import EvaluationCrop, Identity
 from infer2train.sources.views.image_views import ImageViews
 from infer2train.training import loop
 from infer2train.training.config import RunConfig, from_plain
@@ -74,6 +74,23 @@ def test_every_image_has_the_loss_of_the_model_that_never_saw_it(tmp_path: Path)
     np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-4, atol=1e-5)
     told = [row["message"] for row in read_rows(tmp_path / "run") if row.get("event") == "decided"]
     assert any("resnet8, trained on 60 held back for 2 epochs" in message for message in told)
+
+
+def test_images_are_looked_at_as_in_an_evaluation(tmp_path: Path) -> None:
+    """Where views are crops: the centre."""
+    mined = config(tmp_path, view="random-resized-crop-flip", crop_size=6, epochs=1, irreducible_epochs=1)
+    train(mined, tmp_path / "run", quiet=True)
+    (folder,) = (tmp_path / "cache" / "irreducible").iterdir()
+    _, images, _ = load_splits(mined)
+    model = prepare(irreducible_run(mined), progress=False).model
+    checkpoint = load_checkpoint(folder / "run" / CHECKPOINTS)
+    assert checkpoint is not None
+    model.load_state_dict(checkpoint.state["model"])
+    x, y = ImageViews(images.images, images.targets, EvaluationCrop(6)).batch(every_sample(len(images)))
+    assert x.shape[2:] == (6, 6)
+    with torch.no_grad():
+        wanted = F.cross_entropy(model.eval()(x), y, reduction="none")
+    np.testing.assert_allclose(np.load(folder / "losses-torch-fp32.npy"), wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_trained_once_for_all_runs_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

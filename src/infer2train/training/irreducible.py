@@ -29,7 +29,7 @@ from infer2train.settings import as_plain, decisive
 from infer2train.training.config import RunConfig, unmined
 from infer2train.training.evaluation import every_sample
 from infer2train.training.folder import CHECKPOINTS, Result, is_finished, result_of
-from infer2train.training.setup import Run, evaluation_view, load_splits, prepare, views_of
+from infer2train.training.setup import Run, load_splits, prepare, views_of
 
 Train = Callable[[RunConfig, Path], Result]
 """Trains a run in a folder, to its end or on from where it stood."""
@@ -111,9 +111,7 @@ def _scored(run: Run, folder: Path, images: AnySplit, config: RunConfig) -> Floa
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     assert checkpoint is not None, folder
     run.model.load_state_dict(checkpoint.state["model"])
-    size = run.training_images.output_size[0]
-    stored = None if config.decode == "on-demand" else size
-    source = views_of(images, evaluation_view(size, stored), torch.device("cpu"))
+    source = views_of(images, run.evaluation_images.view, torch.device("cpu"))
     everything = every_sample(len(images))
     chunk = config.oracle_chunk or 1
     samples = SourceSamples(source, lambda: everything.ids, config.seed, lambda batch: batch)

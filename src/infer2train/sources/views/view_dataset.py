@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from infer2train.draws.addresses import SEED_BITS, Addresses
 from infer2train.sources.source import Source
+from infer2train.sources.views.view import View
 
 Item = tuple[Tensor, int]
 
@@ -21,6 +22,8 @@ Item = tuple[Tensor, int]
 class ViewDataset(Source, Dataset[Item]):
     """Images and their classes as a source of views, and as a data set."""
 
+    view: View
+    """What a seed does to an image."""
     output_size: tuple[int, int]
     """Height and width of the views (pixels)."""
 
