@@ -193,10 +193,11 @@ def test_rho_leaves_wrong_labels_where_nm_sample_takes_them(tmp_path: Any) -> No
     assert share["file"] == share["rho"]
 
 
-def test_a_model_is_asked_once_for_the_irreducible_loss() -> None:
+@pytest.mark.parametrize("name", ["rho", "trusted", "trusted-random"])
+def test_a_model_is_asked_once_for_the_irreducible_loss(name: str) -> None:
     model = network()
     own = Knowing().train()
-    loader = loader_of(model, sgd(model), 12, method="rho", irreducible=own)
+    loader = loader_of(model, sgd(model), 12, method=name, irreducible=own)
     state = loader.state_dict()["method"]
     assert torch.allclose(state["irreducible"][:SAMPLES], irreducible_of(12))
     assert own.training, "it is left as it was"

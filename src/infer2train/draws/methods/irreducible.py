@@ -19,6 +19,7 @@ from infer2train.draws.methods.memory import Memory
 from infer2train.draws.methods.method import Choices, Method, Read
 from infer2train.draws.methods.samples import HardSamples
 from infer2train.draws.mining import Mining
+from infer2train.draws.scores import SCORES
 
 CHUNK = 256
 """Samples that the irreducible model scores at a time."""
@@ -70,8 +71,7 @@ class WithIrreducible(Method):
         """Score one view of each sample with the irreducible model, in evaluation mode."""
         from infer2train.draws.methods.table import get_score
 
-        score, was_training = get_score(self.mining), model.training
-        assert score is not None
+        score, was_training = get_score(self.mining) or SCORES["loss"], model.training
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         model.eval()
         with torch.no_grad():
