@@ -1,5 +1,7 @@
 """From measured speeds to a verdict: hand-made machines whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,14 @@ def test_the_engine_with_the_highest_end_to_end_gamma_wins_not_the_fastest_one()
     quick = engine("b", images_per_second=3000, refresh_seconds=0.02)
     found = recommend([slow_to_refresh, quick], gamma=5, **STEP)
     assert (found.engine, found.update_every) == ("b", 10)
+
+
+def test_an_engine_whose_picks_are_not_the_models_is_the_last_resort() -> None:
+    fast = replace(engine("fast", images_per_second=9000), captured_gain=0.2)
+    good = engine("good", images_per_second=3000)
+    assert recommend([fast, good], gamma=5, **STEP).engine == "good"
+    assert recommend([fast, replace(good, captured_gain=None)], gamma=5, **STEP).engine == "good", "torch's own"
+    assert recommend([fast, replace(good, captured_gain=0.1)], gamma=5, **STEP).engine == "fast", "none is better"
 
 
 def test_t_is_the_smallest_at_which_a_refresh_is_not_noticed() -> None:

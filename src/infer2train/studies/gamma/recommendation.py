@@ -11,6 +11,8 @@ UPDATES = (10, 50, 100)
 """T, the steps between refreshes, that is planned for."""
 DEAREST = 2.0
 """A training that would take longer than this many times is not worth it: train longer instead."""
+FAITHFUL = 0.5
+"""Captured gain below which an engine is recommended only where none has more: its picks are not the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,8 @@ def recommend(
 ) -> Recommendation:
     """The engine with the highest end-to-end γ at the smallest T that it can afford, and the verdict.
 
+    Engines whose picks are not the model's are left out, as long as there are others (`FAITHFUL`).
+
     FITS: a device like the measured one scores γ candidates for each example while the trainer trains on it.
     COSTS × r: the trainer would wait, and take r times as long. DOES NOT FIT: more than `DEAREST` times.
 
@@ -160,7 +164,8 @@ def recommend(
         step_rounds: of the trainer too, round by round, as the speeds' `rounds`; from which `otherwise` follows.
     """
     best: tuple[float, EngineSpeed, int] | None = None
-    for speed in speeds:
+    faithful = [speed for speed in speeds if speed.captured_gain is None or speed.captured_gain >= FAITHFUL]
+    for speed in faithful or speeds:
         affordable = [t for t in UPDATES if speed.refresh_seconds <= AFFORDABLE * t * step_seconds]
         update_every = affordable[0] if affordable else UPDATES[-1]
         found = gammas(speed, step_seconds=step_seconds, batch_size=batch_size, views_per_second=views_per_second)
