@@ -56,7 +56,7 @@ def test_time_between_epochs_and_away_from_training_is_not_of_the_steps(tmp_path
 def test_what_befalls_an_oracle_is_written_and_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     totals: dict[str, float] = {"seconds": 0.0, "draws": 0.0}
-    journal = Journal(Mining(log_every=2), 10, Timeline(), lambda: dict(totals))
+    journal = Journal(Mining(log_every=2), lambda: 10, Timeline(), lambda: dict(totals))
     journal.write_to(
         lambda is_new: RunLog(tmp_path, tensorboard=False),
         more=lambda: {"loss": 1.5},

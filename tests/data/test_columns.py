@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infer2train.data.labels import Columns, Kind, read_columns
+from infer2train.data.labels import Columns, LabelKind, read_columns
 
 Write = Callable[..., Path]
 CLASSES = {"names": ["cat", "dog"], "_type": "ClassLabel"}
@@ -61,7 +61,7 @@ def test_strings_are_labels_and_the_only_integers_are_not(tmp_path: Path, labels
 @pytest.mark.parametrize(
     ("values", "kind"), [(pa.array([True]), "booleans"), (pa.array([3]).dictionary_encode(), "integers")]
 )
-def test_booleans_and_numbers_in_a_dictionary(tmp_path: Path, values: Any, kind: Kind) -> None:
+def test_booleans_and_numbers_in_a_dictionary(tmp_path: Path, values: Any, kind: LabelKind) -> None:
     assert read_columns([write(tmp_path / "a.parquet", {"label": values})]).kind == kind
 
 

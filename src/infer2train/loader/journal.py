@@ -27,12 +27,18 @@ class Journal:
 
     Args:
         mining: what is mined.
-        draws_per_epoch: of the loader.
+        draws_per_epoch: of the loader; asked only where something is written.
         timeline: of its pool.
         totals: of the loader, now.
     """
 
-    def __init__(self, mining: Mining, draws_per_epoch: int, timeline: Timeline, totals: Callable[[], Totals]) -> None:
+    def __init__(
+        self,
+        mining: Mining,
+        draws_per_epoch: Callable[[], int],
+        timeline: Timeline,
+        totals: Callable[[], Totals],
+    ) -> None:
         self._mining, self._draws_per_epoch = mining, draws_per_epoch
         self._timeline, self._totals = timeline, totals
         self._log: RunLog | None = None
@@ -64,7 +70,7 @@ class Journal:
         """Begin to write, if that was asked for and is not done yet."""
         if self._open_log is not None:
             self._log, self._open_log = self._open_log(is_new), None
-            self._health = Health(self._mining, self._draws_per_epoch, self._timeline, self._log, self._warn)
+            self._health = Health(self._mining, self._draws_per_epoch(), self._timeline, self._log, self._warn)
             self._mark = self._totals()
 
     def take_back(self, steps: int, epoch: int) -> None:

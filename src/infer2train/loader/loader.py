@@ -6,6 +6,7 @@ whose version needs a step that is not done raises, and never blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -70,9 +71,10 @@ class MinedLoader:
         self._iteration = 0
         self._is_step_due = False
         self._handed_out: float | None = None
-        self._started = perf_counter()
+        # Who is asked for totals must not keep the loader: one that is let go of counts no more steps.
+        self._totals = partial(running_totals, self._meter, pool, perf_counter())
         self._mark: Totals = self.totals()
-        self.journal = Journal(mining, len(dataloader), self.timeline, self.totals)
+        self.journal = Journal(mining, partial(len, dataloader), self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
         self._closing: list[Callable[[], None]] = []
 
@@ -261,17 +263,7 @@ class MinedLoader:
 
     def totals(self) -> Totals:
         """Running totals since the loader was made, for `infer2train.observe.metrics.window`."""
-        timeline, spent = self._pool.timeline, self._pool.seconds()
-        own = self._meter.totals(seconds=perf_counter() - self._started)
-        return {
-            **own,
-            **self._pool.totals(),
-            "views_seconds": spent["views"],
-            "scoring_seconds": spent["scoring"],
-            "publishing_seconds": spent["publishing"] + own.get("copying_seconds", 0.0),
-            **{f"trainer_{name}_seconds": value for name, value in timeline.seconds(TRAINER).items()},
-            **{f"oracle_{name}_seconds": value for name, value in timeline.oracle_seconds().items()},
-        }
+        return self._totals()
 
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.observe.metrics.window` lists them."""
@@ -339,3 +331,17 @@ class MinedLoader:
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
         restore_rng(state["rng"])
+
+
+def running_totals(meter: Meter, pool: Pool, started: float) -> Totals:
+    """What a loader, and its pool, have measured since it was made at `started`, on the performance counter."""
+    timeline, spent, own = pool.timeline, pool.seconds(), meter.totals(seconds=perf_counter() - started)
+    return {
+        **own,
+        **pool.totals(),
+        "views_seconds": spent["views"],
+        "scoring_seconds": spent["scoring"],
+        "publishing_seconds": spent["publishing"] + own.get("copying_seconds", 0.0),
+        **{f"trainer_{name}_seconds": value for name, value in timeline.seconds(TRAINER).items()},
+        **{f"oracle_{name}_seconds": value for name, value in timeline.oracle_seconds().items()},
+    }

@@ -150,7 +150,9 @@ def print_advice(baseline: Fitted, console: Console) -> None:
     found = nearest(baseline, evidence())
     noise = f", {baseline.label_noise:.0%} of the labels wrong" if baseline.label_noise else ""
     console.print(
-        f"{baseline.name}, {baseline.view_error:.1f} % error on random training views{noise}", highlight=False
+        f"{baseline.name}, {baseline.view_error:.1f} % error on random training views{noise}",
+        highlight=False,
+        soft_wrap=True,
     )
     places = list(dict.fromkeys((entry.trained, entry.view_error, entry.page) for entry, _ in found))
     table = Table("method", "points [95 %]", "verdict", "seeds", "measured in", "like yours")
