@@ -87,6 +87,11 @@ def test_a_divisor_is_a_whole_number_from_2(spec: str) -> None:
         resolve_engine(spec)
 
 
+def test_auto_is_of_whole_images() -> None:
+    with pytest.raises(ValueError, match="measures whole images: got 'auto/2'; name an engine before the /"):
+        resolve_engine("auto/2")
+
+
 def test_int8_is_resolved_and_keeps_its_divisor() -> None:
     needs("openvino:int8")
     assert resolve_engine("int8/2") == "openvino:int8/2"

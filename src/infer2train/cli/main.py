@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _explain_usage(error, given)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # whatever it is, a person reads one line of it; --debug shows the rest
         if debug:
             raise
         return _explain(error, given)
@@ -46,12 +46,12 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
             if {"--resume", "demo", "reproduce"} & set(arguments)
             else "the same command with --resume"
         )
-        print(f"\n{error}; {command} goes on", file=sys.stderr)  # noqa: T201
+        print(f"\n{error}; {command} goes on", file=sys.stderr)
         return INTERRUPTED
     expected = isinstance(error, ValueError | OSError | DivergedError | CheckpointError | ImportError)
     name = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else "\n(--debug shows where)"
-    print(f"infer2train: {name}{error}{hint}", file=sys.stderr)  # noqa: T201
+    print(f"infer2train: {name}{error}{hint}", file=sys.stderr)
     return USAGE if isinstance(error, ValueError) and not isinstance(error, DataError) else FAILED
 
 
@@ -65,7 +65,7 @@ def _explain_usage(error: argparse.ArgumentError, arguments: Sequence[str]) -> i
     near = [match for flag in unknown for match in difflib.get_close_matches(flag, known, n=1)]
     suggestion = f"; did you mean {' '.join(near)}?" if near else ""
     help_command = " ".join(["infer2train", *([verb] if verb else []), "--help"])
-    print(f"infer2train: {message}{suggestion}\n{help_command} explains every setting", file=sys.stderr)  # noqa: T201
+    print(f"infer2train: {message}{suggestion}\n{help_command} explains every setting", file=sys.stderr)
     return USAGE
 
 

@@ -26,14 +26,14 @@ def _train(options: dict[str, Any]) -> None:
     trace = None if options["trace"] is None else Path(options["trace"])
     result = train(config, folder, resume=options["resume"], quiet=options["quiet"], trace=trace)
     top5 = "" if result.evaluation.top5_error is None else f", top-5 error {result.evaluation.top5_error:.2%}"
-    print(  # noqa: T201
+    print(
         f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "
         f"{result.seconds:.1f} s, {result.scoring_share:.0%} of it scoring\nreport: {folder / 'report.html'}"
     )
     if trace is not None:
-        print(f"trace: {trace}, for ui.perfetto.dev or chrome://tracing")  # noqa: T201
+        print(f"trace: {trace}, for ui.perfetto.dev or chrome://tracing")
     if config.method == RunConfig.method:
-        print(f"would mining pay here? infer2train advise {folder}")  # noqa: T201
+        print(f"would mining pay here? infer2train advise {folder}")
 
 
 def _compare(options: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def _compare(options: dict[str, Any]) -> None:
 def _report(options: dict[str, Any]) -> None:
     from infer2train.reporting.report import write_report
 
-    print(f"report: {write_report(Path(options['folder']))}")  # noqa: T201
+    print(f"report: {write_report(Path(options['folder']))}")
 
 
 def _eval(options: dict[str, Any]) -> None:
@@ -88,10 +88,10 @@ def _eval(options: dict[str, Any]) -> None:
 
     result = evaluate_folder(Path(options["folder"]), device=options["device"])
     if options["json"]:
-        print(json.dumps(vars(result)))  # noqa: T201
+        print(json.dumps(vars(result)))
         return
     top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
-    print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")  # noqa: T201
+    print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")
 
 
 def _gamma(options: dict[str, Any]) -> None:

@@ -62,6 +62,10 @@ def parse_engine(spec: str) -> EngineName:
             "write /2, or leave it out"
         )
     rest, at, device = rest.partition("@")
+    if rest == "auto" and slash:
+        raise ValueError(
+            f"oracle 'auto' measures whole images: got {spec!r}; name an engine before the /, as in int8/2"
+        )
     if rest == "auto":
         raise ValueError(
             "oracle 'auto' is decided by mine() and train: got it where one engine is built; name an engine"

@@ -66,6 +66,13 @@ class Fitted:
     name: str = "the baseline given"
     method: str = "baseline"
 
+    def __post_init__(self) -> None:
+        for name, value, most in (("view_error", self.view_error, 100), ("label_noise", self.label_noise, 1)):
+            if not 0 <= value <= most:
+                raise ValueError(
+                    f"{name} must be from 0 to {most}: got {value}; view_error is in %, label_noise a part"
+                )
+
 
 def evidence() -> list[Evidence]:
     """All that was measured."""

@@ -38,8 +38,8 @@ class DataConfig:
     validation_split: int = setting(0, at_least=0)
     """Hold back this many training images and evaluate on those instead of the test set (images)."""
     holdout: int = setting(0, at_least=0)
-    """Hold this many training images back, with labels as they are: for rho's irreducible model, which is trained on
-    them, or for a comparison with it (images)."""
+    """Hold this many training images back, with labels as they are: for the irreducible model of rho and trusted, which
+    is trained on them, or for a comparison with those (images)."""
     train_on: Literal["rest", "held"] = "rest"
     """Which part is trained on: what holdout leaves, or what it holds back."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -95,7 +95,7 @@ class TrainingConfig:
     train_error_samples: int = setting(2000, at_least=0)
     """Training images on whose random views the training error is measured each epoch (images)."""
     irreducible_model: str | None = None
-    """Network of rho's irreducible model, as for model. Default: the run's own."""
+    """Network of the irreducible model of rho and trusted, as for model. Default: the run's own."""
     irreducible_epochs: int = setting(30, at_least=1)
     """Length of its training on the images of holdout, once for all runs that agree in it (epochs)."""
     evaluate_every: int = setting(1, at_least=1)

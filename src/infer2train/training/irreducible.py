@@ -1,4 +1,4 @@
-"""What rho subtracts, from the command line: the loss of a model that was trained on images held back.
+"""What rho and trusted know of each image, from the command line: what a model loses on it that was trained on others.
 
 That model is a run like any other, a baseline on the images of `--holdout`. It is trained once for all runs that agree
 in data, seed and its own settings, and scores every other image once, with the run's oracle. The run and the losses
