@@ -63,9 +63,7 @@ def parse_engine(spec: str) -> EngineName:
         )
     rest, at, device = rest.partition("@")
     if rest == "auto" and slash:
-        raise ValueError(
-            f"oracle 'auto' measures whole images: got {spec!r}; name an engine before the /, as in int8/2"
-        )
+        raise ValueError(f"oracle 'auto' measures whole images: got {spec!r}; name an engine before the /, say int8/2")
     if rest == "auto":
         raise ValueError(
             "oracle 'auto' is decided by mine() and train: got it where one engine is built; name an engine"

@@ -69,9 +69,7 @@ class Fitted:
     def __post_init__(self) -> None:
         for name, value, most in (("view_error", self.view_error, 100), ("label_noise", self.label_noise, 1)):
             if not 0 <= value <= most:
-                raise ValueError(
-                    f"{name} must be from 0 to {most}: got {value}; view_error is in %, label_noise a part"
-                )
+                raise ValueError(f"{name} must be from 0 to {most}: got {value}; view_error is in %")
 
 
 def evidence() -> list[Evidence]:
