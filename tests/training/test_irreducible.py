@@ -58,6 +58,15 @@ def test_the_model_sees_what_is_held_back_and_nothing_else(tmp_path: Path) -> No
     assert wrong == 36, "labels are wrong on both sides of the line"
 
 
+def test_which_images_are_held_back_follows_from_the_seed(tmp_path: Path) -> None:
+    one, same, other = (
+        pixels(load_splits(irreducible_run(config(tmp_path, seed=seed, label_noise=0.0, gamma=gamma)))[1])
+        for seed, gamma in ((0, 2), (0, 3), (1, 2))
+    )
+    assert one == same
+    assert one != other
+
+
 def test_every_image_has_the_loss_of_the_model_that_never_saw_it(tmp_path: Path) -> None:
     mined = config(tmp_path)
     train(mined, tmp_path / "run", quiet=True)
