@@ -145,15 +145,16 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
 
 
 def test_steps_to_a_goal_are_counted_until_it_is_first_reached() -> None:
-    def curve(seed: int, *errors: float | None) -> RunFolder:
-        epochs = tuple({"test_error": error} for error in errors)
+    def curve(seed: int, *errors: float | None, steps: int = 10) -> RunFolder:
+        epochs = tuple({"test_error": error, "step": steps * n} for n, error in enumerate(errors, 1))
         nothing: dict[str, Any] = {"config": {}, "starts": (), "steps": (), "events": (), "unreadable": 0}
         return RunFolder(folder=Path(), method="any", seed=seed, epochs=epochs, **nothing)
 
-    goals = {0: 0.3, 1: 0.5}
+    goals = [curve(0, 0.9, 0.8, 0.2, 0.3), curve(1, 0.6, None, None, 0.5)]
     first, second = curve(0, 0.9, 0.3, 0.4, 0.2), curve(1, None, 0.6, None, 0.5)
     assert reached([first], goals) == 0.5, "the second of four epochs, whatever comes after"
     assert reached([first, second, curve(7, 0.9)], goals) == 0.75, "seeds without a goal do not count"
+    assert reached([curve(0, 0.6, 0.3, steps=5)], goals) == 0.25, "half as long a run counts by its steps"
     assert reached([first, curve(1, 0.6, 0.51)], goals) is None, "one never gets there"
     assert reached([], goals) is None
 

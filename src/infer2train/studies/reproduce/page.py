@@ -39,8 +39,8 @@ class Line:
     on_equal_hardware: PairedDifference | None
     """From the arm that has the hybrid's devices and wall-clock; of arms with an oracle."""
     reached: float | None
-    """Part of its own training after which its test error is first at most the first arm's final one; mean over common
-    seeds, None where one never gets there."""
+    """Steps until its test error is first at most the first arm's final one, as a part of that arm's steps; mean over
+    common seeds, None where one never gets there."""
     loss: float | None
     calibration_error: float | None
     recalibrated: float | None
@@ -68,7 +68,7 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
             errors=errors[arm.name],
             difference=difference_from(errors.get(arm.against or "", {}), errors[arm.name]),
             on_equal_hardware=difference_from(instead, errors[arm.name]) if has_oracle else None,
-            reached=None if arm is arms[0] else reached(finished, errors[arms[0].name]),
+            reached=None if arm is arms[0] else reached(finished, [run for run in runs.of(arms[0].name) if run.finished]),
             loss=mean_of([run.epochs[-1].get("test_loss") for run in finished]),
             calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in finished]),
             recalibrated=mean_of(
@@ -114,19 +114,23 @@ def write_page(
     return found
 
 
-def reached(finished: Sequence[RunFolder], goals: Mapping[int, float]) -> float | None:
-    """After what part of their training runs are first at their goals, on average; None where one never is.
+def reached(finished: Sequence[RunFolder], baselines: Sequence[RunFolder]) -> float | None:
+    """Steps until runs are as good as a baseline at its end, as a part of its steps; None where one never is.
 
     Args:
         finished: runs, of which each epoch that was evaluated counts.
-        goals: test error by seed; other seeds do not count.
+        baselines: finished ones; runs of other seeds do not count.
+
+    Returns:
+        The mean over the seeds that both have.
     """
+    goals = {run.seed: run.epochs[-1] for run in baselines}
     parts = []
     for run in finished:
-        if run.seed in goals:
-            errors = [row.get("test_error") for row in run.epochs]
-            there = [n for n, error in enumerate(errors, 1) if error is not None and error <= goals[run.seed]]
-            parts.append(there[0] / len(errors) if there else None)
+        if goal := goals.get(run.seed):
+            errors = [(row["step"], row.get("test_error")) for row in run.epochs]
+            there = [step for step, error in errors if error is not None and error <= goal["test_error"]]
+            parts.append(there[0] / goal["step"] if there else None)
     return None if None in parts else mean_of(parts)
 
 

@@ -93,12 +93,15 @@ def over_seeds(configs: Mapping[str, RunConfig], seeds: int) -> dict[tuple[str, 
 
 
 def as_long_as(config: RunConfig, epochs: int) -> RunConfig:
-    """The run over more epochs or fewer: its learning rate and its ramp take their course in that time."""
+    """The run over more epochs or fewer: its learning rate and its ramp take their course in that time.
+
+    Of two epochs or more the last one still has the learning rate that the whole run ends with.
+    """
     longer = epochs / config.epochs
     return replace(
         config,
         epochs=epochs,
-        lr_drops=tuple(round(drop * longer) for drop in config.lr_drops),
+        lr_drops=tuple(max(1, min(round(drop * longer), epochs - 1)) for drop in config.lr_drops),
         warmup_epochs=config.warmup_epochs * longer,
         ramp_rate=None if config.ramp_rate is None else config.ramp_rate / longer,
     )
