@@ -25,6 +25,7 @@ ROOMS = {
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
     "loader": "order acknowledgement admission remedies rehearsal course publisher picking health journal loader "
     "assembly mine",
+    "integrations": "accelerate lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
     "studies": "advise compare gamma reproduce demo",

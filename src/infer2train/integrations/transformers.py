@@ -1,0 +1,1 @@
+"""Mining with the Hugging Face Trainer."""
