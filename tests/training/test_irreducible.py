@@ -110,7 +110,7 @@ def test_it_is_trained_once_for_all_runs_that_agree(tmp_path: Path, monkeypatch:
         return train(run, folder, quiet=True, report=False)
 
     first = irreducible_losses(config(tmp_path), train_and_tell)
-    for same in ({"gamma": 3}, {"pool": "process"}, {"ramp_rate": 0.1}, {"epochs": 2, "irreducible_epochs": 2}):
+    for same in ({"gamma": 3}, {"pool": "process"}, {"ramp_rate": 0.1}, {"epochs": 4, "lr_drops": (3,)}):
         assert irreducible_losses(config(tmp_path, **same), train_and_tell) == first, same
     assert len(trained) == 1
     files = {first.file}

@@ -60,6 +60,7 @@ def irreducible_run(config: RunConfig) -> RunConfig:
         irreducible_epochs=RunConfig.irreducible_epochs,
         epochs=config.irreducible_epochs,
         lr_schedule="cosine",
+        lr_drops=RunConfig.lr_drops,
         warmup_epochs=0.0,
         train_error_samples=0,
         evaluate_every=config.irreducible_epochs,
