@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.distributed
 
+PATIENCE_SECONDS = 200
+"""For what takes two seconds on a machine that does nothing else."""
+
 
 def in_processes(count: int, task: Callable[[], Any], folder: Path, *, timeout_seconds: float = 60) -> list[Any]:
     """What a task returns, or the text of what it raises, in each of some processes.
@@ -40,8 +43,8 @@ def in_processes(count: int, task: Callable[[], Any], folder: Path, *, timeout_s
 
 def _said(end: Any) -> Any:
     try:
-        if not end.poll(90):
-            return "no answer within 90 seconds"
+        if not end.poll(PATIENCE_SECONDS):
+            return f"no answer within {PATIENCE_SECONDS} seconds"
         return torch.load(io.BytesIO(end.recv_bytes()), weights_only=False)
     except EOFError:
         return None

@@ -4,13 +4,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from difflib import ndiff
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +21,7 @@ from infer2train.draws.draw import Draw
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import in_turn
 from infer2train.loader.ranks import Ranks
+from infer2train.machine import cores
 from mined_runs import Jittered, equal, network, sgd
 from rank_processes import in_processes
 
@@ -103,17 +104,17 @@ def together(ranks: list[list[Row]]) -> list[Row]:
 
 
 def chosen(kind: str, method: str, n: int = N, workers: int = 0, **settings: Any) -> list[Row]:
-    options = {"n": n, "num_workers": workers}
+    options = {"n": n, "num_workers": workers, "persistent_workers": workers > 0}
     return Run(loader_of(kind, **options), method=method, **OPTIONS[method], **settings).rows()
 
 
 # What is selected
 
 
-@pytest.mark.parametrize("kind", ["distributed", "plain"])
-def test_two_ranks_select_what_one_of_twice_the_batch_does(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "methods"), [("distributed", list(OPTIONS)), ("plain", ["nm-augment", "nm-sample"])])
+def test_two_ranks_select_what_one_of_twice_the_batch_does(kind: str, methods: list[str], tmp_path: Path) -> None:
     def everything() -> dict[str, list[Row]]:
-        return {method: chosen(kind, method) for method in OPTIONS}
+        return {method: chosen(kind, method) for method in methods}
 
     said, expected = in_processes(2, everything, tmp_path), everything()
     assert all(isinstance(one, dict) for one in said), said
@@ -191,7 +192,7 @@ def test_all_publish_what_the_first_has_and_save_the_same_state(tmp_path: Path) 
     del first["rng"], second["rng"]
     assert (first.pop("rank"), second.pop("rank")) == (0, 1)
     assert equal(first, second)
-    (record,) = first["records"].values()
+    record = first["records"]["12"]
     assert equal({name: record["tensors"][name] for name in buffers}, buffers)
 
 
@@ -292,3 +293,23 @@ def test_a_rank_that_is_left_alone_ends_with_one_clear_error(how: Callable[[], N
 def test_a_process_group_of_one_is_no_ranks_at_all(tmp_path: Path) -> None:
     (said,) = in_processes(1, partial(chosen, "plain", "nm-sample"), tmp_path)
     assert said == chosen("plain", "nm-sample")
+
+
+def test_the_mined_example_differs_from_the_plain_one_in_at_most_three_lines() -> None:
+    folder = Path(__file__).resolve().parents[1] / "examples"
+    plain, mined = (
+        (folder / f"ddp_{name}.py").read_text().split('"""', 2)[2].splitlines() for name in ("plain", "mined")
+    )
+    changed = [line for line in ndiff(plain, mined) if line[0] in "+-" and line[1:].strip()]
+    assert len(changed) <= 3, changed
+
+
+def test_oracles_of_ranks_on_one_machine_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: tuple(range(8)))
+    assert cores.shared_out(None, 2) == ((6, 7), (0, 1, 2, 3, 4, 5))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank, own in (("0", (4, 5)), ("1", (6, 7))):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cores.shared_out(None, 2) == (own, (0, 1, 2, 3))
+    monkeypatch.setattr(cores, "available_cores", lambda: (0, 1))
+    assert cores.shared_out(None, 1) == ((1,), (0,)), "there are not enough"

@@ -158,11 +158,10 @@ class Picker:
         """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
         if not self._picked:
             return True
+        is_ready = not self._is_asked(draw) or self._pool.is_ready(draw.number)
         if len(self._picked) > self._trainer.depth:
             return False
-        return not draw.kind.is_scored or self._parts.are_ready(
-            not self._is_asked(draw) or self._pool.is_ready(draw.number)
-        )
+        return self._parts.are_ready(is_ready) if draw.kind.is_scored else is_ready
 
     def stop(self) -> None:
         """Forget all draws on their way. May be called twice."""
