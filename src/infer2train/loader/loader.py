@@ -21,7 +21,7 @@ from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
-from infer2train.loader.order import OwnOrder, draws_in_epoch, global_batch_size
+from infer2train.loader.order import OwnOrder, draws_in_epoch, global_batch_size, usual_batch_size
 from infer2train.loader.parts import Parts
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
@@ -356,9 +356,9 @@ class MinedLoader:
         """Refuse an epoch that ranks would go through differently."""
         self._ranks.require_joined()
         if self._ranks.world > 1:
-            samples = len(self._dataloader.dataset)  # type: ignore[arg-type]
+            data = {"samples": len(self._dataloader.dataset), "batch_size": usual_batch_size(self._dataloader)}  # type: ignore[arg-type]
             self._ranks.require_same(
-                {**self._settings(), **self._course.place, "samples": samples},
+                {**self._settings(), **self._course.place, **data},
                 "call mine() alike on every rank (oracle='auto' named), load one state on all, and loop alike",
             )
 

@@ -59,7 +59,7 @@ class Ranks:
 
     # Exchange: every rank calls the same, in the same order
 
-    def of_all(self, values: Int64[np.ndarray, " n"], longest: int | None = None) -> list[Int64[np.ndarray, " m"]]:
+    def of_all(self, values: Int64[np.ndarray, " n"], longest: int | None = None) -> list[Int64[np.ndarray, " _"]]:
         """What every rank has here, by rank.
 
         Args:
@@ -97,7 +97,7 @@ class Ranks:
             return
         with self._together():
             sent = []
-            for tensor in tensors:
+            for tensor in filter(torch.numel, tensors):
                 whole = tensor.contiguous()
                 group = self._for_cpu if tensor.device.type == "cpu" else None
                 plain = whole.view(-1).view(torch.uint8)  # any type of number, bit by bit
