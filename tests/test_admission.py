@@ -1,7 +1,5 @@
 """What `mine()` refuses, with the real thing each time, and what it takes although it looks unusual."""
 
-import multiprocessing
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -17,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from infer2train import mine
 from mined_runs import Jittered, draws, equal, jittered, network, sgd, state_of
+from rank_processes import in_processes
 
 # Data sets and loaders
 
@@ -106,35 +104,6 @@ def test_what_makes_views_itself_needs_no_transform() -> None:
 # Models
 
 
-def in_processes(count: int, task: Callable[[], Any], folder: Path) -> list[Any]:
-    """What a task returns, or the text of what it raises, in each of some real processes joined by gloo."""
-    context = multiprocessing.get_context("fork")
-    ends = [context.Pipe() for _ in range(count)]
-    processes = [
-        context.Process(target=_member, args=(rank, count, task, folder / "rendezvous", end[1]))
-        for rank, end in enumerate(ends)
-    ]
-    for process in processes:
-        process.start()
-    said = [end[0].recv() if end[0].poll(90) else "no answer within 90 seconds" for end in ends]
-    for process in processes:
-        process.join(10)
-        process.kill()
-    return said
-
-
-def _member(rank: int, count: int, task: Callable[[], Any], rendezvous: Path, end: Any) -> None:
-    torch.set_num_threads(1)  # the threads of the process that was forked are not there
-    try:
-        torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=count)
-        end.send(task())
-    except ValueError as error:
-        end.send(f"ValueError: {error}")
-    except BaseException:
-        end.send(traceback.format_exc())
-    torch.distributed.destroy_process_group()
-
-
 def mine_fsdp2() -> None:
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
@@ -156,25 +125,7 @@ def test_a_sharded_model_is_refused(task: Callable[[], Any], tmp_path: Path) -> 
     (said,) = in_processes(1, task, tmp_path)
     assert said == (
         "ValueError: mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; "
-        "use one device"
-    )
-
-
-def mine_plainly() -> None:
-    mine(jittered(), network())
-
-
-def mine_ddp() -> None:
-    mine(jittered(), nn.parallel.DistributedDataParallel(network()))
-
-
-@pytest.mark.parametrize("task", [mine_plainly, mine_ddp])
-def test_several_training_processes_are_refused(task: Callable[[], Any], tmp_path: Path) -> None:
-    first, second = in_processes(2, task, tmp_path)
-    assert first == second
-    assert first == (
-        "ValueError: mine() works with one training process for now: got a world size of 2 (the process group); train "
-        "on one device"
+        "use DistributedDataParallel, or one device"
     )
 
 
@@ -185,9 +136,9 @@ def test_a_launcher_of_several_processes_is_refused_before_they_have_joined(
     monkeypatch.setenv(name, "1")
     loader = mine(jittered(), network(), gamma=2)
     monkeypatch.setenv(name, "2")
-    with pytest.raises(ValueError, match=rf"got a world size of 2 \({name}\)"):
+    with pytest.raises(ValueError, match=rf"got a world size of 2 \({name}\) and no process group; call torch"):
         mine(jittered(), network())
-    with pytest.raises(ValueError, match="one training process for now"):
+    with pytest.raises(ValueError, match="must have joined before mine"):
         next(iter(loader))
 
 
@@ -202,7 +153,7 @@ LATE: list[Any] = []
 def test_processes_that_join_after_mine_are_refused_at_the_first_draw(tmp_path: Path) -> None:
     LATE[:] = [mine(jittered(), network(), gamma=2)]
     assert all(
-        "one training process for now: got a world size of 2" in said for said in in_processes(2, late_group, tmp_path)
+        "before mine() is called: got 1 then and 2 now" in said for said in in_processes(2, late_group, tmp_path)
     )
 
 

@@ -22,6 +22,7 @@ from infer2train.sources.replay import Replay
 pytestmark = pytest.mark.filterwarnings("ignore:the oracle gets new weights every:RuntimeWarning")
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+LAUNCHED = {"ddp": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 PACKAGE = Path(infer2train.__file__).parent
 NEEDS_A_FOLDER = ("infer2train.reporting.report", "infer2train.reporting.summary")
 """Whose examples read a run that somebody has trained."""
@@ -81,7 +82,12 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
     source = Path(infer2train.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, *LAUNCHED.get(script.stem.split("_")[0], ()), str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout

@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, IterableDataset
 
+from infer2train.draws.mining import Mining
+from infer2train.loader.ranks import Ranks
+
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
 
@@ -33,17 +36,17 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The module whose weights are published: the model itself, or what `torch.compile`, DDP in one process and
-    DataParallel wrap.
+    """The module whose weights are published: the model itself, or what `torch.compile`, DDP and DataParallel wrap.
 
     Raises:
-        ValueError: the model is sharded or trained by several processes, or has no weights (yet).
+        ValueError: the model is sharded, or has no weights (yet), or its processes have not joined.
     """
     if _is_sharded(model):
         raise ValueError(
-            "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use one device"
+            "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use "
+            "DistributedDataParallel, or one device"
         )
-    refuse_ranks()
+    require_group()
     if _is_compiled(model):
         return check_model(cast(nn.Module, model._orig_mod))
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -62,21 +65,34 @@ def check_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def refuse_ranks() -> None:
-    """Refuse to be one of several training processes: each would mine for itself, on the same ids.
+def require_group() -> None:
+    """Refuse to be one of several training processes that do not know of each other: each would mine for itself.
 
     Raises:
-        ValueError: the process group, or the launcher's environment, says that there are several.
+        ValueError: the launcher's environment says that there are several, and no process group was joined.
     """
-    sizes = {name: int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()}
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        sizes = {"the process group": torch.distributed.get_world_size()}
+        return
+    sizes = {name: int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()}
     for name, size in sizes.items():
         if size > 1:
             raise ValueError(
-                f"mine() works with one training process for now: got a world size of {size} ({name}); train on one "
-                "device"
+                f"ranks that train together must have joined before mine() is called: got a world size of {size} "
+                f"({name}) and no process group; call torch.distributed.init_process_group() first"
             )
+
+
+def check_ranks(mining: Mining) -> None:
+    """Refuse settings by which ranks would pick differently.
+
+    Raises:
+        ValueError: what is selected would depend on how fast the oracle of each rank is.
+    """
+    if mining.staleness == "freshest" and Ranks.here().world > 1:
+        raise ValueError(
+            "several ranks must pick alike, however fast the oracle of each is: got staleness='freshest'; leave it "
+            "out, with when_late and on_oracle_loss"
+        )
 
 
 # Both modules take long to import, and a model of theirs cannot be there before somebody has imported them.

@@ -17,6 +17,7 @@ from infer2train.draws.addresses import Addresses, check_seed
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.table import choices_of, get_score
 from infer2train.draws.mining import Mining
+from infer2train.loader.admission import check_ranks
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import rehearse
 from infer2train.machine.device import device_of
@@ -121,6 +122,7 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
         ValueError: a name is unknown, or data and model do not go with it.
     """
     choices, kind = choices_of(wanted), pool_of(wanted)
+    check_ranks(wanted)
     get_scheme(wanted.quantization)
     check_seed(wanted.seed)
     notes: Notes = (SCORED_APART,) if is_scored_apart else ()

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from infer2train.draws.mining import Mining
 from infer2train.draws.versions import EpochSteps
 from infer2train.loader.acknowledgement import Pace
-from infer2train.loader.order import Batches, epoch_batches, fingerprint
+from infer2train.loader.order import Batches, epoch_batches, fingerprint, global_batches
+from infer2train.loader.ranks import Ranks
 
 REMEDIES = (
     "pass accumulation_steps= if the loop accumulates gradients, scaler= if a GradScaler skips steps, or call "
@@ -30,10 +31,11 @@ class Course:
     Args:
         mining: whose steps they are.
         has_oracle: whether anybody counts steps for sure.
+        ranks: of the run, which all stand at the same place.
     """
 
-    def __init__(self, mining: Mining, has_oracle: bool) -> None:
-        self._mining, self._has_oracle = mining, has_oracle
+    def __init__(self, mining: Mining, has_oracle: bool, ranks: Ranks) -> None:
+        self._mining, self._has_oracle, self._ranks = mining, has_oracle, ranks
         self.epoch, self.position = 0, 0
         """The epoch under way or the next one, and how many of its draws were handed out."""
         self.draws, self.steps = 0, 0
@@ -55,6 +57,11 @@ class Course:
     def left(self) -> int:
         """Draws of the epoch that are to come."""
         return len(self._batches) - self.position
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The counters, by name: all ranks of a run stand at the same."""
+        return {"epoch": self.epoch, "position": self.position, "draws": self.draws, "steps": self.steps}
 
     def step_of(self, draw: int) -> int:
         """The step that trains on a draw."""
@@ -81,7 +88,8 @@ class Course:
             return False
         if self._is_open and not self._is_resumed:
             self.epoch, self.position = self.epoch + 1, 0
-        self._batches = epoch_batches(dataloader, self._mining.seed, self.epoch)
+        batches = epoch_batches(dataloader, self._mining.seed, self.epoch)
+        self._batches = global_batches(dataloader, batches, self._ranks)
         self.epoch_ids = np.concatenate(self._batches)
         return True
 
@@ -102,7 +110,8 @@ class Course:
         elif order != self._order:
             raise ValueError(
                 "a resumed epoch needs a sampler that gives the same order again: got another one; sample from the "
-                "global state of torch, NumPy or random, which mine() seeds, and leave the data as it was"
+                "global state of torch, NumPy or random, which mine() seeds, call set_epoch(loader.epoch) on a sampler "
+                "that has it, and leave data and batch size as they were"
             )
         self._order, self._is_resumed, self._is_open = order, False, True
         return begins
@@ -192,10 +201,7 @@ class Course:
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "draws": self.draws,
-            "steps": self.steps,
+            **self.place,
             "is_open": self._is_open,
             "is_one_by_one": self._pace.is_one_by_one,
             "order": self._order,

@@ -18,12 +18,14 @@ from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
-from infer2train.loader.admission import refuse_ranks
+from infer2train.loader.admission import require_group
 from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
-from infer2train.loader.order import OwnOrder
+from infer2train.loader.order import OwnOrder, draws_in_epoch, global_batch_size, usual_batch_size
+from infer2train.loader.parts import Parts
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
+from infer2train.loader.ranks import Ranks
 from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
@@ -49,7 +51,8 @@ class MinedLoader:
     notes: tuple[str, ...] = ()
     """What was decided when the loader was made that its user did not say, one line each."""
     last: Draw | None = None
-    """The draw handed out last."""
+    """The draw handed out last; of several ranks, this one's part of it. Its `candidates` and `scores` are those of all
+    ranks where picks are among all (samples), and those of its own slots where picks are within a slot (views)."""
 
     def __init__(
         self,
@@ -64,18 +67,21 @@ class MinedLoader:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
         self._dataloader, self._pool = dataloader, pool
-        self._meter = Meter()
-        self._course = Course(self.mining, self._has_oracle)
-        self._publisher = Publisher(model, pool, self.mining, live, self._meter)
-        self._picker = Picker(method, pool, trainer, self._meter)
+        self._meter, self._ranks = Meter(), Ranks.here()
+        self._course = Course(self.mining, self._has_oracle, self._ranks)
+        self._publisher = Publisher(model, pool, self.mining, live, self._meter, self._ranks)
+        assert mining.oracle_chunk is not None
+        parts = Parts(self._ranks, method.choices, mining.oracle_chunk)
+        self._picker = Picker(method, pool, trainer, self._meter, parts)
         self._iteration = 0
         self._is_step_due = False
         self._handed_out: float | None = None
         # Who is asked for totals must not keep the loader: one that is let go of counts no more steps.
         self._totals = partial(running_totals, self._meter, pool, perf_counter())
         self._mark: Totals = self.totals()
-        self.journal = Journal(mining, partial(len, dataloader), self.timeline, self._totals)
-        """What is written of the run, if that was asked for."""
+        draws_per_epoch = partial(draws_in_epoch, dataloader, self._ranks)
+        self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
+        """What is written of the run, if that was asked for; by the first rank."""
         self._closing: list[Callable[[], None]] = []
 
     # As the DataLoader that it was made from
@@ -104,7 +110,7 @@ class MinedLoader:
 
     def __len__(self) -> int:
         """Draws in an epoch."""
-        return len(self._dataloader)
+        return draws_in_epoch(self._dataloader, self._ranks)
 
     def __iter__(self) -> Iterator[Any]:
         self._begin_epoch()
@@ -120,13 +126,14 @@ class MinedLoader:
         self._course.end_epoch()
 
     def _begin_epoch(self) -> None:
-        refuse_ranks()
+        require_group()
         self._picker.stop()
         self._count_what_is_due()
         self._handed_out = None
         self._iteration += 1
+        self._require_same_run()
         is_another = self._course.read_order(self._dataloader)
-        self.journal.begin(self._course.is_new)
+        self._begin_journal()
         self.journal.go_on()
         self._course.warn_of_stale_weights()
         if self._course.begin_epoch() and is_another:
@@ -148,7 +155,6 @@ class MinedLoader:
         self.last, batch = self._picker.take()
         assert self.last.number == self._course.draws, (self.last.number, self._course.draws)
         self._publisher.saw(self.last)
-        self._method.observe(self.last)
         self._course.hand_out()
         # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
         self._publisher.retire(min(self._course.step_of(self._course.draws), self._course.steps))
@@ -297,7 +303,8 @@ class MinedLoader:
         records still needed, and the random state of torch, NumPy and `random`. Tensors and plain values only.
 
         Take it after a step and before the next draw. A loop that goes on from it first finishes the epoch under way,
-        also where the saved loop had left it by a `break`.
+        also where the saved loop had left it by a `break`. Every rank has the same but for its random state, so one of
+        them may save it for all; another number of ranks goes on from it where the global batch is the same.
         """
         self._count_what_is_due()
         return {
@@ -305,6 +312,9 @@ class MinedLoader:
             **self._publisher.state_dict(),
             "mining": self._settings(),
             "method": self._method.state_dict(),
+            "ranks": self._ranks.world,
+            "global_batch": global_batch_size(self._dataloader, self._ranks),
+            "rank": self._ranks.rank,
             "rng": rng_state(),
         }
 
@@ -315,22 +325,52 @@ class MinedLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`: the next iteration continues the epoch where it stood.
 
+        Random state is taken back by the rank that saved it; others keep their own.
+
         Raises:
-            ValueError: the state is of a loader with other settings.
+            ValueError: the state is of a loader with other settings, or of ranks with another global batch.
         """
         differ = differences(state["mining"], self._settings())
         if differ:
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
+        self._require_same_global_batch(state["ranks"], state["global_batch"])
         self._picker.stop()
         self._is_step_due = False
         self._course.load_state_dict(state)
         self._method.load_state_dict(state["method"])
-        self.journal.begin(self._course.is_new)
+        self._begin_journal()
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
-        restore_rng(state["rng"])
+        if state["rank"] == self._ranks.rank:
+            restore_rng(state["rng"])
+
+    # Ranks
+
+    def _begin_journal(self) -> None:
+        if self._ranks.is_first:
+            self.journal.begin(self._course.is_new)
+
+    def _require_same_run(self) -> None:
+        """Refuse an epoch that ranks would go through differently."""
+        self._ranks.require_joined()
+        if self._ranks.world > 1:
+            data = {"samples": len(self._dataloader.dataset), "batch_size": usual_batch_size(self._dataloader)}  # type: ignore[arg-type]
+            self._ranks.require_same(
+                {**self._settings(), **self._course.place, **data},
+                "call mine() alike on every rank (oracle='auto' named), load one state on all, and loop alike",
+            )
+
+    def _require_same_global_batch(self, world: int, saved: int | None) -> None:
+        """Refuse to go on with other ranks in another way."""
+        here = global_batch_size(self._dataloader, self._ranks)
+        if world != self._ranks.world and saved is not None and here is not None and saved != here:
+            raise ValueError(
+                f"another number of ranks needs the same global batch, which selection follows: got {saved} samples "
+                f"on {world} ranks when it was saved, {here} on {self._ranks.world} here; pass "
+                f"batch_size={saved // self._ranks.world} if that divides it"
+            )
 
 
 def running_totals(meter: Meter, pool: Pool, started: float) -> Totals:

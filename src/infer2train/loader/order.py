@@ -2,10 +2,13 @@
 
 Samplers draw from torch's global state, from a generator of their own, or from `random` or NumPy. All of these are set
 from the epoch's address while the sampler is asked, and put back after. The whole epoch is asked at once (eight bytes a
-sample), so that a resumed epoch goes on in the very same order.
+sample), so that a resumed epoch goes on in the very same order. Of several ranks each asks its own sampler, and the
+batches of all are joined to global ones.
 """
 
 import hashlib
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.draws.randomness import seeded
+from infer2train.loader.ranks import Ranks
 
 Batches = list[Int64[np.ndarray, " _"]]
 
@@ -43,6 +47,62 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
             f"at batch_size={dataloader.batch_size}; lower the batch size or turn drop_last off"
         )
     return batches
+
+
+def global_batches(dataloader: "DataLoader[Any]", batches: Batches, ranks: Ranks) -> Batches:
+    """An epoch of all ranks: the ids of each draw that they make together.
+
+    Ranks whose samplers give the same go through it together, W batches in a draw, as one rank of W times the batch
+    size would. Where a sampler gives each rank another part, as `DistributedSampler` does in turn, a draw is one batch
+    of each, id by id in turn, which undoes it. A draw has at least one id for each rank: a shorter one repeats its own.
+
+    Args:
+        dataloader: the user's.
+        batches: of this rank, from `epoch_batches`.
+        ranks: of the run.
+    """
+    if ranks.world == 1:
+        return batches
+    if len(set(ranks.texts_of_all(fingerprint(batches)))) == 1:
+        joined = _in_a_row(batches, ranks.world, whole=_drops_last(dataloader))
+    else:
+        sizes = ranks.of_all(np.array([len(batch) for batch in batches]))
+        ids = ranks.of_all(np.concatenate(batches))
+        parts = [np.split(own, size.cumsum()[:-1]) for own, size in zip(ids, sizes, strict=True)]
+        joined = [in_turn(of_draw) for of_draw in zip_longest(*parts, fillvalue=ids[0][:0])]
+    if not joined:
+        raise ValueError(
+            f"an epoch needs one batch for each rank: got {len(batches)} for {ranks.world} ranks; lower the batch "
+            "size or turn drop_last off"
+        )
+    return [batch if len(batch) >= ranks.world else np.resize(batch, ranks.world) for batch in joined]
+
+
+def in_turn(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n"]:
+    """One of each part after the other, as long as there are any.
+
+    Example:
+        >>> in_turn([np.array([1, 3, 5]), np.array([2, 4])]).tolist()
+        [1, 2, 3, 4, 5]
+    """
+    places = np.concatenate([np.arange(len(part)) for part in parts])
+    return np.concatenate(parts)[places.argsort(kind="stable")]
+
+
+def draws_in_epoch(dataloader: "DataLoader[Any]", ranks: Ranks) -> int:
+    """How many there are, without asking the sampler. A sampler for several ranks tells by its `num_replicas` (torch,
+    Lightning) or `num_processes` (Accelerate)."""
+    samplers = _samplers(dataloader)
+    is_part = any(getattr(s, name, None) for s in samplers for name in ("num_replicas", "num_processes"))
+    if ranks.world == 1 or is_part:
+        return len(dataloader)
+    return len(dataloader) // ranks.world if _drops_last(dataloader) else -(-len(dataloader) // ranks.world)
+
+
+def global_batch_size(dataloader: "DataLoader[Any]", ranks: Ranks) -> int | None:
+    """Samples in a draw of all ranks, where the loader or its batch sampler says how many are in a batch."""
+    size = usual_batch_size(dataloader)
+    return None if size is None else size * ranks.world
 
 
 def readable_ids(dataloader: "DataLoader[Any]") -> Int64[np.ndarray, " n"]:
@@ -93,14 +153,24 @@ def fingerprint(batches: Batches) -> str:
 
 
 def _generators(dataloader: "DataLoader[Any]") -> list[torch.Generator]:
-    samplers = (
-        dataloader,
-        dataloader.sampler,
-        dataloader.batch_sampler,
-        getattr(dataloader.batch_sampler, "sampler", None),
-    )
-    found = {id(g): g for s in samplers if isinstance(g := getattr(s, "generator", None), torch.Generator)}
+    places = (dataloader, *_samplers(dataloader))
+    found = {id(g): g for s in places if isinstance(g := getattr(s, "generator", None), torch.Generator)}
     return list(found.values())
+
+
+def _samplers(dataloader: "DataLoader[Any]") -> tuple[Any, ...]:
+    batch_sampler = dataloader.batch_sampler
+    return dataloader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)
+
+
+def _drops_last(dataloader: "DataLoader[Any]") -> bool:
+    return bool(getattr(dataloader.batch_sampler, "drop_last", False))
+
+
+def _in_a_row(batches: Batches, count: int, *, whole: bool) -> Batches:
+    """So many batches as one; what is left over at the end too, unless only whole ones are wanted."""
+    end = len(batches) // count * count if whole else len(batches)
+    return [np.concatenate(batches[start : start + count]) for start in range(0, end, count)]
 
 
 def _as_ids(batch: Any) -> Int64[np.ndarray, " b"]:

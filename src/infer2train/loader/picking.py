@@ -3,11 +3,11 @@
     ids of an epoch, from the user's sampler        loader/order.py
         |
     planned: kind of draw, version, candidates      here; draws/draw.py, draws/methods/
-        |  addresses, version
+        |  addresses, version                       of several ranks each its part: loader/parts.py
     pool: view -> engine -> score                   pool/, sources/, oracle/, draws/scores.py
-        |  scores, targets
+        |  scores, targets                          gathered where a pick is among all
     picked by the draw's method                     draws/methods/, draws/selection.py
-        |  addresses
+        |  addresses                                the rank's own part
     the trainer's views                             sources/pipeline.py
         |  batch
     handed out to the training loop                 loader/loader.py
@@ -34,6 +34,7 @@ from infer2train.draws.methods.method import Method
 from infer2train.draws.methods.samples import has_classes
 from infer2train.draws.ramp import ALWAYS
 from infer2train.draws.selection import count_nonfinite
+from infer2train.loader.parts import Parts
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
 from infer2train.oracle.scorer import Scores
@@ -107,11 +108,12 @@ class Picker:
         pool: scores candidates.
         trainer: makes the picked views.
         meter: where what was picked is counted.
+        parts: divides draws among the ranks of the run.
     """
 
-    def __init__(self, method: Method, pool: Pool, trainer: AddressPipeline, meter: Meter) -> None:
+    def __init__(self, method: Method, pool: Pool, trainer: AddressPipeline, meter: Meter, parts: Parts) -> None:
         self._method, self._mining = method, method.mining
-        self._pool, self._trainer, self._meter = pool, trainer, meter
+        self._pool, self._trainer, self._meter, self._parts = pool, trainer, meter, parts
         is_by_loss = (method.choices.score, method.choices.pick) == ("loss", "hardest")
         self._watch = CollapseWatch(remedy_of(method), is_loss=is_by_loss)
         self._submitted: deque[Draw] = deque()
@@ -130,28 +132,36 @@ class Picker:
 
     def submit(self, draw: Draw) -> None:
         """Take in a planned draw, whose version is published."""
-        if draw.kind.is_scored and not self._is_lost:
+        if self._is_asked(draw) and not self._is_lost:
             with self._surviving():
-                self._pool.submit(draw.number, draw.candidates, draw.version)
+                self._pool.submit(draw.number, self._parts.looked_at(draw), draw.version)
         self._submitted.append(draw)
 
     def take(self) -> tuple[Draw, Any]:
-        """The oldest draw on its way, and its batch; waits for its scores and its views."""
+        """This rank's part of the oldest draw on its way, and its batch; waits for its scores and its views."""
         while self._submitted and self._is_wanted(self._submitted[0]):
             self._picked.append(self._pick(self._submitted[0]))
             self._submitted.popleft()
         with self._pool.timeline.span(TRAINER, "views", draw=self._picked[0].number):
             batch = self._trainer.get()
         drawn = self._picked.popleft()
-        self._measure(drawn)
-        return drawn, batch
+        self._method.observe(drawn)
+        part = self._parts.own(drawn)
+        self._measure(part)
+        return part, batch
+
+    def _is_asked(self, draw: Draw) -> bool:
+        """Whether the oracle of this rank looks at candidates of it."""
+        return draw.kind.is_scored and len(self._parts.looked_at(draw)) > 0
 
     def _is_wanted(self, draw: Draw) -> bool:
         """Whether to pick a draw now: the one asked for, and those that workers make views of, where nobody waits."""
         if not self._picked:
             return True
-        is_ready = not draw.kind.is_scored or self._pool.is_ready(draw.number)
-        return is_ready and len(self._picked) <= self._trainer.depth
+        is_ready = not self._is_asked(draw) or self._pool.is_ready(draw.number)
+        if len(self._picked) > self._trainer.depth:
+            return False
+        return self._parts.are_ready(is_ready) if draw.kind.is_scored else is_ready
 
     def stop(self) -> None:
         """Forget all draws on their way. May be called twice."""
@@ -168,7 +178,7 @@ class Picker:
 
     def _pick(self, draw: Draw) -> Draw:
         picked = self._selected(draw)
-        self._trainer.put(picked.addresses)
+        self._trainer.put(self._parts.own(picked).addresses)
         return picked
 
     def _selected(self, draw: Draw) -> Draw:
@@ -177,16 +187,35 @@ class Picker:
             return draw
         if not draw.kind.is_scored:
             return replace(self._method.select(draw, None, None), version=None)
-        answer = self._answer(draw)
+        answer = self._answer(draw) if self._is_asked(draw) else Answer(draw.number, draw.version, None)
         if answer is None:
             return as_given(draw)
-        scores = Scores(**answer.tree)
-        _require_every_candidate(scores, draw)
+        scores = self._parts.whole(draw, self._found(draw, answer))
         scored = replace(draw, version=answer.version, scores=scores.values, log_probabilities=scores.log_probabilities)
         picked = self._method.select(scored, scores.values, scores.targets)
         if scores.values is not None and self._method.choices.candidates == "samples":
             self._look(picked, scores)
         return picked
+
+    def _found(self, draw: Draw, answer: Answer) -> Scores | None:
+        """What this rank's oracle says of the candidates that it was asked for.
+
+        Raises:
+            ValueError: there are more or fewer than candidates.
+        """
+        if answer.tree is None:
+            return None
+        scores = Scores(**answer.tree)
+        expected = (
+            (scores.values, len(self._parts.looked_at(draw))),
+            (scores.log_probabilities, self._parts.slots(draw)),
+        )
+        for found, count in expected:
+            if found is not None and len(found) != count:
+                raise ValueError(
+                    f"every candidate needs a score: got {len(found)} for {count}; a collate_fn must keep every sample"
+                )
+        return scores
 
     def _look(self, draw: Draw, scores: Scores) -> None:
         """See whether mining samples has collapsed."""
@@ -260,17 +289,3 @@ def score_amounts(scores: Float[Tensor, " n"], picked: Float[Tensor, " m"]) -> d
         "chosen_sum": float(finite_picked.sum()),
         "nonfinite_scores": count_nonfinite(scores),
     }
-
-
-def _require_every_candidate(scores: Scores, draw: Draw) -> None:
-    """Refuse scores that cannot be matched with their candidates.
-
-    Raises:
-        ValueError: there are more or fewer than candidates.
-    """
-    pairs = ((scores.values, len(draw.candidates)), (scores.log_probabilities, len(draw.ids)))
-    for found, expected in pairs:
-        if found is not None and len(found) != expected:
-            raise ValueError(
-                f"every candidate needs a score: got {len(found)} for {expected}; a collate_fn must keep every sample"
-            )

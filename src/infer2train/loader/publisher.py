@@ -9,6 +9,7 @@ from torch import nn
 
 from infer2train.draws.draw import Draw
 from infer2train.draws.mining import Mining
+from infer2train.loader.ranks import Ranks
 from infer2train.machine.device import device_of
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
@@ -26,10 +27,14 @@ class Publisher:
         mining: says when.
         live: asks the model for its own scores; None where nobody compares.
         meter: where the time that it takes is counted.
+        ranks: of the run; all publish what the first of them has.
     """
 
-    def __init__(self, model: nn.Module, pool: Pool, mining: Mining, live: LiveModel | None, meter: Meter) -> None:
+    def __init__(
+        self, model: nn.Module, pool: Pool, mining: Mining, live: LiveModel | None, meter: Meter, ranks: Ranks
+    ) -> None:
         self._model, self._pool, self._rule, self._live, self._meter = model, pool, mining.rule, live, meter
+        self._ranks = ranks
         self._is_freshest = mining.staleness == "freshest"
         self._newest_scored = -1
 
@@ -51,8 +56,14 @@ class Publisher:
             if self._live is not None:
                 record = replace(record, probe_scores=self._live.scores(steps))
                 self._meter.add(outgrown_versions=self._live.is_outgrown)
+            self._take_from_first(record)
             self._meter.add(copying_seconds=perf_counter() - started)
             self._pool.publish(record)
+
+    def _take_from_first(self, record: Record) -> None:
+        """Make a record that nobody has seen yet that of rank 0: buffers of other ranks saw other batches."""
+        probe = () if record.probe_scores is None else (record.probe_scores,)
+        self._ranks.take_from_first([*record.tensors.values(), *probe])
 
     def saw(self, draw: Draw) -> None:
         """Take note of a draw that was handed out."""

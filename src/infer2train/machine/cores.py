@@ -65,7 +65,7 @@ def shared_out(oracle_cores: str | None, workers: int) -> tuple[tuple[int, ...],
 
     Args:
         oracle_cores: as `parse_cores` takes them. Default: the last ones, one for each worker, as far as one is left
-            for the trainer.
+            for the trainer; each rank that `torchrun` starts on this machine has others of them.
         workers: processes of the oracle.
 
     Returns:
@@ -76,15 +76,18 @@ def shared_out(oracle_cores: str | None, workers: int) -> tuple[tuple[int, ...],
     """
     everything = available_cores()
     if oracle_cores is not None:
-        chosen: Sequence[int] = parse_cores(oracle_cores)
+        oracles: Sequence[int] = parse_cores(oracle_cores)
+        chosen = oracles
         if len(chosen) < workers:
             raise ValueError(
                 f"oracle_cores must be at least one for each worker: got {oracle_cores!r} for {workers} workers; name "
                 "more cores or lower oracle_workers"
             )
     else:
-        chosen = everything[-min(workers, max(1, len(everything) - 1)) :]
-    left = tuple(core for core in everything if core not in chosen)
+        rank, ranks = (int(os.environ.get(name, there)) for name, there in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+        oracles = everything[-min(ranks * workers, max(1, len(everything) - 1)) :]
+        chosen = oracles[rank * workers :][:workers] or oracles[-workers:]
+    left = tuple(core for core in everything if core not in oracles)
     return tuple(chosen), left or everything
 
 
