@@ -38,6 +38,13 @@ def optimizers_of(given: Any) -> list[Optimizer]:
     return [found]
 
 
+def scaler_of(given: Any) -> "torch.amp.GradScaler | None":
+    """The gradient scaler that steps an optimiser which a host has wrapped (Accelerate's, say), if there is one."""
+    parts = given if isinstance(given, list | tuple) else [given]
+    scalers = (getattr(part, "scaler", None) for part in parts)
+    return next((scaler for scaler in scalers if isinstance(scaler, torch.amp.GradScaler)), None)
+
+
 def untouched(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[str]:
     """Names of the parameters that are trained, but by none of these optimisers."""
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, IterableDataset
 
+from infer2train.loader.surroundings import is_fabrics
+
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
 
@@ -33,8 +35,8 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The module whose weights are published: the model itself, or what `torch.compile`, DDP in one process and
-    DataParallel wrap.
+    """The module whose weights are published: the model itself, or what `torch.compile`, Fabric, DDP in one process
+    and DataParallel wrap.
 
     Raises:
         ValueError: the model is sharded or trained by several processes, or has no weights (yet).
@@ -46,7 +48,7 @@ def check_model(model: nn.Module) -> nn.Module:
     refuse_ranks()
     if _is_compiled(model):
         return check_model(cast(nn.Module, model._orig_mod))
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_fabrics(model, "_FabricModule"):
         return check_model(model.module)
     parameters = dict(model.named_parameters())
     if not parameters:
@@ -79,7 +81,7 @@ def refuse_ranks() -> None:
             )
 
 
-# Both modules take long to import, and a model of theirs cannot be there before somebody has imported them.
+# These modules take long to import, and a model of theirs cannot be there before somebody has imported them.
 
 
 def _is_sharded(model: nn.Module) -> bool:

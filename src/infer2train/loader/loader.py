@@ -18,12 +18,14 @@ from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
+from infer2train.loader.accumulation import gradients_of, restore_gradients
 from infer2train.loader.admission import refuse_ranks
 from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
 from infer2train.loader.order import OwnOrder
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
+from infer2train.loader.surroundings import OwnLoop, Surroundings, tell_epoch
 from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
@@ -34,7 +36,7 @@ from infer2train.sources.pipeline import AddressPipeline
 PASSED_ON = (
     *("dataset", "batch_size", "sampler", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout"),
     *("worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
-    "pin_memory_device",
+    *("pin_memory_device", "in_order"),
 )
 """What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
 
@@ -60,10 +62,12 @@ class MinedLoader:
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
-        self._dataloader, self._pool = dataloader, pool
+        self._dataloader, self._pool, self._model = dataloader, pool, model
+        self._surroundings = surroundings or OwnLoop(model)
         self._meter = Meter()
         self._course = Course(self.mining, self._has_oracle)
         self._publisher = Publisher(model, pool, self.mining, live, self._meter)
@@ -90,6 +94,19 @@ class MinedLoader:
         """The user's, to be asked for anything but batches."""
         return OwnOrder(self._dataloader.batch_sampler)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell samplers and data set, if they want to know, which epoch begins: what hosts do, and loops of one's own.
+
+        Raises:
+            ValueError: the data set wants to know, and oracles read copies of it in other processes.
+        """
+        if self._has_oracle and self._pool.runs_beside and callable(getattr(self.dataset, "set_epoch", None)):
+            raise ValueError(
+                "a data set that is told the epoch must be read in this process, since oracles elsewhere have copies "
+                f"of it: got set_epoch() of {type(self.dataset).__name__}; pass pool='inline' to mine()"
+            )
+        tell_epoch(self._dataloader, epoch)
+
     # The epoch
 
     @property
@@ -107,24 +124,29 @@ class MinedLoader:
         return len(self._dataloader)
 
     def __iter__(self) -> Iterator[Any]:
-        self._begin_epoch()
+        self._iteration += 1
         iteration = self._iteration
         try:
+            self._begin_epoch()
             while self._course.left:
-                yield self._next_batch()
+                batch = self._next_batch()
+                yield self._surroundings.placed(batch, is_last=not self._course.left)
         finally:
             if iteration == self._iteration:
                 self._picker.stop()
+                self._surroundings.end()
         self._settle()
         self.journal.end_epoch()
         self._course.end_epoch()
 
     def _begin_epoch(self) -> None:
         refuse_ranks()
+        self._surroundings.begin()
         self._picker.stop()
         self._count_what_is_due()
         self._handed_out = None
-        self._iteration += 1
+        if self._surroundings.tells_epochs:
+            self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
         self.journal.begin(self._course.is_new)
         self.journal.go_on()
@@ -294,9 +316,10 @@ class MinedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on exactly needs besides model, optimiser and scheduler: counters, the published
-        records still needed, and the random state of torch, NumPy and `random`. Tensors and plain values only.
+        records still needed, the random state of torch, NumPy and `random`, and in the midst of an accumulated step the
+        gradients so far. Tensors and plain values only.
 
-        Take it after a step and before the next draw. A loop that goes on from it first finishes the epoch under way,
+        Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first finishes the epoch under way,
         also where the saved loop had left it by a `break`.
         """
         self._count_what_is_due()
@@ -306,6 +329,7 @@ class MinedLoader:
             "mining": self._settings(),
             "method": self._method.state_dict(),
             "rng": rng_state(),
+            **({"gradients": gradients_of(self._model)} if self._course.is_mid_step else {}),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -330,6 +354,7 @@ class MinedLoader:
         self.journal.begin(self._course.is_new)
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
+        restore_gradients(self._model, state.get("gradients", {}))
         restore_rng(state["rng"])
 
 
