@@ -49,7 +49,7 @@ def check_model(model: nn.Module) -> nn.Module:
     if _is_compiled(model):
         return check_model(cast(nn.Module, model._orig_mod))
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_fabrics(model, "_FabricModule"):
-        return check_model(model.module)
+        return check_model(cast(nn.Module, model.module))
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(

@@ -29,7 +29,7 @@ from infer2train.loader.surroundings import OwnLoop, Surroundings, tell_epoch
 from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
-from infer2train.pool.pool import Pool
+from infer2train.pool.pool import Pool, at_exit
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.sources.pipeline import AddressPipeline
 
@@ -80,7 +80,8 @@ class MinedLoader:
         self._mark: Totals = self.totals()
         self.journal = Journal(mining, partial(len, dataloader), self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
-        self._closing: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
+        self._is_closed = False
 
     # As the DataLoader that it was made from
 
@@ -133,13 +134,19 @@ class MinedLoader:
                 yield self._surroundings.placed(batch, is_last=not self._course.left)
         finally:
             if iteration == self._iteration:
-                self._picker.stop()
-                self._surroundings.end()
+                self._leave()
         self._settle()
         self.journal.end_epoch()
         self._course.end_epoch()
 
+    def _leave(self) -> None:
+        """End the iteration under way, if there is one."""
+        self._iteration += 1
+        self._picker.stop()
+        self._surroundings.end()
+
     def _begin_epoch(self) -> None:
+        self._require_open()
         refuse_ranks()
         self._surroundings.begin()
         self._picker.stop()
@@ -160,6 +167,7 @@ class MinedLoader:
 
     def _next_batch(self) -> Any:
         started = perf_counter()
+        self._require_open()
         self._note_training()
         self._settle()
         if not len(self._picker):
@@ -177,6 +185,13 @@ class MinedLoader:
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(
+                "a loader that is closed has no more batches: got one that was closed, by close() or by mine() being "
+                "called again with its optimizer; iterate the loader made last, or call mine() again"
+            )
 
     def _note_training(self) -> None:
         """What the host did with the draw that it was handed last."""
@@ -306,6 +321,8 @@ class MinedLoader:
 
     def close(self) -> None:
         """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
+        self._is_closed = True
+        self._leave()
         self._picker.close()
         self._pool.close()
         while self._closing:
@@ -319,8 +336,8 @@ class MinedLoader:
         records still needed, the random state of torch, NumPy and `random`, and in the midst of an accumulated step the
         gradients so far. Tensors and plain values only.
 
-        Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first finishes the epoch under way,
-        also where the saved loop had left it by a `break`.
+        Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
+        finishes the epoch under way, also where the saved loop had left it by a `break`.
         """
         self._count_what_is_due()
         return {

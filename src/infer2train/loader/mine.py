@@ -53,8 +53,8 @@ def mine(
             `collate_fn`, any number of workers. It is only read. Or what Accelerate or Fabric has made of it; batches
             then go where that would send them.
         model: what you train. Its weights are copied every `update_every` steps and never touched.
-        optimizer: its steps are counted by a hook; a list where several train the model. Leave it out and call
-            `loader.step_done()` after each step instead.
+        optimizer: its steps are counted by a hook; a list where several train the model. A loader that counted them
+            before is closed. Leave it out and call `loader.step_done()` after each step instead.
         mining: settings that several calls share. Default: those of `Mining()`.
         transform: the random transform, where the data set does not apply it: an item is then loaded once for all its
             views.
@@ -115,7 +115,7 @@ def mine(
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due
-    loader.on_close(acknowledge_steps(step, optimizers, scaler or scaler_of(optimizer)))
+    loader.on_close(acknowledge_steps(step, loader.close, optimizers, scaler or scaler_of(optimizer)))
     if log_dir is not None:
         config = as_plain(loader.mining, Mining)
         loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model))

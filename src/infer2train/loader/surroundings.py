@@ -64,8 +64,8 @@ class OwnLoop(Surroundings):
     def begin(self) -> None:
         if (now := device_of(self._model)) != self._device:
             raise ValueError(
-                f"mine() needs the model where it is trained, since an oracle is built there: got one on {self._device} "
-                f"that is on {now} now; call mine() after accelerator.prepare(), or after model.to(): "
+                "mine() needs the model where it is trained, since an oracle is built there: got one on "
+                f"{self._device} that is on {now} now; call mine() after accelerator.prepare(), or after model.to(): "
                 "model, optimizer, loader = accelerator.prepare(model, optimizer, loader), "
                 "then loader = infer2train.mine(loader, model, optimizer, …)"
             )
