@@ -76,7 +76,9 @@ def trained(made: tuple[Accelerator, nn.Module, Any, MinedLoader]) -> tuple[Told
 def test_a_prepared_loader_selects_what_a_loop_of_ones_own_selects(every: int, precision: str) -> None:
     """Accelerate's own loader fetches one batch ahead; this one does not, and needs no delay."""
     own, weights = run_of_ones_own(every, in_bf16=precision == "bf16")
-    told, others = trained(prepared(every, mixed_precision=precision))
+    made = prepared(every, mixed_precision=precision)
+    assert any("accumulation_steps is 4" in note for note in made[3].notes) == (every == 4)
+    told, others = trained(made)
     assert len(told) == EPOCHS * 7
     assert are_the_same(told, own)
     assert equal(others, weights)
@@ -266,13 +268,13 @@ def test_what_a_checkpoint_holds_of_the_loader_is_data_alone(tmp_path: Path) -> 
     assert equal(state, loader.state_dict())
 
 
-def test_gradients_are_saved_in_the_midst_of_a_step_alone() -> None:
-    model, optimizer, base = parts()
-    loader = infer2train.mine(base, model, optimizer, **SETTINGS, accumulation_steps=4)
-    has_gradients = []
-    for _ in own_loop(loader, model, optimizer, 4):
-        state = loader.state_dict()
-        has_gradients.append("gradients" in state)
-        if "gradients" in state:
-            assert equal(list(state["gradients"].values()), [p.grad for p in model.parameters()])
-    assert has_gradients == [True, True, True, False, True, True, False]
+def test_gradients_are_saved_where_they_are_accumulated() -> None:
+    for every in (1, 4):
+        model, optimizer, base = parts()
+        loader = infer2train.mine(base, model, optimizer, **SETTINGS, accumulation_steps=every)
+        has_gradients = []
+        for _ in own_loop(loader, model, optimizer, every):
+            saved = list(loader.state_dict()["gradients"].values())
+            has_gradients.append(bool(saved))
+            assert not saved or equal(saved, [p.grad for p in model.parameters()])
+        assert has_gradients == ([False] * 7 if every == 1 else [True, True, True, False, True, True, False])

@@ -61,11 +61,6 @@ class Course:
         """The epoch that begins or goes on when the loader is iterated next."""
         return self.epoch + (self._is_open and not self._is_resumed and not self._is_peeked())
 
-    @property
-    def is_mid_step(self) -> bool:
-        """Whether the draw handed out last is one of an accumulated step that is not done yet."""
-        return self._mining.accumulation_steps > 1 and self.draws > 0 and self.steps <= self.step_of(self.draws - 1)
-
     def step_of(self, draw: int) -> int:
         """The step that trains on a draw."""
         assert self._first is not None

@@ -333,8 +333,8 @@ class MinedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on exactly needs besides model, optimiser and scheduler: counters, the published
-        records still needed, the random state of torch, NumPy and `random`, and in the midst of an accumulated step the
-        gradients so far. Tensors and plain values only.
+        records still needed, the random state of torch, NumPy and `random`, and where gradients are accumulated those
+        that there are. Tensors and plain values only.
 
         Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
         finishes the epoch under way, also where the saved loop had left it by a `break`.
@@ -346,7 +346,8 @@ class MinedLoader:
             "mining": self._settings(),
             "method": self._method.state_dict(),
             "rng": rng_state(),
-            **({"gradients": gradients_of(self._model)} if self._course.is_mid_step else {}),
+            # Whether a step is unfinished is the host's to know: some carry gradients into the next epoch.
+            "gradients": gradients_of(self._model) if self.mining.accumulation_steps > 1 else {},
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -371,7 +372,7 @@ class MinedLoader:
         self.journal.begin(self._course.is_new)
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
-        restore_gradients(self._model, state.get("gradients", {}))
+        restore_gradients(self._model, state["gradients"])
         restore_rng(state["rng"])
 
 

@@ -1,6 +1,6 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from infer2train.sources.reader import Reader
 
 
 def mine(
-    dataloader: "DataLoader[Any]",
+    dataloader: "DataLoader[Any] | Iterable[Any]",
     model: nn.Module,
     optimizer: Optimizers | None = None,
     mining: Mining | None = None,
@@ -95,23 +95,25 @@ def mine(
     Source: Hoffer et al. 2018, Algorithm 1. Deviates in what the paper left open: a bounded delay, and weights that
     are published at steps 0, T, 2T … whatever the epoch.
     """
-    dataloader, surroundings = taken_apart(dataloader)
-    check_loader(dataloader)
+    base, surroundings = taken_apart(dataloader)
+    check_loader(base)
     model, optimizers = check_model(model), optimizers_of(optimizer)
     surroundings = surroundings or OwnLoop(model)
     wanted: Mining = changed(Mining, mining, settings)
-    if wanted.accumulation_steps == 1 and "accumulation_steps" not in settings:
+    told: tuple[str, ...] = ()
+    if wanted.accumulation_steps == 1 < surroundings.accumulation_steps and "accumulation_steps" not in settings:
         wanted = replace(wanted, accumulation_steps=surroundings.accumulation_steps)
+        told = (f"accumulation_steps is {wanted.accumulation_steps}, as Accelerate accumulates gradients",)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
-    trained_on, scored = sources(dataloader, transform, score_collate, wanted)
-    with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
-        host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
-        method.survey(host.read, readable_ids(dataloader))
+    trained_on, scored = sources(base, transform, score_collate, wanted)
+    with closing(Reader(scored, ViewWorkers.of(base))) as reader:  # few engines read on here, and begin anew
+        host = Host(dataloader=base, model=model, split=split, source=scored, reader=reader)
+        method.survey(host.read, readable_ids(base))
         assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
     live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
-    trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live, surroundings)
-    loader.notes = assembly.notes
+    trainer = AddressPipeline(trained_on, like=base)
+    loader = MinedLoader(base, model, assembly.mining, method, assembly.pool, trainer, live, surroundings)
+    loader.notes = told + assembly.notes
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due
