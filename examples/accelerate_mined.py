@@ -41,7 +41,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = DataLoader(Digits(), batch_size=16, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=10, update_every=10)
+    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=4, update_every=10)
     for epoch in range(3):
         for images, targets in loader:
             with accelerator.accumulate(model):

@@ -42,7 +42,7 @@ def main() -> None:
     loader = DataLoader(Digits(), batch_size=64, shuffle=True)
     model, optimizer = fabric.setup(model, optimizer)
     loader = fabric.setup_dataloaders(loader)
-    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=10, update_every=10)
+    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=4, update_every=10)
     for epoch in range(3):
         for images, targets in loader:
             loss = F.cross_entropy(model(images), targets)

@@ -39,7 +39,7 @@ def main() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = DataLoader(Digits(), batch_size=64, shuffle=True)
-    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=10, update_every=10)
+    loader = infer2train.mine(loader, model, optimizer, method="nm-augment-soft", gamma=4, update_every=10)
     trainer = create_supervised_trainer(model, optimizer, F.cross_entropy)
 
     @trainer.on(Events.EPOCH_COMPLETED)

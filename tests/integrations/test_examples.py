@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MOST_LINES = 3
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "unchecked_types")
 
 
 @pytest.fixture(autouse=True)
