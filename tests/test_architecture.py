@@ -23,9 +23,9 @@ ROOMS = {
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
-    "loader": "ranks order acknowledgement admission remedies rehearsal course parts publisher picking health journal "
-    "loader assembly mine",
-    "integrations": "accelerate lightning transformers",
+    "loader": "ranks order acknowledgement surroundings accumulation admission remedies rehearsal course parts publisher "
+    "picking health journal loader assembly mine",
+    "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
     "studies": "advise compare gamma reproduce demo",

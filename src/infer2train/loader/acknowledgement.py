@@ -4,11 +4,14 @@ A step is an optimiser *attempt*. A gradient scaler that finds infinite gradient
 hook of the optimiser sees the attempt; with `scaler` given, its `step` is counted instead. Where more than one
 optimiser trains the model, no hook knows which is the last of a step: the step is then due, and counted when the next
 draw is asked for.
+
+One loader counts an optimiser's steps: a cell that calls `mine()` is run again while a traceback, or the output of the
+cell, still holds the loader that it made before.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakMethod
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from torch import nn
@@ -38,6 +41,13 @@ def optimizers_of(given: Any) -> list[Optimizer]:
     return [found]
 
 
+def scaler_of(given: Any) -> "torch.amp.GradScaler | None":
+    """The gradient scaler that steps an optimiser which a host has wrapped (Accelerate's, say), if there is one."""
+    parts = given if isinstance(given, list | tuple) else [given]
+    scalers = (getattr(part, "scaler", None) for part in parts)
+    return next((scaler for scaler in scalers if isinstance(scaler, torch.amp.GradScaler)), None)
+
+
 def untouched(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[str]:
     """Names of the parameters that are trained, but by none of these optimisers."""
     stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
@@ -45,12 +55,16 @@ def untouched(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[str]:
 
 
 def acknowledge_steps(
-    step: Callable[[], None], optimizers: Sequence[Optimizer], scaler: "torch.amp.GradScaler | None"
+    step: Callable[[], None],
+    close: Callable[[], None],
+    optimizers: Sequence[Optimizer],
+    scaler: "torch.amp.GradScaler | None",
 ) -> Callable[[], None]:
     """Have `step` called after each attempt of one of `optimizers`; nothing where none is given.
 
     Args:
         step: a method, whose object this does not keep alive: an optimiser that outlives it goes on uncounted.
+        close: a method of the same object, called when another one is to count the steps of one of these optimisers.
         optimizers: whose steps are counted, from `optimizers_of`.
         scaler: what steps them, if anything does.
 
@@ -60,14 +74,18 @@ def acknowledge_steps(
     Raises:
         ValueError: a scaler without its optimiser.
     """
-    count = _Count(step)
-    if scaler is not None:
-        if not optimizers:
-            raise ValueError("scaler needs the optimizer that it steps: got none; pass optimizer= too")
-        _count_attempts(count, optimizers, scaler)
-        return count.stop
+    if scaler is not None and not optimizers:
+        raise ValueError("scaler needs the optimizer that it steps: got none; pass optimizer= too")
     for optimizer in optimizers:
-        optimizer.register_step_post_hook(count)
+        if (earlier := _COUNTS.get(optimizer)) is not None:
+            earlier.give_way()
+    count = _Count(step, close)
+    if scaler is not None:
+        count.undo.append(_count_attempts(count, optimizers, scaler))
+    for optimizer in optimizers:
+        _COUNTS[optimizer] = count
+        if scaler is None:
+            count.undo.append(optimizer.register_step_post_hook(count).remove)
     return count.stop
 
 
@@ -97,9 +115,10 @@ class Pace:
 class _Count:
     """Calls a method as long as its object lives and nobody stops it."""
 
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = WeakMethod(step)
+    def __init__(self, step: Callable[[], None], close: Callable[[], None]) -> None:
+        self._step, self._close = WeakMethod(step), WeakMethod(close)
         self._is_stopped = False
+        self.undo: list[Callable[[], None]] = []
 
     def __call__(self, *_: Any) -> None:
         step = self._step()
@@ -107,10 +126,23 @@ class _Count:
             step()
 
     def stop(self) -> None:
-        self._is_stopped = True
+        self._is_stopped = True  # and no more: an optimiser's hooks may be running
+
+    def give_way(self) -> None:
+        if (close := self._close()) is not None:
+            close()
+        self.stop()
+        while self.undo:
+            self.undo.pop()()
 
 
-def _count_attempts(count: _Count, optimizers: Sequence[Optimizer], scaler: "torch.amp.GradScaler") -> None:
+_COUNTS: "WeakKeyDictionary[Optimizer, _Count]" = WeakKeyDictionary()
+"""Who counts an optimiser's steps, or did last."""
+
+
+def _count_attempts(
+    count: _Count, optimizers: Sequence[Optimizer], scaler: "torch.amp.GradScaler"
+) -> Callable[[], None]:
     # GradScaler has no hooks; an instance attribute in front of its method leaves the class and its state alone.
     attempt = scaler.step
 
@@ -120,4 +152,9 @@ def _count_attempts(count: _Count, optimizers: Sequence[Optimizer], scaler: "tor
             count()
         return result
 
+    def undo() -> None:
+        if scaler.__dict__.get("step") is step:
+            del scaler.__dict__["step"]
+
     scaler.__dict__["step"] = step
+    return undo

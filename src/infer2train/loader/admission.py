@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train.draws.mining import Mining
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.surroundings import is_fabrics
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
@@ -36,7 +37,8 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The module whose weights are published: the model itself, or what `torch.compile`, DDP and DataParallel wrap.
+    """The module whose weights are published: the model itself, or what `torch.compile`, Fabric, DDP and DataParallel
+    wrap.
 
     Raises:
         ValueError: the model is sharded, or has no weights (yet), or its processes have not joined.
@@ -49,8 +51,8 @@ def check_model(model: nn.Module) -> nn.Module:
     require_group()
     if _is_compiled(model):
         return check_model(cast(nn.Module, model._orig_mod))
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return check_model(model.module)
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_fabrics(model, "_FabricModule"):
+        return check_model(cast(nn.Module, model.module))
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(
@@ -95,7 +97,7 @@ def check_ranks(mining: Mining) -> None:
         )
 
 
-# Both modules take long to import, and a model of theirs cannot be there before somebody has imported them.
+# These modules take long to import, and a model of theirs cannot be there before somebody has imported them.
 
 
 def _is_sharded(model: nn.Module) -> bool:

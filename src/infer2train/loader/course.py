@@ -63,6 +63,11 @@ class Course:
         """The counters, by name: all ranks of a run stand at the same."""
         return {"epoch": self.epoch, "position": self.position, "draws": self.draws, "steps": self.steps}
 
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that begins or goes on when the loader is iterated next."""
+        return self.epoch + (self._is_open and not self._is_resumed and not self._is_peeked())
+
     def step_of(self, draw: int) -> int:
         """The step that trains on a draw."""
         assert self._first is not None

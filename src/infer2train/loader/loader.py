@@ -18,6 +18,7 @@ from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
+from infer2train.loader.accumulation import gradients_of, restore_gradients
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
@@ -26,17 +27,18 @@ from infer2train.loader.parts import Parts
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.surroundings import OwnLoop, Surroundings, tell_epoch
 from infer2train.observe.metrics import Meter, Totals, window
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.oracle.live import LiveModel
-from infer2train.pool.pool import Pool
+from infer2train.pool.pool import Pool, at_exit
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.sources.pipeline import AddressPipeline
 
 PASSED_ON = (
     *("dataset", "batch_size", "sampler", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout"),
     *("worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
-    "pin_memory_device",
+    *("pin_memory_device", "in_order"),
 )
 """What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
 
@@ -63,10 +65,12 @@ class MinedLoader:
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
-        self._dataloader, self._pool = dataloader, pool
+        self._dataloader, self._pool, self._model = dataloader, pool, model
+        self._surroundings = surroundings or OwnLoop(model)
         self._meter, self._ranks = Meter(), Ranks.here()
         self._course = Course(self.mining, self._has_oracle, self._ranks)
         self._publisher = Publisher(model, pool, self.mining, live, self._meter, self._ranks)
@@ -82,7 +86,8 @@ class MinedLoader:
         draws_per_epoch = partial(draws_in_epoch, dataloader, self._ranks)
         self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for; by the first rank."""
-        self._closing: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
+        self._is_closed = False
 
     # As the DataLoader that it was made from
 
@@ -95,6 +100,19 @@ class MinedLoader:
     def batch_sampler(self) -> "OwnOrder":
         """The user's, to be asked for anything but batches."""
         return OwnOrder(self._dataloader.batch_sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell samplers and data set, if they want to know, which epoch begins: what hosts do, and loops of one's own.
+
+        Raises:
+            ValueError: the data set wants to know, and oracles read copies of it in other processes.
+        """
+        if self._has_oracle and self._pool.runs_beside and callable(getattr(self.dataset, "set_epoch", None)):
+            raise ValueError(
+                "a data set that is told the epoch must be read in this process, since oracles elsewhere have copies "
+                f"of it: got set_epoch() of {type(self.dataset).__name__}; pass pool='inline' to mine()"
+            )
+        tell_epoch(self._dataloader, epoch)
 
     # The epoch
 
@@ -113,25 +131,36 @@ class MinedLoader:
         return draws_in_epoch(self._dataloader, self._ranks)
 
     def __iter__(self) -> Iterator[Any]:
-        self._begin_epoch()
+        self._iteration += 1
         iteration = self._iteration
         try:
+            self._begin_epoch()
             while self._course.left:
-                yield self._next_batch()
+                batch = self._next_batch()
+                yield self._surroundings.placed(batch, is_last=not self._course.left)
         finally:
             if iteration == self._iteration:
-                self._picker.stop()
+                self._leave()
         self._settle()
         self.journal.end_epoch()
         self._course.end_epoch()
 
+    def _leave(self) -> None:
+        """End the iteration under way, if there is one."""
+        self._iteration += 1
+        self._picker.stop()
+        self._surroundings.end()
+
     def _begin_epoch(self) -> None:
+        self._require_open()
         require_group()
+        self._surroundings.begin()
         self._picker.stop()
         self._count_what_is_due()
         self._handed_out = None
-        self._iteration += 1
         self._require_same_run()
+        if self._surroundings.tells_epochs:
+            self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
         self._begin_journal()
         self.journal.go_on()
@@ -145,6 +174,7 @@ class MinedLoader:
 
     def _next_batch(self) -> Any:
         started = perf_counter()
+        self._require_open()
         self._note_training()
         self._settle()
         if not len(self._picker):
@@ -161,6 +191,13 @@ class MinedLoader:
         self._handed_out = perf_counter()
         self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
         return batch
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(
+                "a loader that is closed has no more batches: got one that was closed, by close() or by mine() being "
+                "called again with its optimizer; iterate the loader made last, or call mine() again"
+            )
 
     def _note_training(self) -> None:
         """What the host did with the draw that it was handed last."""
@@ -290,6 +327,8 @@ class MinedLoader:
 
     def close(self) -> None:
         """Stop workers and the counting of steps; write the report where `log_dir` was given. May be called twice."""
+        self._is_closed = True
+        self._leave()
         self._picker.close()
         self._pool.close()
         while self._closing:
@@ -300,11 +339,13 @@ class MinedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on exactly needs besides model, optimiser and scheduler: counters, the published
-        records still needed, and the random state of torch, NumPy and `random`. Tensors and plain values only.
+        records still needed, the random state of torch, NumPy and `random`, and where gradients are accumulated those
+        that there are. Tensors and plain values only.
 
-        Take it after a step and before the next draw. A loop that goes on from it first finishes the epoch under way,
-        also where the saved loop had left it by a `break`. Every rank has the same but for its random state, so one of
-        them may save it for all; another number of ranks goes on from it where the global batch is the same.
+        Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
+        finishes the epoch under way, also where the saved loop had left it by a `break`. Every rank has the same but
+        for its random state and unfinished gradients, so after a step one of them may save it for all; another number
+        of ranks goes on from it where the global batch is the same.
         """
         self._count_what_is_due()
         return {
@@ -316,6 +357,8 @@ class MinedLoader:
             "global_batch": global_batch_size(self._dataloader, self._ranks),
             "rank": self._ranks.rank,
             "rng": rng_state(),
+            # Whether a step is unfinished is the host's to know: some carry gradients into the next epoch.
+            "gradients": gradients_of(self._model) if self.mining.accumulation_steps > 1 else {},
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -343,6 +386,7 @@ class MinedLoader:
         self._begin_journal()
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
+        restore_gradients(self._model, state["gradients"])
         if state["rank"] == self._ranks.rank:
             restore_rng(state["rng"])
 

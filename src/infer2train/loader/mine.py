@@ -1,7 +1,8 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch.utils.data import DataLoader
 from infer2train.batches import Split, split_batch
 from infer2train.draws.methods.table import get_method
 from infer2train.draws.mining import Mining
-from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, untouched
+from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, scaler_of, untouched
 from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.assembly import Host, assembled, sources
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
+from infer2train.loader.surroundings import OwnLoop, taken_apart
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.oracle.live import LiveModel
@@ -27,7 +29,7 @@ from infer2train.sources.reader import Reader
 
 
 def mine(
-    dataloader: "DataLoader[Any]",
+    dataloader: "DataLoader[Any] | Iterable[Any]",
     model: nn.Module,
     optimizer: Optimizers | None = None,
     mining: Mining | None = None,
@@ -48,10 +50,11 @@ def mine(
 
     Args:
         dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
-            `collate_fn`, any number of workers. It is only read.
+            `collate_fn`, any number of workers. It is only read. Or what Accelerate or Fabric has made of it; batches
+            then go where that would send them.
         model: what you train. Its weights are copied every `update_every` steps and never touched.
-        optimizer: its steps are counted by a hook; a list where several train the model. Leave it out and call
-            `loader.step_done()` after each step instead.
+        optimizer: its steps are counted by a hook; a list where several train the model. A loader that counted them
+            before is closed. Leave it out and call `loader.step_done()` after each step instead.
         mining: settings that several calls share. Default: those of `Mining()`.
         transform: the random transform, where the data set does not apply it: an item is then loaded once for all its
             views.
@@ -59,7 +62,7 @@ def mine(
             draws: a candidate is then scored as it is before that, and trained on after it. Better is to mix in the
             loop, after the loader. Default: `collate_fn`, which must make the same of a sample in every batch.
         split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
-        scaler: your GradScaler, whose skipped steps count too.
+        scaler: your GradScaler, whose skipped steps count too. Default: that of an optimiser which Accelerate prepared.
         log_dir: writes config.yaml, metrics.jsonl and, on `loader.close()`, report.html there.
         settings: fields of `Mining`, instead of what `mining` has. `loader.mining` holds all of them, with what was
             left to the machine decided (`oracle="auto"`): pass that to resume.
@@ -92,22 +95,29 @@ def mine(
     Source: Hoffer et al. 2018, Algorithm 1. Deviates in what the paper left open: a bounded delay, and weights that
     are published at steps 0, T, 2T … whatever the epoch.
     """
-    check_loader(dataloader)
+    base, surroundings = taken_apart(dataloader)
+    check_loader(base)
     model, optimizers = check_model(model), optimizers_of(optimizer)
+    surroundings = surroundings or OwnLoop(model)
     wanted: Mining = changed(Mining, mining, settings)
+    told: tuple[str, ...] = ()
+    if wanted.accumulation_steps == 1 < surroundings.accumulation_steps and "accumulation_steps" not in settings:
+        wanted = replace(wanted, accumulation_steps=surroundings.accumulation_steps)
+        told = (f"accumulation_steps is {wanted.accumulation_steps}, as Accelerate accumulates gradients",)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
-    trained_on, scored = sources(dataloader, transform, score_collate, wanted)
-    with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
-        host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
-        method.survey(host.read, readable_ids(dataloader))
+    trained_on, scored = sources(base, transform, score_collate, wanted)
+    with closing(Reader(scored, ViewWorkers.of(base))) as reader:  # few engines read on here, and begin anew
+        host = Host(dataloader=base, model=model, split=split, source=scored, reader=reader)
+        method.survey(host.read, readable_ids(base))
         assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
     live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
-    trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live)
-    loader.notes = assembly.notes
+    trainer = AddressPipeline(trained_on, like=base)
+    loader = MinedLoader(base, model, assembly.mining, method, assembly.pool, trainer, live, surroundings)
+    loader.notes = told + assembly.notes
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
-    loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))
+    step = loader.step_done if is_last_known else loader.step_due
+    loader.on_close(acknowledge_steps(step, loader.close, optimizers, scaler or scaler_of(optimizer)))
     if log_dir is not None:
         config = as_plain(loader.mining, Mining)
         loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model))

@@ -154,14 +154,15 @@ def require_published(draw: int, version: int | None, records: Mapping[int, Reco
         )
 
 
-def close_at_exit(pool: Pool) -> Callable[[], None]:
-    """Have a pool that started processes closed before `multiprocessing` waits for them; the result takes that back."""
+def at_exit(method: Callable[[], None]) -> Callable[[], None]:
+    """Have a method called, if its object is still there, when the interpreter ends: before `multiprocessing` waits for
+    processes, and before modules are taken apart. The result takes that back."""
 
-    def close(pool: "weakref.ref[Pool]", owner: int) -> None:
+    def call(method: "weakref.WeakMethod[Callable[[], None]]", owner: int) -> None:
         # Not in a process that the user has forked from this one.
-        if os.getpid() == owner and (there := pool()) is not None:
-            there.close()
+        if os.getpid() == owner and (there := method()) is not None:
+            there()
 
-    hook = partial(close, weakref.ref(pool), os.getpid())
+    hook = partial(call, weakref.WeakMethod(method), os.getpid())
     atexit.register(hook)
     return lambda: atexit.unregister(hook)

@@ -36,7 +36,7 @@ from infer2train.pool.messages import (
     Take,
     Warned,
 )
-from infer2train.pool.pool import OracleLostError, Pool, close_at_exit, require_published
+from infer2train.pool.pool import OracleLostError, Pool, at_exit, require_published
 from infer2train.pool.seat import Patience, Seat
 from infer2train.pool.task import Answer, Task
 from infer2train.pool.transport import Post, Transport
@@ -93,7 +93,7 @@ class SupervisedPool(Pool):
         self._totals: dict[str, dict[str, float]] = {}
         self._gone: dict[str, float] = {}
         self._is_closed, self._has_started = False, False
-        self._stay_at_exit = close_at_exit(self)
+        self._stay_at_exit = at_exit(self.close)
         for seat in self._seats:
             self._start(seat)
 

@@ -5,6 +5,8 @@ the first; `generate` keeps what the engine says, for whoever trains on it. What
 """
 
 import pickle
+import pickletools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -128,7 +130,7 @@ def packed(task: Task) -> bytes:
         ValueError: a part of it cannot be sent; it says which.
     """
     try:
-        return pickle.dumps(task)
+        content = pickle.dumps(task)
     except Exception as error:  # pickle raises several kinds, and __reduce__ of the user's objects any
         part = next((field.name for field in fields(task) if not _can_be_sent(getattr(task, field.name))), "source")
         raise ValueError(
@@ -136,6 +138,26 @@ def packed(task: Task) -> bytes:
             f"{type(error).__name__}: {error}; define classes and functions at the top of a module (no lambda, no "
             "local function, no open file), or use pool='inline'"
         ) from error
+    if not _is_main_importable() and (name := _first_of_main(content)) is not None:
+        raise ValueError(
+            f"an oracle in another process imports what it needs: got {name}, which was defined in this session and is "
+            f"in no file; put it into a module of yours (from my_data import {name}), or use pool='inline'"
+        )
+    return content
+
+
+def _is_main_importable() -> bool:
+    """Whether a process that is started can import the script that this one runs: a notebook and a prompt are none."""
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is not None or getattr(main, "__file__", None) is not None
+
+
+def _first_of_main(content: bytes) -> str | None:
+    """The name of the first thing in a pickle that its reader would look for in the script."""
+    if b"__main__" not in content:  # looking at every operation of a large one takes long
+        return None
+    texts = (text for _, text, _ in pickletools.genops(content) if isinstance(text, str))
+    return next((next(texts, None) for text in texts if text == "__main__"), None)
 
 
 def _can_be_sent(part: object) -> bool:

@@ -19,11 +19,19 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         False
     """
     with torch.no_grad():  # TorchScript copies by computing
-        result = copy.deepcopy(model, without_history(model)).eval()
+        result = unwrapped(copy.deepcopy(model, without_history(model)).eval())
     for parameter in result.parameters():
         parameter.requires_grad_(False)  # one by one: TorchScript's modules have no requires_grad_
         parameter.grad = None
     return result
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model, without the mixed precision that Accelerate has put around its `forward`: an oracle has its own."""
+    for module in model.modules():
+        if (own := vars(module).pop("_original_forward", None)) is not None:
+            module.forward = own
+    return model
 
 
 def without_history(model: nn.Module) -> dict[int, Any]:

@@ -1,1 +1,0 @@
-"""Mining with Accelerate."""
