@@ -22,6 +22,7 @@ from infer2train.loader.admission import refuse_ranks
 from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
 from infer2train.loader.order import OwnOrder
+from infer2train.loader.passes import Passes
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.observe.metrics import Meter, Totals, window
@@ -60,12 +61,13 @@ class MinedLoader:
         pool: Pool,
         trainer: AddressPipeline,
         live: LiveModel | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
         self._dataloader, self._pool = dataloader, pool
         self._meter = Meter()
-        self._course = Course(self.mining, self._has_oracle)
+        self._course = Course(self.mining, self._has_oracle, passes)
         self._publisher = Publisher(model, pool, self.mining, live, self._meter)
         self._picker = Picker(method, pool, trainer, self._meter)
         self._iteration = 0
@@ -74,7 +76,8 @@ class MinedLoader:
         # Who is asked for totals must not keep the loader: one that is let go of counts no more steps.
         self._totals = partial(running_totals, self._meter, pool, perf_counter())
         self._mark: Totals = self.totals()
-        self.journal = Journal(mining, partial(len, dataloader), self.timeline, self._totals)
+        draws_per_epoch = partial(len, dataloader) if passes is None else partial(int, passes.draws_per_window)
+        self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
         self._closing: list[Callable[[], None]] = []
 
@@ -174,7 +177,7 @@ class MinedLoader:
             epoch=course.epoch,
             step=step,
             ids=course.ids(ahead),
-            epoch_ids=course.epoch_ids,
+            epoch_ids=course.offered(ahead),
             version=self._publisher.version_for(step),
         )
 

@@ -18,6 +18,7 @@ from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.assembly import Host, assembled, sources
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
+from infer2train.loader.passes import passes_of
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.oracle.live import LiveModel
@@ -48,7 +49,8 @@ def mine(
 
     Args:
         dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
-            `collate_fn`, any number of workers. It is only read.
+            `collate_fn`, any number of workers. It is only read. Or one over an iterable data set, whose items draws
+            pick from `window` by `window`.
         model: what you train. Its weights are copied every `update_every` steps and never touched.
         optimizer: its steps are counted by a hook; a list where several train the model. Leave it out and call
             `loader.step_done()` after each step instead.
@@ -96,15 +98,19 @@ def mine(
     model, optimizers = check_model(model), optimizers_of(optimizer)
     wanted: Mining = changed(Mining, mining, settings)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
-    trained_on, scored = sources(dataloader, transform, score_collate, wanted)
-    with closing(Reader(scored, ViewWorkers.of(dataloader))) as reader:  # few engines read on here, and begin anew
-        host = Host(dataloader=dataloader, model=model, split=split, source=scored, reader=reader)
-        method.survey(host.read, readable_ids(dataloader))
+    passes = passes_of(dataloader, wanted, has_transform=transform is not None)
+    read = dataloader if passes is None else passes.readable()
+    trained_on, scored = sources(read, transform, score_collate, wanted)
+    with closing(Reader(scored, ViewWorkers.of(read))) as reader:  # few engines read on here, and begin anew
+        host = Host(dataloader=read, model=model, split=split, source=scored, reader=reader)
+        method.survey(host.read, readable_ids(read))
         assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
     live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
-    trainer = AddressPipeline(trained_on, like=dataloader)
-    loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live)
+    trainer = AddressPipeline(trained_on, like=read)
+    loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live, passes)
     loader.notes = assembly.notes
+    if passes is not None:
+        loader.on_close(passes.close)
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     loader.on_close(acknowledge_steps(loader.step_done if is_last_known else loader.step_due, optimizers, scaler))
