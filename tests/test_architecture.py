@@ -23,8 +23,8 @@ ROOMS = {
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
-    "loader": "order passes acknowledgement admission remedies rehearsal course publisher picking health journal loader "
-    "assembly mine",
+    "loader": "order passes acknowledgement admission remedies rehearsal course publisher picking health journal "
+    "loader feeding assembly mine",
     "integrations": "accelerate lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -108,7 +108,9 @@ class Course:
         Raises:
             ValueError: the sampler gives another order than before the resume.
         """
-        order, begins = fingerprint([] if self._passes else self._batches), not self._is_resumed or self._first is None
+        # What a stream gives again is found out where it is read.
+        order = "" if isinstance(self._batches, Passes) else fingerprint(self._batches)
+        begins = not self._is_resumed or self._first is None
         if begins:
             self._first = EpochSteps(
                 first_draw=self.draws, first_step=self.steps, accumulation_steps=self._mining.accumulation_steps

@@ -16,6 +16,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, untouched
 from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.assembly import Host, assembled, sources
+from infer2train.loader.feeding import FeedWatch
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
 from infer2train.loader.passes import passes_of
@@ -109,6 +110,8 @@ def mine(
     trainer = AddressPipeline(trained_on, like=read)
     loader = MinedLoader(dataloader, model, assembly.mining, method, assembly.pool, trainer, live, passes)
     loader.notes = assembly.notes
+    if assembly.feed is not None:
+        loader.timeline.listen(FeedWatch(assembly.feed).add)
     if passes is not None:
         loader.on_close(passes.close)
     loader.on_close(reader.close)

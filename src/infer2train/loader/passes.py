@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Passes:
         self._is_whole = False
 
     @property
-    def _stream(self) -> "IterableDataset[Any]":
+    def _stream(self) -> Iterable[Any]:
         assert isinstance(self._dataset, IterableDataset)
         return self._dataset
 
@@ -243,9 +243,7 @@ def _reader_workers(dataloader: "DataLoader[Any]") -> ViewWorkers:
     """As the loader's, but one at most, which goes on reading from pass to pass, and may take its time."""
     workers = ViewWorkers.of(dataloader)
     is_beside = workers.num_workers > 0
-    return replace(
-        workers, num_workers=int(is_beside), pin_memory=False, timeout=0.0, persistent_workers=is_beside
-    )
+    return replace(workers, num_workers=int(is_beside), pin_memory=False, timeout=0.0, persistent_workers=is_beside)
 
 
 def _removed(folder: Path, owner: int) -> None:

@@ -7,20 +7,19 @@ that a pass gives the same whenever it is begun, and from wherever it is gone on
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.randomness import VIEW, four_words, seed_global, state_kept
 from infer2train.sources.bits import difference, outline
 from infer2train.sources.source import Source
-from infer2train.sources.window import HEAD, item_id, pass_and_place, window_name, write_items
+from infer2train.sources.window import HEAD, pass_and_place, window_name, write_items
 
 HEAD_ITEMS = 128
 """At most, kept for engines to calibrate and check themselves on."""
@@ -72,7 +71,7 @@ class HeadReading(Source):
         seed: of the run.
     """
 
-    def __init__(self, dataset: "IterableDataset[Any]", folder: Path, width: int, seed: int) -> None:
+    def __init__(self, dataset: Iterable[Any], folder: Path, width: int, seed: int) -> None:
         self._dataset, self._folder, self._width, self._seed = dataset, folder, width, seed
 
     @property
@@ -89,9 +88,9 @@ class HeadReading(Source):
         leaf = "number of items" if len(again) < min(COMPARED, len(items)) else difference(items[:COMPARED], again)
         if leaf is not None:
             raise ValueError(
-                f"a stream must give the same items whenever it begins anew: got another {leaf} the second time. Likely "
-                "causes: it wraps an iterator that is used up, or draws from a generator of its own. Make __iter__ "
-                "begin anew, and draw from `random`, np.random or torch's global generator"
+                f"a stream must give the same items whenever it begins anew: got another {leaf} the second time. "
+                "Likely causes: it wraps an iterator that is used up, or draws from a generator of its own. Make "
+                "__iter__ begin anew, and draw from `random`, np.random or torch's global generator"
             )
         write_items(self._folder / HEAD, items)
         return len(items)
@@ -111,9 +110,7 @@ class StreamReading(Source):
         mark: where a resumed pass goes on.
     """
 
-    def __init__(
-        self, dataset: "IterableDataset[Any]", folder: Path, width: int, seed: int, mark: Mark | None = None
-    ) -> None:
+    def __init__(self, dataset: Iterable[Any], folder: Path, width: int, seed: int, mark: Mark | None = None) -> None:
         self._dataset, self._folder, self._width, self._seed, self._mark = dataset, folder, width, seed, mark
         self._passage: _Passage | None = None
 
@@ -169,9 +166,7 @@ class _Passage:
         mark: where it begins; its state is loaded into a copy. Default: at the beginning.
     """
 
-    def __init__(
-        self, dataset: "IterableDataset[Any]", seed: int, number: int, mark: Mark | None = None
-    ) -> None:
+    def __init__(self, dataset: Iterable[Any], seed: int, number: int, mark: Mark | None = None) -> None:
         self.number, self.place = number, 0
         self._dataset, self._seed, self._mark = dataset, seed, mark
         if mark is not None:

@@ -6,7 +6,6 @@ whoever changes one in place changes a copy of its own.
 """
 
 import mmap
-import os
 import pickle
 from collections.abc import Iterable
 from io import BytesIO
@@ -114,7 +113,7 @@ def write_items(path: Path, items: Iterable[Any]) -> None:
         padding = -offsets[-1] % 8
         file.write(bytes(padding))
         file.write(np.array([*offsets, len(offsets) - 1], dtype=np.int64).tobytes())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _pickled(item: Any) -> bytes:
