@@ -45,13 +45,11 @@ def feed(**settings: Any) -> Feed:
 def test_what_the_data_can_feed_is_noted_at_the_start_and_warned_of_after_the_first_steps() -> None:
     model = network()
     optimizer = sgd(model)
-    loader = mine(DataLoader(Slow(96), batch_size=4), model, optimizer, **SAMPLES)
-    (note,) = (note for note in loader.notes if "the data can feed gamma 4" in note)
+    loader = mine(DataLoader(Slow(96), batch_size=4), model, optimizer, **{**SAMPLES, "gamma": 8})
+    (note,) = (note for note in loader.notes if "the data can feed gamma 8" in note)
     each = float(note.split("read in ")[1].split(" ms")[0])
     assert 10 <= each < 40
-    with pytest.warns(
-        RuntimeWarning, match=r"cannot feed gamma 4: the 16 candidates .*lower gamma .*oracle_num_workers="
-    ):
+    with pytest.warns(RuntimeWarning, match=r"cannot feed gamma 8: the 32 candidates .*mine_every=.*stored decoded"):
         list(islice(draws(loader, model, optimizer), UNJUDGED + JUDGED + 1))
     loader.close()
 
@@ -63,7 +61,7 @@ def test_who_asks_for_no_more_than_can_be_read_is_not_warned() -> None:
     assert feed().warning(0.4, 0.0) is None, "draws come without any waiting: what was measured at the start was wrong"
     said = feed(loads_each_view=True).warning(0.4, 9.0)
     assert said is not None
-    for part in ("in 1.6 s", "lower gamma (to 2)", "oracle_num_workers=8", "transform=, apart", "enough for gamma 2.5"):
+    for part in ("in 1.6 s", "gamma=2;", "oracle_num_workers=8 for", "transform=, apart", "enough for gamma 2.5"):
         assert part in said
     assert "transform=" not in (feed().warning(0.4, 9.0) or "")
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train import mine
 from infer2train.loader.loader import MinedLoader
+from infer2train.observe.runlog import read_rows
 from infer2train.sources.window import HEAD, WindowItems, item_id, write_items
 from mined_runs import CLASSES, SIZE, Jittered, draws, equal, network, sgd, state_of
 
@@ -140,11 +141,15 @@ def test_draws_pick_from_the_window_that_the_pass_is_in() -> None:
     loader.close()
 
 
-def test_views_of_an_item_are_made_by_a_transform_apart_and_the_hardest_is_trained_on() -> None:
-    loader, model, optimizer = mined(method="nm-augment", transform=lambda x: x + torch.randn(1), **UNRAMPED)
+def test_views_of_an_item_are_made_by_a_transform_apart_and_the_hardest_is_trained_on(tmp_path: Path) -> None:
+    loader, model, optimizer = mined(
+        method="nm-augment", transform=lambda x: x + torch.randn(1), log_dir=tmp_path, log_every=1, **UNRAMPED
+    )
     for draw in draws(loader, model, optimizer):
         assert draw.scores is not None
         assert np.array_equal(draw.chosen % 3, draw.scores.view(-1, 3).argmax(1))
+    assert loader.mining.window == WINDOW
+    assert sum(row["kind"] == "step" for row in read_rows(tmp_path)) == 12
     loader.close()
 
 

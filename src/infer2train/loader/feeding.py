@@ -26,13 +26,13 @@ from infer2train.pool.pools import pool_of
 
 READ = 8
 """Candidates that are read to see how long it takes."""
-UNJUDGED, JUDGED = 3, 10
+UNJUDGED, JUDGED = 3, 7
 """Draws of the trainer that are left out, since things are warming up, and draws by whose median it is judged."""
 MOST_TRIES, ENOUGH_SECONDS = 3, 0.02
 """They are read so often, or until it has taken so long."""
 MOST_WORKERS = 64
 """More are nobody's remedy."""
-WORTH_A_WARNING = 0.05
+WORTH_A_WARNING = 0.2
 """A draw whose candidates are read in less than this is not worth one (seconds)."""
 
 
@@ -80,16 +80,17 @@ class Feed:
         if reading <= training_seconds or reading < WORTH_A_WARNING:
             return None
         gamma = training_seconds / reading * self.mining.gamma
-        remedies = [f"lower gamma (to {max(1, int(gamma))})"]
+        times = math.ceil(reading / training_seconds)
+        remedies = [f"gamma={int(gamma)}" if gamma >= 1 else f"mine_every={times * self.mining.mine_every}"]
         if (workers := math.ceil(self.processes * reading / training_seconds)) <= MOST_WORKERS:
-            remedies.append(f"oracle_num_workers={workers}, with a core each")
+            remedies.append(f"oracle_num_workers={workers} for each process of the oracle, with a core each")
         if self.loads_each_view:
             remedies.append("transform=, apart from the data set, so that an item is loaded once for all of its views")
+        remedies.append("data stored decoded, or smaller")
         return (
             f"the data cannot feed gamma {self.mining.gamma}: the {self.num_candidates} candidates of a draw are read "
             f"in {reading:.2g} s (processes: {self.processes}), and training takes {training_seconds:.2g} s from one "
-            f"mined draw to the next, enough for gamma {gamma:.2g}. Any of these would do: {'; '.join(remedies)}; data "
-            "stored decoded"
+            f"mined draw to the next, enough for gamma {gamma:.2g}. Any of these would do: {'; '.join(remedies)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def mine(
     wanted: Mining = changed(Mining, mining, settings)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
     passes = passes_of(dataloader, wanted, has_transform=transform is not None)
-    read = dataloader if passes is None else passes.readable()
+    read = dataloader
+    if passes is not None:
+        read, wanted = passes.readable(), replace(wanted, window=passes.width)
     trained_on, scored = sources(read, transform, score_collate, wanted)
     with closing(Reader(scored, ViewWorkers.of(read))) as reader:  # few engines read on here, and begin anew
         host = Host(dataloader=read, model=model, split=split, source=scored, reader=reader)
