@@ -38,7 +38,14 @@ class Counted(Jittered):
 
 
 def feed(**settings: Any) -> Feed:
-    given = {"batch_size": 32, "candidate_seconds": 0.01, "processes": 2, "loads_each_view": False, **settings}
+    given = {
+        "batch_size": 32,
+        "candidate_seconds": 0.01,
+        "processes": 2,
+        "num_oracles": 1,
+        "loads_each_view": False,
+        **settings,
+    }
     return Feed(mining=Mining(gamma=10), **given)
 
 

@@ -46,6 +46,8 @@ class Feed:
     """Reading and transforming one, in one process."""
     processes: int
     """That do it at a time."""
+    num_oracles: int
+    """Processes of oracles, of which each has as many of them."""
     loads_each_view: bool
     """Whether an item is loaded anew for each view of it."""
 
@@ -82,7 +84,8 @@ class Feed:
         gamma = training_seconds / reading * self.mining.gamma
         times = math.ceil(reading / training_seconds)
         remedies = [f"gamma={int(gamma)}" if gamma >= 1 else f"mine_every={times * self.mining.mine_every}"]
-        if (workers := math.ceil(self.processes * reading / training_seconds)) <= MOST_WORKERS:
+        workers = math.ceil(self.processes * reading / training_seconds / self.num_oracles)
+        if workers <= MOST_WORKERS:
             remedies.append(f"oracle_num_workers={workers} for each process of the oracle, with a core each")
         if self.loads_each_view:
             remedies.append("transform=, apart from the data set, so that an item is loaded once for all of its views")
@@ -119,12 +122,13 @@ def measured_feed(
     at = _candidates(ids, choices, mining.gamma)
     seconds = _fastest(partial(read, at))
     oracles, others = pool_of(mining).cores(mining)
-    processes = max(1, num_workers) * (mining.oracle_workers if oracles else 1)
+    num_oracles = mining.oracle_workers if oracles else 1
     return Feed(
         mining=mining,
         batch_size=batch_size,
         candidate_seconds=seconds / len(at),
-        processes=max(1, min(processes, len(oracles or others))),
+        processes=max(1, min(num_oracles * max(1, num_workers), len(oracles or others))),
+        num_oracles=num_oracles,
         loads_each_view=choices.candidates in ("views", "anchors") and not has_transform,
     )
 

@@ -111,8 +111,10 @@ class Passes:
         for path in self._folder.glob("*.window"):
             path.unlink()
         self._number, self._is_whole, self._marks = number, False, {}
-        self._start = position - position % self.draws_per_window
-        self._count = self._start * self._batch_size
+        mark = self._mark
+        is_near = mark is not None and mark.number == number and mark.place <= position * self._batch_size
+        self._count = mark.place if mark is not None and is_near else self._window_of(position)
+        self._start = self._count // self._batch_size
         self.reach(position)
         if len(self) == 0:
             raise ValueError(
@@ -141,10 +143,12 @@ class Passes:
         return self._ids(position * self._batch_size, (position + 1) * self._batch_size)
 
     def offered(self, position: int) -> Int64[np.ndarray, " w"]:
-        """The ids that candidates of a draw may be: those of its window that are in a batch."""
-        first = position - position % self.draws_per_window
-        last = min(first + self.draws_per_window, len(self))
-        return self._ids(first * self._batch_size, last * self._batch_size)
+        """The ids that candidates of a draw may be: those of its window that are in a batch.
+
+        The last window of a pass is filled up with the items before it.
+        """
+        last = min(self._window_of(position) + self.width, len(self) * self._batch_size)
+        return self._ids(max(0, last - self.width), last)
 
     def close(self) -> None:
         """Stop the reader, and delete the files. May be called twice."""
@@ -152,6 +156,10 @@ class Passes:
         self._finalizer()
 
     # Windows
+
+    def _window_of(self, position: int) -> int:
+        """The place where the window of a draw begins."""
+        return (position - position % self.draws_per_window) * self._batch_size
 
     def _ids(self, first: int, last: int) -> Int64[np.ndarray, " n"]:
         return item_id(self._number, 0) + np.arange(first, min(last, self._count))
@@ -186,9 +194,10 @@ class Passes:
     # Resume
 
     def state_dict(self, position: int) -> dict[str, Any]:
-        """How to come to the window of a draw again."""
-        first = (position - position % self.draws_per_window) * self._batch_size
-        mark = self._marks.get(first)
+        """How to come to what a draw is offered again."""
+        first = self._window_of(position)
+        is_short = self._is_whole and self._count < first + self.width
+        mark = self._marks.get(first - self.width if is_short else first, self._marks.get(first))
         return {"width": self.width, "mark": None if mark is None else mark.as_plain()}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
