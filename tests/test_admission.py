@@ -65,7 +65,7 @@ class Unnumbered(Dataset[Any]):
 @pytest.mark.parametrize(
     ("base", "said"),
     [
-        (lambda: DataLoader(Stream(), batch_size=4), "map-style .*got an IterableDataset; give it __getitem__"),
+        (lambda: DataLoader(Stream(), batch_size=4), "read once: got an IterableDataset without transform="),
         (lambda: DataLoader(Jittered(), batch_size=None), "got batch_size=None; pass batch_size or batch_sampler"),
         (lambda: DataLoader(OwnGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random or"),
         (lambda: DataLoader(OwnTorchGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random"),

@@ -12,7 +12,7 @@ ROOMS = {
     "batches": "",
     "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection scores losses methods collapse",
-    "sources": "albumentations source bits pipeline views collation reader trial replay",
+    "sources": "albumentations source bits pipeline views collation reader trial replay window streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics runlog",
@@ -23,8 +23,8 @@ ROOMS = {
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
-    "loader": "ranks order acknowledgement surroundings accumulation admission remedies rehearsal course parts publisher "
-    "picking health journal loader assembly mine",
+    "loader": "ranks order passes acknowledgement surroundings accumulation admission remedies rehearsal course parts "
+    "publisher picking health journal loader feeding assembly mine",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

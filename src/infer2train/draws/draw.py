@@ -51,7 +51,7 @@ class Draw:
     ids: Int64[np.ndarray, " b"] = field(repr=False)
     """Sample ids of the batch that the user's loader gave."""
     epoch_ids: Int64[np.ndarray, " e"] = field(repr=False)
-    """Every id that the user's sampler gives in this epoch."""
+    """Every id that the user's sampler gives in this epoch; of a stream, those of the window."""
     version: int | None
     """Version of the weights that scored it, or is to; None where no oracle does."""
     candidates: Addresses

@@ -77,6 +77,13 @@ class Mining:
     """Cores of the oracle, such as 1 or 4-7; the trainer gets the others. Default: the last ones, one a worker."""
     queue_depth: int = setting(4, at_least=0, is_place=True)
     """How far the oracle scores ahead of the trainer, with pool=process, as far as versions are published (draws)."""
+    oracle_num_workers: int | None = setting(None, at_least=0, is_place=True)
+    """Processes that read and transform candidates for the oracle, for each of its own. Default: as many as the
+    DataLoader's num_workers."""
+    # A state says itself of which windows it is.
+    window: int | None = setting(None, at_least=1, is_place=True)
+    """Items of a stream (an IterableDataset) that are held at a time, of which draws pick; rounded up to whole batches
+    (items). Default: 2048."""
     staleness: Literal["strict", "freshest"] = "strict"
     """strict: the step decides which weights score a draw, so a run repeats bit for bit; freshest: the newest there."""
     when_late: Literal["wait", "skip"] = "wait"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from infer2train.draws.mining import Mining
 from infer2train.loader.ranks import Ranks
@@ -25,11 +25,6 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
     """
     if not isinstance(dataloader, DataLoader):
         raise ValueError(f"mine() wraps a torch DataLoader: got {type(dataloader).__name__}; build a DataLoader first")
-    if isinstance(dataloader.dataset, IterableDataset):
-        raise ValueError(
-            "mine() needs a map-style data set, whose samples can be read again by their id: got an IterableDataset; "
-            "give it __getitem__ and __len__"
-        )
     if dataloader.batch_sampler is None:
         raise ValueError(
             "mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler"

@@ -18,6 +18,7 @@ from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.table import choices_of, get_score
 from infer2train.draws.mining import Mining
 from infer2train.loader.admission import check_ranks
+from infer2train.loader.feeding import Feed, measured_feed
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import rehearse
 from infer2train.machine.device import device_of
@@ -75,6 +76,8 @@ class Assembly:
     """The settings, with what was left to the machine decided."""
     pool: Pool
     monitor: FidelityMonitor | None
+    feed: Feed | None
+    """How fast candidates are read, where they are read one by one."""
     notes: Notes
 
 
@@ -86,6 +89,7 @@ def sources(
 ) -> tuple[Source, Source]:
     """What is trained on, and what is scored: two sources only where they are collated in two ways."""
     choices, data, collate_fn = choices_of(mining), dataloader.dataset, dataloader.collate_fn
+    workers = ViewWorkers.of(dataloader)
     if isinstance(data, Source):
         if transform is not None:
             raise ValueError("transform must be left out where the data set makes views itself: got both; drop it")
@@ -96,7 +100,7 @@ def sources(
         return data, data
     tried: dict[str, Any] = {
         "transform": transform,
-        "workers": ViewWorkers.of(dataloader),
+        "workers": workers.numbering(max(workers.num_workers, mining.oracle_num_workers or 0)),
         "ids": readable_ids(dataloader),
     }
     if score_collate is None or not choices.looks_at_candidates:
@@ -131,13 +135,15 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
     for decide in (_for_any_size, _for_this_machine):
         mining, more = decide(host, mining, choices)
         notes += more
+    feed = _feed(host, mining)
+    notes += () if feed is None else (feed.note,)
     task = _task(host, mining, choices)
     if task.engine is not None:
         notes += task.engine.notes
         if mining.oracle == "int8":
             mining = replace(mining, oracle=task.engine.name)
     pool, more = kind.built(task, mining, device_of(host.model))
-    return Assembly(mining=mining, pool=pool, monitor=task.monitor, notes=notes + more)
+    return Assembly(mining=mining, pool=pool, monitor=task.monitor, feed=feed, notes=notes + more)
 
 
 def _default_chunk(host: Host, gamma: int) -> int:
@@ -176,6 +182,21 @@ def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining,
     )
     warnings.warn(reason, RuntimeWarning, stacklevel=4)
     return replace(mining, oracle=ANY_SIZE), (reason,)
+
+
+def _feed(host: Host, mining: Mining) -> Feed | None:
+    """How fast the user's data set is read; the package's own views of images are measured where they are made."""
+    if not isinstance(host.source, Replay):
+        return None
+    workers = ViewWorkers.of(host.dataloader).numbering(mining.oracle_num_workers)
+    return measured_feed(
+        host.reader.batch,
+        readable_ids(host.dataloader),
+        mining,
+        batch_size=usual_batch_size(host.dataloader) or CHUNK_ON_CPU,
+        num_workers=workers.num_workers,
+        has_transform=host.source.has_transform,
+    )
 
 
 def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
@@ -219,7 +240,7 @@ def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
     monitor = None
     if engine is not None and score is not None:
         monitor = FidelityMonitor(samples, score, engine.device, mines_views=choices.candidates == "views")
-    workers = ViewWorkers.of(host.dataloader, scores_on)
+    workers = ViewWorkers.of(host.dataloader, scores_on).numbering(mining.oracle_num_workers)
     return ScoringTask(
         source=host.source, reader=host.reader, view_workers=workers, engine=engine, scorer=scorer, monitor=monitor
     )

@@ -12,6 +12,7 @@ from infer2train.draws.mining import Mining
 from infer2train.draws.versions import EpochSteps
 from infer2train.loader.acknowledgement import Pace
 from infer2train.loader.order import Batches, epoch_batches, fingerprint, global_batches
+from infer2train.loader.passes import Passes
 from infer2train.loader.ranks import Ranks
 
 REMEDIES = (
@@ -32,16 +33,17 @@ class Course:
         mining: whose steps they are.
         has_oracle: whether anybody counts steps for sure.
         ranks: of the run, which all stand at the same place.
+        passes: of the stream that is read; None where a sampler gives the order.
     """
 
-    def __init__(self, mining: Mining, has_oracle: bool, ranks: Ranks) -> None:
-        self._mining, self._has_oracle, self._ranks = mining, has_oracle, ranks
+    def __init__(self, mining: Mining, has_oracle: bool, ranks: Ranks, passes: Passes | None = None) -> None:
+        self._mining, self._has_oracle, self._ranks, self._passes = mining, has_oracle, ranks, passes
         self.epoch, self.position = 0, 0
         """The epoch under way or the next one, and how many of its draws were handed out."""
         self.draws, self.steps = 0, 0
         """Draws handed out and steps acknowledged, over the run."""
         self.epoch_ids: Int64[np.ndarray, " e"] = np.empty(0, dtype=np.int64)
-        self._batches: Batches = []
+        self._batches: Batches | Passes = []
         self._first: EpochSteps | None = None
         self._order: str | None = None
         self._is_open, self._is_resumed = False, False
@@ -55,7 +57,9 @@ class Course:
 
     @property
     def left(self) -> int:
-        """Draws of the epoch that are to come."""
+        """Draws of the epoch that are to come; of a stream, as far as is known, and none only at its end."""
+        if self._passes is not None:
+            self._passes.reach(self.position)
         return len(self._batches) - self.position
 
     @property
@@ -77,6 +81,10 @@ class Course:
         """Of the draw that comes after so many others of the epoch."""
         return self._batches[self.position + ahead]
 
+    def offered(self, ahead: int) -> Int64[np.ndarray, " e"]:
+        """Those that the candidates of that draw may have."""
+        return self.epoch_ids if self._passes is None else self._passes.offered(self.position + ahead)
+
     # The epoch
 
     def read_order(self, dataloader: "DataLoader[Any]") -> bool:
@@ -90,9 +98,15 @@ class Course:
             assert self._first is not None
             self._warn_of_a_long_look(self.draws - self._first.first_draw)
             self.draws, self.position = self._first.first_draw, 0
+            if self._passes is not None:
+                self._passes.begin(self.epoch, 0)
             return False
         if self._is_open and not self._is_resumed:
             self.epoch, self.position = self.epoch + 1, 0
+        if self._passes is not None:
+            self._passes.begin(self.epoch, self.position)
+            self._batches = self._passes
+            return True
         batches = epoch_batches(dataloader, self._mining.seed, self.epoch)
         self._batches = global_batches(dataloader, batches, self._ranks)
         self.epoch_ids = np.concatenate(self._batches)
@@ -107,7 +121,9 @@ class Course:
         Raises:
             ValueError: the sampler gives another order than before the resume.
         """
-        order, begins = fingerprint(self._batches), not self._is_resumed or self._first is None
+        # What a stream gives again is found out where it is read.
+        order = "" if isinstance(self._batches, Passes) else fingerprint(self._batches)
+        begins = not self._is_resumed or self._first is None
         if begins:
             self._first = EpochSteps(
                 first_draw=self.draws, first_step=self.steps, accumulation_steps=self._mining.accumulation_steps
@@ -149,7 +165,7 @@ class Course:
             return
         steps_per_epoch = -(-len(self._batches) // mining.accumulation_steps)
         message = None
-        if self.is_new and mining.update_every > STALE_EPOCHS * steps_per_epoch:
+        if self.is_new and self._passes is None and mining.update_every > STALE_EPOCHS * steps_per_epoch:
             message = (
                 f"the oracle gets new weights every {mining.update_every} steps, an epoch has {steps_per_epoch}: "
                 f"lower update_every, to {max(1, steps_per_epoch // 2)} for example"
@@ -212,10 +228,17 @@ class Course:
             "order": self._order,
             "first_draw": self._first.first_draw if self._first else 0,
             "first_step": self._first.first_step if self._first else 0,
+            **({} if self._passes is None else {"stream": self._passes.state_dict(self.position)}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there: the epoch that was under way is finished first."""
+        """Go on from there: the epoch that was under way is finished first.
+
+        Raises:
+            ValueError: a stream is read in other windows.
+        """
+        if self._passes is not None:
+            self._passes.load_state_dict(state.get("stream"))
         self._pace.is_one_by_one = state["is_one_by_one"]
         self.epoch, self.position = state["epoch"], state["position"]
         self.draws, self.steps = state["draws"], state["steps"]

@@ -24,6 +24,7 @@ from infer2train.loader.course import REMEDIES, Course
 from infer2train.loader.journal import Journal
 from infer2train.loader.order import OwnOrder, draws_in_epoch, global_batch_size, usual_batch_size
 from infer2train.loader.parts import Parts
+from infer2train.loader.passes import Passes
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
@@ -66,13 +67,14 @@ class MinedLoader:
         trainer: AddressPipeline,
         live: LiveModel | None = None,
         surroundings: Surroundings | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
         self._dataloader, self._pool, self._model = dataloader, pool, model
         self._surroundings = surroundings or OwnLoop(model)
         self._meter, self._ranks = Meter(), Ranks.here()
-        self._course = Course(self.mining, self._has_oracle, self._ranks)
+        self._course = Course(self.mining, self._has_oracle, self._ranks, passes)
         self._publisher = Publisher(model, pool, self.mining, live, self._meter, self._ranks)
         assert mining.oracle_chunk is not None
         parts = Parts(self._ranks, method.choices, mining.oracle_chunk)
@@ -83,7 +85,8 @@ class MinedLoader:
         # Who is asked for totals must not keep the loader: one that is let go of counts no more steps.
         self._totals = partial(running_totals, self._meter, pool, perf_counter())
         self._mark: Totals = self.totals()
-        draws_per_epoch = partial(draws_in_epoch, dataloader, self._ranks)
+        in_epoch, in_window = partial(draws_in_epoch, dataloader, self._ranks), passes and passes.draws_per_window
+        draws_per_epoch = in_epoch if in_window is None else partial(int, in_window)
         self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for; by the first rank."""
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
@@ -217,7 +220,7 @@ class MinedLoader:
             epoch=course.epoch,
             step=step,
             ids=course.ids(ahead),
-            epoch_ids=course.epoch_ids,
+            epoch_ids=course.offered(ahead),
             version=self._publisher.version_for(step),
         )
 

@@ -17,8 +17,10 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, scaler_of, untouched
 from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.assembly import Host, assembled, sources
+from infer2train.loader.feeding import FeedWatch
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
+from infer2train.loader.passes import passes_of
 from infer2train.loader.surroundings import OwnLoop, taken_apart
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
@@ -50,8 +52,9 @@ def mine(
 
     Args:
         dataloader: your own, unchanged: a map-style data set with its augmentation inside, any sampler, any
-            `collate_fn`, any number of workers. It is only read. Or what Accelerate or Fabric has made of it; batches
-            then go where that would send them.
+            `collate_fn`, any number of workers. It is only read. Or one over an iterable data set, whose items draws
+            pick from `window` by `window`; or what Accelerate or Fabric has made of it: batches then go where that
+            would send them.
         model: what you train. Its weights are copied every `update_every` steps and never touched.
         optimizer: its steps are counted by a hook; a list where several train the model. A loader that counted them
             before is closed. Leave it out and call `loader.step_done()` after each step instead.
@@ -105,15 +108,23 @@ def mine(
         wanted = replace(wanted, accumulation_steps=surroundings.accumulation_steps)
         told = (f"accumulation_steps is {wanted.accumulation_steps}, as Accelerate accumulates gradients",)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
-    trained_on, scored = sources(base, transform, score_collate, wanted)
-    with closing(Reader(scored, ViewWorkers.of(base))) as reader:  # few engines read on here, and begin anew
-        host = Host(dataloader=base, model=model, split=split, source=scored, reader=reader)
-        method.survey(host.read, readable_ids(base))
+    passes = passes_of(base, wanted, has_transform=transform is not None)
+    read = base
+    if passes is not None:
+        read, wanted = passes.readable(), replace(wanted, window=passes.width)
+    trained_on, scored = sources(read, transform, score_collate, wanted)
+    with closing(Reader(scored, ViewWorkers.of(read))) as reader:  # few engines read on here, and begin anew
+        host = Host(dataloader=read, model=model, split=split, source=scored, reader=reader)
+        method.survey(host.read, readable_ids(read))
         assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
     live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
-    trainer = AddressPipeline(trained_on, like=base)
-    loader = MinedLoader(base, model, assembly.mining, method, assembly.pool, trainer, live, surroundings)
+    trainer = AddressPipeline(trained_on, like=read)
+    loader = MinedLoader(base, model, assembly.mining, method, assembly.pool, trainer, live, surroundings, passes)
     loader.notes = told + assembly.notes
+    if assembly.feed is not None:
+        loader.timeline.listen(FeedWatch(assembly.feed).add)
+    if passes is not None:
+        loader.on_close(passes.close)
     loader.on_close(reader.close)
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due

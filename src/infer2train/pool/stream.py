@@ -59,7 +59,7 @@ class StreamPool(Pool):
         if isinstance(task.source, Replay) and task.view_workers.num_workers == 0:
             raise ValueError(
                 "pool='stream' needs views that leave the trainer's random state alone: got a data set whose "
-                "transforms draw from it, and num_workers=0; pass num_workers=1 or more to the DataLoader"
+                "transforms draw from it, and num_workers=0; pass oracle_num_workers=1 or more"
             )
         self.queue_depth = queue_depth
         self._pool = InlinePool(task)

@@ -10,7 +10,7 @@ persistent, never blocks and never runs dry.
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,19 @@ class ViewWorkers:
             prefetch_factor=dataloader.prefetch_factor,
             persistent_workers=dataloader.persistent_workers,
         )
+
+    def numbering(self, num_workers: int | None) -> "ViewWorkers":
+        """The same, but so many; None for as many as there are.
+
+        Example:
+            >>> ViewWorkers(num_workers=4, prefetch_factor=2).numbering(0).prefetch_factor is None
+            True
+        """
+        if num_workers is None or num_workers == self.num_workers:
+            return self
+        if num_workers > 0:
+            return replace(self, num_workers=num_workers)
+        return ViewWorkers(pin_memory=self.pin_memory, worker_init_fn=self.worker_init_fn)
 
 
 class AddressPipeline:

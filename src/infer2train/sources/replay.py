@@ -70,7 +70,7 @@ class Replay(Itemwise):
         if isinstance(dataset, IterableDataset):
             raise ValueError(
                 "a data set must be map-style, so that a sample can be read again by its id: got an IterableDataset; "
-                "give it __getitem__ and __len__"
+                "give it __getitem__ and __len__, or have mine() read it window by window"
             )
         self._dataset, self._ids = dataset, ids
         self._collate_fn = collate_fn
@@ -86,6 +86,11 @@ class Replay(Itemwise):
     @property
     def ids(self) -> Int64[np.ndarray, " n"]:
         return super().ids if self._ids is None else self._ids
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether the random transform is apart from the data set."""
+        return self._transform is not None
 
     def __len__(self) -> int:
         return len(self._dataset)

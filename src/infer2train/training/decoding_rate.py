@@ -40,7 +40,8 @@ def decoding_warning(run: Run) -> str | None:
         f"{config.method} looks at γ·B = {num_candidates} images a draw, and {per_second:.0f} a second can be decoded "
         f"here (processes: {processes}): {num_candidates / per_second:.2g} s, where training takes "
         f"{between_seconds:.2g} s from one such draw to the next. Decoding keeps up with γ = {gamma:.3g}: raise "
-        f"--num-workers, lower --gamma, or pass --decode once --image-size {size} for a cache of {cache_gb:.2g} GB"
+        f"--oracle-num-workers, lower --gamma, or pass --decode once --image-size {size} for a cache of "
+        f"{cache_gb:.2g} GB"
     )
 
 
@@ -48,7 +49,8 @@ def _processes(config: RunConfig) -> int:
     """How many decode for the oracle at a time."""
     oracles, trainers = pool_of(config).cores(config)
     workers = config.oracle_workers if oracles else 1
-    return min(workers * max(1, config.num_workers), len(oracles or trainers))
+    own = config.num_workers if config.oracle_num_workers is None else config.oracle_num_workers
+    return min(workers * max(1, own), len(oracles or trainers))
 
 
 def _probe(num_samples: int, rows: int) -> Addresses:

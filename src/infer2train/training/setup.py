@@ -208,7 +208,7 @@ def assembled(
     size = config.crop_size or stored
     assert size is not None, "checked before"
     # Other processes, which make views or score, read the images where they are.
-    home = torch.device("cpu") if config.num_workers > 0 else device
+    home = torch.device("cpu") if config.num_workers or config.oracle_num_workers else device
     training_home = torch.device("cpu") if pool_of(config).runs_beside else home
     training_images = views_of(train, make_view(config.view, size), training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
