@@ -1,7 +1,7 @@
 """Scikit-learn's digits under Lightning. `lightning_mined.py` is the same program, mined: two lines differ.
 
-    python examples/lightning_plain.py
-    python examples/lightning_mined.py
+python examples/lightning_plain.py
+python examples/lightning_mined.py
 """
 
 import random
@@ -78,8 +78,8 @@ def main() -> None:
     """Train for a few epochs, and print the error of validation."""
     L.seed_everything(0)
     trainer = L.Trainer(
-        max_epochs=5,
-        callbacks=[Mining(method="nm-augment-soft", gamma=10, update_every=10)],
+        max_epochs=2,
+        callbacks=[Mining(method="nm-augment", gamma=4, update_every=10)],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

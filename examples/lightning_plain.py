@@ -1,7 +1,7 @@
 """Scikit-learn's digits under Lightning. `lightning_mined.py` is the same program, mined: two lines differ.
 
-    python examples/lightning_plain.py
-    python examples/lightning_mined.py
+python examples/lightning_plain.py
+python examples/lightning_mined.py
 """
 
 import random
@@ -76,7 +76,7 @@ def main() -> None:
     """Train for a few epochs, and print the error of validation."""
     L.seed_everything(0)
     trainer = L.Trainer(
-        max_epochs=5,
+        max_epochs=2,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

@@ -1,10 +1,10 @@
-"""Mining with Lightning: a callback, by which the trainer iterates mined draws and module and data module stay as they
-are.
+"""Mining with Lightning: a callback, by which a trainer iterates mined draws; module and data module stay as they are.
 
-It stands between the loop of `fit` and wherever that has its training loader from: the user's DataLoader is asked for as
-ever, and what stands before it is iterated. Lightning fetches nothing ahead from a loader that has a length, so a draw is
-asked for when the step before it is done, as in a plain loop, and scored by the same weights. Where an epoch begins, and
-where a resumed one goes on, Lightning's own progress says. Validation, testing and prediction are left alone.
+It stands between the loop of `fit` and wherever that has its training loader from: the user's DataLoader is asked for
+as ever, and what mines in front of it is iterated. Lightning fetches nothing ahead from a loader that has a length: a
+draw is asked for when the step before it is done, as in a plain loop, and scored by the same weights. Where an epoch
+begins, and where a resumed one goes on, Lightning's own progress says. Validation, testing and prediction are left
+alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
@@ -43,16 +43,15 @@ class Mining(Callback):
     Args:
         mining: settings that several callbacks share. Default: those of `infer2train.Mining()`.
         model: what of the module is scored, where that is not its `forward`: `lambda module: module.network`.
-        transform: as `mine()` has it; so are the next three.
-        score_collate: makes the batches that are scored, where `collate_fn` mixes.
-        split: batch -> (inputs, targets), with whatever the module does to a batch before it trains on it.
+        transform: as `mine()` has it.
+        score_collate: likewise.
+        split: batch -> (inputs, targets), with whatever the module's hooks do to a batch before it is trained on.
         log_dir: a run folder of our own, beside Lightning's loggers.
         settings: fields of `infer2train.Mining`. `accumulation_steps` is the trainer's `accumulate_grad_batches`; it is
             given only under manual optimisation that accumulates.
 
     Raises:
-        ValueError: an unknown name; when `fit` starts, what `mine()` refuses, and what a trainer cannot do yet with
-            mining.
+        ValueError: an unknown name; when `fit` starts, what `mine()` refuses, and what a trainer cannot do with mining.
 
     Example:
         >>> trainer = L.Trainer(max_epochs=90, callbacks=[Mining(method="nm-augment", gamma=10)])
@@ -61,8 +60,6 @@ class Mining(Callback):
 
     loader: MinedLoader | None = None
     """What is trained on; closed after `fit`."""
-    is_batch_open = False
-    """Whether a batch is being trained on, or was when a run was interrupted that goes on."""
 
     def __init__(
         self,
@@ -77,32 +74,32 @@ class Mining(Callback):
     ) -> None:
         self._mining: Settings = changed(Settings, mining, settings)
         self._model, self._split = model, split
-        self._options = {"transform": transform, "score_collate": score_collate, "log_dir": log_dir}
-        self._is_open = False
-        self._module: LightningModule | None = None
+        self._options: dict[str, Any] = {"transform": transform, "score_collate": score_collate, "log_dir": log_dir}
+        self._trainer: Any = None
+        self._module: Any = None
+        self._is_running = False
         self._state: dict[str, Any] = {}
-        self._logged = 0
+        self._logged_step = 0
 
-    # The course of `fit`
+    # The course of `fit`. Trainers are Any: theirs have attributes that their class does not declare.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
         _refuse_trainer(trainer)
         if trainer.global_step == 0 or pl_module is not self._module:
-            self._state = {}  # else it goes on from where the last `fit` of this trainer ended, as Lightning does
-        self.loader, self._module, self.is_batch_open = None, pl_module, False
+            self._state = {}  # else it goes on from where this trainer's last `fit` has ended, as Lightning does
+        self.loader, self._trainer, self._module = None, trainer, pl_module
         trainer.fit_loop._data_source = _MinedSource(trainer.fit_loop._data_source, trainer, self)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Not before: the sanity check, and a search for a learning rate or a batch size, are no training.
-        batches = trainer.train_dataloader
-        assert isinstance(batches, Batches)
+        check_model(trainer.model)  # pl_module does not show that a strategy shards it
         settings = self._settings(trainer, pl_module)
-        check_model(trainer.model)
-        self._refuse_batch_hooks(trainer, pl_module, settings)
+        if self._split is None and choices_of(settings).looks_at_candidates:
+            _refuse_batch_hooks(pl_module, trainer.datamodule)
         self.loader = mine(
-            batches.base,
+            trainer.train_dataloader.base,
             pl_module if self._model is None else self._model(pl_module),
             trainer.optimizers,
             settings,
@@ -110,83 +107,67 @@ class Mining(Callback):
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             **self._options,
         )
-        self._is_open = True
+        self._is_running = True
         if self._state:
             self._restore(self.loader, pl_module)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.is_batch_open = True
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._require_penalty(trainer.train_dataloader)
+        # Steps as Lightning counts them for its loggers: under manual optimisation every batch is one.
+        step = trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx + 1
+        if step != self._logged_step and trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
+            self._logged_step = step
+            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self.loader is not None
-        self.is_batch_open, last = False, self.loader.last
-        if last is not None and last.log_probabilities is not None and not trainer.train_dataloader.is_penalty_asked:
+        if (metrics := self._metrics())["mining/draws"]:
+            pl_module.log_dict(metrics, on_step=False, on_epoch=True)
+        if _progress(trainer).completed >= trainer.num_training_batches:
+            self.loader.end_epoch()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.loader is not None:
+            self.loader.journal.pause()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.loader is not None:
+            self.loader.journal.go_on()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._leave(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._leave(trainer)
+
+    def _leave(self, trainer: Any) -> None:
+        if isinstance(source := trainer.fit_loop._data_source, _MinedSource):
+            trainer.fit_loop._data_source = source.source
+        if self.loader is not None and self._is_running:
+            self._state, self._is_running = self.state_dict(), False
+            del self._state["loader"]["rng"]  # whoever goes on in this process has drawn since
+            self.loader.close()
+
+    # On the way
+
+    def _settings(self, trainer: Any, pl_module: Any) -> Settings:
+        given, steps = self._mining.accumulation_steps, trainer.accumulate_grad_batches
+        if not pl_module.automatic_optimization:
+            return self._mining
+        if given not in (1, steps):
+            raise ValueError(
+                f"accumulation_steps is the trainer's accumulate_grad_batches: got {given} and {steps}; leave it out"
+            )
+        return replace(self._mining, accumulation_steps=steps)
+
+    def _require_penalty(self, batches: "Batches") -> None:
+        assert self.loader is not None
+        last = self.loader.last
+        if last is not None and last.log_probabilities is not None and not batches.is_penalty_asked:
             raise ValueError(
                 f"{self.loader.mining.method} adds a penalty to the loss: got a training_step that does not ask for "
                 f"it; write in it, before it returns the loss: {PENALTY}"
             )
-        # Steps as Lightning counts them for its loggers: under manual optimisation every batch is one.
-        step = trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx + 1
-        if step != self._logged and trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
-            self._logged = step
-            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.loader is not None
-        if (metrics := self._metrics())["mining/draws"]:
-            pl_module.log_dict(metrics, on_step=False, on_epoch=True)
-        if trainer.fit_loop.epoch_loop.batch_progress.current.completed >= trainer.num_training_batches:
-            self.loader.end_epoch()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.loader is not None and self._is_open:
-            self.loader.journal.pause()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.loader is not None and self._is_open:
-            self.loader.journal.go_on()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._leave(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._leave(trainer)
-
-    def _leave(self, trainer: Trainer) -> None:
-        source = trainer.fit_loop._data_source
-        if isinstance(source, _MinedSource):
-            trainer.fit_loop._data_source = source.source
-        if self.loader is not None and self._is_open:
-            self._state, self._is_open = self.state_dict(), False
-            self._state["loader"].pop("rng")  # whoever goes on in this process has drawn since
-            self.loader.close()
-
-    # What it is made with
-
-    def _settings(self, trainer: Trainer, pl_module: LightningModule) -> Settings:
-        if not pl_module.automatic_optimization:
-            return self._mining
-        given, steps = self._mining.accumulation_steps, trainer.accumulate_grad_batches
-        if given not in (1, steps):
-            raise ValueError(
-                f"accumulation_steps must be the trainer's accumulate_grad_batches: got {given} and {steps}; leave it "
-                "out"
-            )
-        return replace(self._mining, accumulation_steps=steps)
-
-    def _refuse_batch_hooks(self, trainer: Trainer, pl_module: LightningModule, settings: Settings) -> None:
-        if self._split is not None or not choices_of(settings).looks_at_candidates:
-            return
-        for owner in (pl_module, trainer.datamodule):
-            for hook in BATCH_HOOKS:
-                if owner is not None and is_overridden(hook, owner):
-                    raise ValueError(
-                        f"an oracle must see a batch as the model does: got {type(owner).__name__}.{hook}, which it "
-                        "does not call; do that in the data set, or pass split=, a function batch -> (inputs, targets) "
-                        "that does it too, without anything random"
-                    )
 
     def _metrics(self) -> dict[str, float]:
         assert self.loader is not None
@@ -195,43 +176,45 @@ class Mining(Callback):
     # Resume
 
     def state_dict(self) -> dict[str, Any]:
-        if self.loader is None or not self._is_open or self._module is None:
+        if self.loader is None or not self._is_running:
             return dict(self._state)
-        loader, last = self.loader.state_dict(), self.loader.last
+        state, last = self.loader.state_dict(), self.loader.last
         is_step_open = last is not None and last.step >= self.loader.steps
         gradients = {
             name: parameter.grad.clone()
             for name, parameter in self._module.named_parameters()
             if is_step_open and parameter.grad is not None
         }
-        return {"loader": loader, "gradients": gradients, "is_batch_open": self.is_batch_open}
+        is_batch_open = self.loader.position > _progress(self._trainer).processed
+        return {"loader": state, "gradients": gradients, "is_batch_open": is_batch_open}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict
 
-    def _restore(self, loader: MinedLoader, pl_module: LightningModule) -> None:
+    def _restore(self, loader: MinedLoader, pl_module: nn.Module) -> None:
         loader.load_state_dict({"rng": rng_state(), **self._state["loader"]})
-        self.is_batch_open = self._state["is_batch_open"]
+        if self._state["is_batch_open"]:
+            loader.take_back()
         for name, parameter in pl_module.named_parameters():
-            if (gradient := self._state["gradients"].get(name)) is not None:
-                parameter.grad = gradient.to(parameter.device)
+            if name in self._state["gradients"]:
+                parameter.grad = self._state["gradients"][name].to(parameter.device)
 
 
 class Batches:
     """What Lightning iterates instead of the user's DataLoader: `trainer.train_dataloader`.
 
-    Everything else of a loader is found in it as in the `MinedLoader`, or in the DataLoader where none is made yet.
+    Whatever else is asked of it is asked of the `MinedLoader`, or of the DataLoader before that is made.
 
     Args:
         base: the user's.
-        trainer: that iterates it.
-        mining: whose loader it hands out.
+        trainer: iterates this.
+        mining: has the loader that this hands out.
     """
 
     is_penalty_asked = False
     """Whether the module has asked for the penalty."""
 
-    def __init__(self, base: "DataLoader[Any]", trainer: Trainer, mining: Mining) -> None:
+    def __init__(self, base: "DataLoader[Any]", trainer: Any, mining: Mining) -> None:
         self.base, self._trainer, self._mining = base, trainer, mining
 
     def __len__(self) -> int:
@@ -241,58 +224,53 @@ class Batches:
         return getattr(self._mining.loader or self.base, name)
 
     def __iter__(self) -> Iterator[Any]:
-        # Called long before the first batch is asked for: nothing happens until then.
+        # Lightning calls this before training starts. Nothing happens until the first batch is asked for.
         loader = self._mining.loader
         if loader is None:
             yield from self.base
-        elif self._join(loader):
+        elif _progress(self._trainer).completed < self._trainer.num_training_batches:  # else a resumed epoch is over
+            self._join(loader)
             yield from loader
 
     def penalty(self, outputs: Any) -> Tensor:
         """What the method adds to the loss, see `MinedLoader.penalty`."""
-        self.is_penalty_asked = True
-        loader = self._mining.loader
+        self.is_penalty_asked, loader = True, self._mining.loader
         return logits_of(outputs).new_zeros(()) if loader is None else loader.penalty(outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the callback's has it. Lightning warns of a loader that has none."""
+        """Nothing: the callback has it. Of a loader without this method, Lightning warns that it is not resumed."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Nothing, likewise."""
 
-    def _join(self, loader: MinedLoader) -> bool:
+    def _join(self, loader: MinedLoader) -> None:
         """Bring the loader to where Lightning stands in its epoch.
 
-        Returns:
-            Whether anything is left of it.
-
         Raises:
-            ValueError: the loader cannot be there.
+            ValueError: it cannot be there.
         """
-        trainer = self._trainer
-        done, there = trainer.fit_loop.epoch_loop.batch_progress.current.completed, loader.position
-        if trainer.lightning_module.automatic_optimization:
-            _require_accumulation(loader.mining.accumulation_steps, trainer.accumulate_grad_batches)
-        if done >= trainer.num_training_batches:
-            return False
-        if self._mining.is_batch_open and there == done + 1:
-            loader.take_back()  # the run was interrupted in the midst of it
-        elif done == 0:
-            loader.end_epoch()
-        elif done != there:
+        trainer, mined = self._trainer, loader.mining.accumulation_steps
+        if trainer.lightning_module.automatic_optimization and mined != trainer.accumulate_grad_batches:
             raise ValueError(
-                f"an epoch under way is resumed from a checkpoint of a mined run: got batch {done} of Lightning's epoch "
-                f"and {there} of what is mined; resume from a checkpoint that was saved at the end of an epoch, or by "
-                "a trainer with this callback"
+                "all steps of a mined run have the same number of batches: got accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches} after {mined}; leave out the GradientAccumulationScheduler"
             )
-        return True
+        if (done := _progress(trainer).completed) == loader.position:
+            return
+        if done > 0:
+            raise ValueError(
+                f"an epoch under way is resumed from a checkpoint of a mined run: got batch {done} of Lightning's "
+                f"epoch and {loader.position} of what is mined; resume from a checkpoint that was saved at the end of "
+                "an epoch, or by a trainer with this callback and the same limit_train_batches"
+            )
+        loader.end_epoch()
 
 
 class _MinedSource:
     """Where `fit` has its training loader from, with what mines in front of it."""
 
-    def __init__(self, source: Any, trainer: Trainer, mining: Mining) -> None:
+    def __init__(self, source: Any, trainer: Any, mining: Mining) -> None:
         self.source, self._trainer, self._mining = source, trainer, mining
 
     def __getattr__(self, name: str) -> Any:
@@ -302,12 +280,19 @@ class _MinedSource:
         base = self.source.dataloader()
         check_loader(base)
         if self._trainer.overfit_batches and not isinstance(base.sampler, SequentialSampler):
-            raise ValueError("overfit_batches needs a loader that does not shuffle: got one that does; pass shuffle=False")
+            raise ValueError(
+                "overfit_batches needs a loader that does not shuffle: got one that does; pass shuffle=False"
+            )
         return Batches(base, self._trainer, self._mining)
 
 
-def _refuse_trainer(trainer: Trainer) -> None:
-    """Refuse what a trainer cannot do yet with mining.
+def _progress(trainer: Any) -> Any:
+    """Batches of the trainer's epoch, as far as they are processed and completed."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current
+
+
+def _refuse_trainer(trainer: Any) -> None:
+    """Refuse what a trainer cannot do with mining.
 
     Raises:
         ValueError: the rule, what was got, the remedy.
@@ -316,17 +301,24 @@ def _refuse_trainer(trainer: Trainer) -> None:
         raise ValueError(
             f"mining works with one training process for now: got {trainer.world_size}; pass devices=1, num_nodes=1"
         )
-    if trainer.reload_dataloaders_every_n_epochs:
+    if (every := trainer.reload_dataloaders_every_n_epochs) > 0:
         raise ValueError(
-            "a mined run reads one data set: got "
-            f"reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}; leave it out, and change "
-            "what is read in the data set or its sampler"
+            f"a mined run reads one data set: got reload_dataloaders_every_n_epochs={every}; leave it out, and change "
+            "what is read by the sampler"
         )
 
 
-def _require_accumulation(mined: int, trainer: int) -> None:
-    if mined != trainer:
-        raise ValueError(
-            f"every step of a mined run has the same number of batches: got accumulate_grad_batches={trainer} after "
-            f"{mined}; leave out the GradientAccumulationScheduler"
-        )
+def _refuse_batch_hooks(*owners: Any) -> None:
+    """Refuse hooks that change a batch behind the oracle's back.
+
+    Raises:
+        ValueError: a module or data module has one.
+    """
+    for owner in owners:
+        for hook in BATCH_HOOKS:
+            if owner is not None and is_overridden(hook, owner):
+                raise ValueError(
+                    f"an oracle must see a batch as the model does: got {type(owner).__name__}.{hook}, which it does "
+                    "not call; do that in the data set, or pass split=, a function batch -> (inputs, targets) that "
+                    "does it too, without anything random"
+                )
