@@ -87,6 +87,14 @@ class ByHand(Module):
         return [torch.optim.SGD(parameters[part :: self.parts], lr=0.1, momentum=0.9) for part in range(self.parts)]
 
 
+class Iterates(Module):
+    """Fetches its batches itself."""
+
+    def training_step(self, dataloader_iter: Iterator[Any]) -> Any:  # type: ignore[override]
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
 class Watch(L.Callback):
     """Keeps each draw, after its batch."""
 

@@ -17,7 +17,21 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning_runs import DRAWS, EPOCHS, SETTINGS, ByHand, Data, Distilled, Module, SaveAt, fitted, plain, trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning_runs import (
+    DRAWS,
+    EPOCHS,
+    SETTINGS,
+    ByHand,
+    Data,
+    Distilled,
+    Iterates,
+    Module,
+    SaveAt,
+    fitted,
+    plain,
+    trainer,
+)
 
 from infer2train.draws.draw import Draw
 from infer2train.integrations.lightning import Batches, Mining
@@ -75,12 +89,29 @@ def test_max_steps_ends_where_lightning_does() -> None:
     assert mining.loader.steps == 8
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_manual_optimisation_is_the_plain_loop_s(parts: int) -> None:
-    module, draws, _ = fitted(ByHand(parts=parts))
+@pytest.mark.parametrize(
+    "module",
+    [ByHand, lambda: ByHand(parts=2), Iterates],
+    ids=["manual optimisation", "two optimisers", "dataloader_iter"],
+)
+def test_other_training_steps_are_the_plain_loop_s(module: Any) -> None:
+    module, draws, _ = fitted(module(), limit_val_batches=0)
     other, expected = plain()
     assert same(draws, expected)
     assert equal(state_of(module.network), state_of(other.network))
+
+
+def test_steps_that_a_scaler_skips_are_counted() -> None:
+    class Overflows(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * (float("inf") if batch_idx == 3 else 1)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    _, draws, mining = fitted(Overflows(), plugins=[MixedPrecision("16-mixed", "cpu", scaler)], limit_val_batches=0)
+    assert scaler.get_scale() == 0.5, "three steps were skipped"
+    assert mining.loader is not None
+    assert mining.loader.steps == EPOCHS * DRAWS
+    assert [draw.version for draw in draws] == [4 * (step // 4) for step in range(EPOCHS * DRAWS)]
 
 
 def test_manual_accumulation_is_the_plain_loop_s() -> None:
@@ -249,6 +280,10 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_with_the_same_draws(
 # What is refused
 
 
+class WithoutForward(Module):
+    forward = L.LightningModule.forward
+
+
 class Augments(Module):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch
@@ -267,6 +302,13 @@ class Augments(Module):
             {},
             {},
             r"got accumulate_grad_batches=2 after 1; leave",
+        ),
+        (
+            WithoutForward,
+            [],
+            {},
+            {"num_sanity_val_steps": 0},
+            r"by its forward: got none; pass model=lambda module: module.network",
         ),
         (Augments, [], {}, {}, r"got Augments.on_after_batch_transfer, which it does not call; .* pass split="),
     ],

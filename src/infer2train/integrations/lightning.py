@@ -96,8 +96,11 @@ class Mining(Callback):
         # Not before: the sanity check, and a search for a learning rate or a batch size, are no training.
         check_model(trainer.model)  # pl_module does not show that a strategy shards it
         settings = self._settings(trainer, pl_module)
-        if self._split is None and choices_of(settings).looks_at_candidates:
-            _refuse_batch_hooks(pl_module, trainer.datamodule)
+        if choices_of(settings).looks_at_candidates:
+            if self._model is None:
+                _refuse_forward(pl_module)
+            if self._split is None:
+                _refuse_batch_hooks(pl_module, trainer.datamodule)
         self.loader = mine(
             trainer.train_dataloader.base,
             pl_module if self._model is None else self._model(pl_module),
@@ -117,12 +120,12 @@ class Mining(Callback):
         step = trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx + 1
         if step != self._logged_step and trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
             self._logged_step = step
-            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False)
+            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self.loader is not None
         if (metrics := self._metrics())["mining/draws"]:
-            pl_module.log_dict(metrics, on_step=False, on_epoch=True)
+            pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
         if _progress(trainer).completed >= trainer.num_training_batches:
             self.loader.end_epoch()
 
@@ -143,9 +146,13 @@ class Mining(Callback):
     def _leave(self, trainer: Any) -> None:
         if isinstance(source := trainer.fit_loop._data_source, _MinedSource):
             trainer.fit_loop._data_source = source.source
-        if self.loader is not None and self._is_running:
-            self._state, self._is_running = self.state_dict(), False
+        if self.loader is None or not self._is_running:
+            return
+        try:
+            self._state = self.state_dict()
             del self._state["loader"]["rng"]  # whoever goes on in this process has drawn since
+        finally:
+            self._is_running = False
             self.loader.close()
 
     # On the way
@@ -198,6 +205,7 @@ class Mining(Callback):
         for name, parameter in pl_module.named_parameters():
             if name in self._state["gradients"]:
                 parameter.grad = self._state["gradients"][name].to(parameter.device)
+        self._state = {}
 
 
 class Batches:
@@ -305,6 +313,20 @@ def _refuse_trainer(trainer: Any) -> None:
         raise ValueError(
             f"a mined run reads one data set: got reload_dataloaders_every_n_epochs={every}; leave it out, and change "
             "what is read by the sampler"
+        )
+
+
+def _refuse_forward(module: nn.Module) -> None:
+    """Refuse a module whose `forward` a copy of it would not have.
+
+    Raises:
+        ValueError: it has none, or one that is bound to this very module, as `torch.compile(module)` makes.
+    """
+    if not is_overridden("forward", module) or "forward" in vars(module):
+        got = "one that is set on the module (torch.compile?)" if "forward" in vars(module) else "none"
+        raise ValueError(
+            f"an oracle runs a copy of what is trained, by its forward: got {got}; pass model=lambda module: "
+            "module.network, the part that gives the outputs (and compile that part alone)"
         )
 
 
