@@ -211,6 +211,20 @@ def test_every_method_resumes(method: str) -> None:
     assert equal(state_of(interrupted(9, **settings).model), state_of(undisturbed(**settings).model))
 
 
+def test_a_resumed_epoch_may_be_left_or_have_its_last_draw_back() -> None:
+    seed_all(5)
+    first = Run()
+    first.train(until=9)
+    for change, expected in ((MinedLoader.end_epoch, (9, 2)), (MinedLoader.take_back, (8, 1))):
+        again = Run()
+        again.restore(first.saved())
+        assert (again.loader.epoch, again.loader.position) == (1, 3)
+        change(again.loader)
+        next(iter(again.loader))
+        assert again.loader.last is not None
+        assert (again.loader.last.number, again.loader.last.epoch) == expected
+
+
 def test_a_resumed_run_that_was_stopped_twice_and_before_any_draw() -> None:
     seed_all(5)
     run = Run()

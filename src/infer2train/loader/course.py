@@ -56,6 +56,11 @@ class Course:
         return self._first is None
 
     @property
+    def is_open(self) -> bool:
+        """Whether an epoch is under way."""
+        return self._is_open
+
+    @property
     def left(self) -> int:
         """Draws of the epoch that are to come; of a stream, as far as is known, and none only at its end."""
         if self._passes is not None:
@@ -138,8 +143,13 @@ class Course:
         return begins
 
     def end_epoch(self) -> None:
-        """All of its draws were handed out."""
-        self.epoch, self.position, self._is_open = self.epoch + 1, 0, False
+        """Nothing more of it is handed out."""
+        self.epoch, self.position, self._is_open, self._is_resumed = self.epoch + 1, 0, False, False
+
+    def take_back(self) -> None:
+        """The last draw of a resumed epoch was not trained on."""
+        assert self._is_resumed
+        self.draws, self.position = self.draws - 1, self.position - 1
 
     def _is_peeked(self) -> bool:
         """Whether the epoch under way was only looked at: `next(iter(loader))`, or a loop broken off at once."""

@@ -125,6 +125,11 @@ class MinedLoader:
         return self._course.epoch
 
     @property
+    def position(self) -> int:
+        """Draws of that epoch that were handed out."""
+        return self._course.position
+
+    @property
     def steps(self) -> int:
         """Steps acknowledged so far."""
         return self._course.steps
@@ -144,9 +149,19 @@ class MinedLoader:
         finally:
             if iteration == self._iteration:
                 self._leave()
-        self._settle()
-        self.journal.end_epoch()
-        self._course.end_epoch()
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Have the epoch under way end here, also one that a resumed loop does not finish: the next iteration begins
+        another. A loop that takes all draws, or breaks off, need not call it."""
+        if self._course.is_open:
+            self._settle()
+            self.journal.end_epoch()
+            self._course.end_epoch()
+
+    def take_back(self) -> None:
+        """Have a resumed epoch hand out its last draw again: the saved loop had it, but did not train on it."""
+        self._course.take_back()
 
     def _leave(self) -> None:
         """End the iteration under way, if there is one."""
