@@ -11,7 +11,7 @@ ROOMS = {
     "settings": "",
     "batches": "",
     "machine": "cores memory device compilation",
-    "draws": "addresses randomness ramp versions mining draw selection scores losses methods collapse",
+    "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
     "sources": "albumentations source bits pipeline views collation reader trial replay window streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infer2train.draws.losses import distillation, mean_log_probabilities
+from infer2train.draws.losses import distillation, mean_log_probabilities, own_tokens
+from infer2train.draws.scores import IGNORED
 
 LAMBDA = 1e-5
 """The paper's weight of the penalty."""
@@ -121,3 +122,41 @@ class TestPrecision:
     def test_a_large_penalty_survives_bfloat16(self) -> None:
         without, penalised = (self.gradients(weight, torch.bfloat16) for weight in (0.0, 1e4 * LAMBDA))
         assert not any(torch.equal(a, b) for a, b in zip(without, penalised, strict=True))
+
+
+class TestSequences:
+    LENGTHS = (5, 2, 0)
+
+    def targets(self, views: int, longest: int) -> Tensor:
+        """Of views next to each other, padded with `IGNORED`."""
+        lengths = torch.tensor(self.LENGTHS).repeat_interleave(views)[:, None]
+        return torch.zeros(len(lengths), longest).long().masked_fill(torch.arange(longest) >= lengths, IGNORED)
+
+    @pytest.mark.parametrize("padded_to", [5, 9])
+    @pytest.mark.parametrize("batch_padded_to", [5, 7])
+    def test_is_the_mean_over_own_tokens(self, padded_to: int, batch_padded_to: int) -> None:
+        oracle = logits(3 * 4, padded_to, 6, seed=2)
+        trained = logits(3, batch_padded_to, 6, seed=1).requires_grad_()
+        expected = 0.0
+        for b, length in enumerate(self.LENGTHS):
+            for t in range(length):
+                p = probabilities(trained[b, t].tolist())
+                each = [divergence(p, probabilities(oracle[4 * b + i, t].tolist())) for i in range(4)]
+                expected += math.fsum(each) / 4 / length
+        means = mean_log_probabilities(own_tokens(oracle, self.targets(4, padded_to)), views=4)
+        penalty = distillation(trained, means)
+        assert penalty.item() == pytest.approx(expected / 3, rel=1e-5)
+        penalty.backward()  # type: ignore[no-untyped-call]
+        assert trained.grad is not None
+        assert trained.grad.isfinite().all()
+        assert trained.grad[0, :5].abs().min() > 0
+        assert not trained.grad[1, 2:].any(), "what is padded teaches nothing"
+
+    def test_one_prediction_a_sample_needs_no_mask(self) -> None:
+        z = logits(4, 3, dtype=torch.bfloat16)
+        assert torch.equal(own_tokens(z, "whatever"), z.float())
+
+    @pytest.mark.parametrize("targets", [torch.zeros(2).long(), torch.zeros(2, 5).long(), None])
+    def test_targets_that_do_not_tell_which_tokens_count_are_refused(self, targets: object) -> None:
+        with pytest.raises(ValueError, match=r"\[n, t, k\] with targets \[n, t\] that tell which tokens count"):
+            own_tokens(torch.zeros(2, 4, 3), targets)

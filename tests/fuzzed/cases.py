@@ -90,12 +90,6 @@ class Case:
     def is_scored(self) -> bool:
         return self.method in SCORING
 
-    @property
-    def expected_oracle(self) -> str:
-        """What scores: not an engine for batches of one size where they have many, and none where nothing is asked."""
-        is_varying = self.collate in ("padded", "padded before") and not self.oracle.startswith("torch")
-        return CHEAP if is_varying and (self.is_scored or self.method == "self-distill") else self.oracle
-
     def share(self, epoch: int) -> float:
         """The mined share that docs/methods.md promises."""
         ramp = RAMPS[self.ramp]

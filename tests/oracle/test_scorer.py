@@ -278,3 +278,12 @@ def _rows(tree: Any, start: int, stop: int) -> Any:
     if isinstance(tree, dict):
         return {key: _rows(part, start, stop) for key, part in tree.items()}
     return tuple(_rows(part, start, stop) for part in tree)
+
+
+def test_labels_of_tokens_that_were_padded_chunk_by_chunk_are_padded_on() -> None:
+    short, longer = torch.ones(2, 3).long(), torch.ones(1, 5).long()
+    assert joined([short, longer], [2, 1]).tolist() == [[1, 1, 1, -100, -100]] * 2 + [[1] * 5]
+    tree = joined([{"tags": short}, {"tags": longer}], [2, 1])
+    assert tree["tags"].shape == (3, 5)
+    apart = joined([torch.rand(2, 3), torch.rand(1, 5)], [2, 1])
+    assert [part.shape for part in apart] == [(2, 3), (1, 5)], "nobody knows with what"

@@ -58,8 +58,8 @@ class Draw:
     """What the oracle looked at; empty where nothing was scored."""
     scores: Float[Tensor, " n"] | None = None
     """One number for each candidate."""
-    log_probabilities: Float[Tensor, "b k"] | None = None
-    """The oracle's mean log-probabilities, for distillation."""
+    log_probabilities: Float[Tensor, "b *t k"] | None = None
+    """The oracle's mean log-probabilities, for distillation; of a token that does not count, NaN."""
     addresses: Addresses
     """The trained examples, in the order of the batch."""
     chosen: Int64[np.ndarray, " t"] | None = None

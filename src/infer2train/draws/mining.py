@@ -39,8 +39,8 @@ class Mining:
     mine_every: int = setting(1, at_least=1)
     """Mine only at every so many steps; the others train on ordinary batches (steps)."""
     score: str | Callable[[Any, Any], Any] | None = None
-    """loss, entropy, margin or gradient-norm-bound; in Python also a function (outputs, targets) -> [n]. Default: the
-    method's own."""
+    """Of classes loss, entropy, margin or gradient-norm-bound; of other targets multi-label-loss, soft-loss or
+    squared-error; in Python also a function (outputs, targets) -> [n]. Default: the method's own."""
     pick: str | None = None
     """Pick among the views of a sample: max, proportional, quantile or uniform. Default: the method's own."""
     balance: Literal["none", "stratified", "uniform"] = "stratified"

@@ -5,10 +5,18 @@ pure, take no gradient and know no class weights or label smoothing, whatever th
 candidates, and a smoothed or re-weighted one would order them by something else. What a non-finite score means is
 `selection`'s business.
 
-Shapes: n candidates, k classes.
+Those of classes take one class a candidate, or many: of each token of a sequence, logits [n, t, k] and targets [n, t],
+or of each pixel of an image, logits [n, k, h, w] and targets [n, h, w]. Three dimensions are always a sequence with its
+classes last, and more are torch's layout with its classes second, whatever the sizes: a rule that no batch changes. A
+candidate's score is then the mean over its own tokens, those whose target is not `IGNORED`; one that has none is as
+easy as can be.
+
+Shapes: n candidates, t tokens, k classes.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +25,12 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from infer2train.batches import logits_of
+from infer2train.draws.number_scores import multi_label_loss, soft_loss, squared_error
 
 Score = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> [n]. A user's own score has this shape too; only the order of what it returns matters."""
+IGNORED = -100
+"""The target of a token that is not its sequence's own (padding, a prompt), as torch's cross entropy has it."""
 
 
 def loss(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
@@ -28,8 +39,9 @@ def loss(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
     score_i = −log softmax(z_i)[t_i], in float32 whatever the dtype of the outputs.
 
     Args:
-        outputs: logits z, [n, k], or what `batches.logits_of` finds them in.
-        targets: class of each candidate, integers [n] in [0, k).
+        outputs: logits z, [n, k], [n, t, k] or [n, k, h, w], or what `batches.logits_of` finds them in.
+        targets: class of each candidate, token or pixel, integers [n], [n, t] or [n, h, w] in [0, k), or `IGNORED` for
+            a token or pixel that does not count.
 
     Returns:
         The scores in nats, on the device of the outputs.
@@ -43,8 +55,7 @@ def loss(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
 
     Source: section 3.1.
     """
-    logits_NK, targets_N = _checked(outputs, targets)
-    return F.cross_entropy(logits_NK, targets_N, reduction="none")
+    return _mean_over_own(outputs, targets, partial(F.cross_entropy, reduction="none"))
 
 
 def entropy(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
@@ -68,9 +79,12 @@ def entropy(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
 
     Source: uncertainty sampling (Settles, "Active learning literature survey", 2009, section 3.1).
     """
-    logits_NK, _ = _checked(outputs, targets)
-    entropy_N: Tensor = torch.special.entr(logits_NK.softmax(1)).sum(1)
-    return entropy_N
+
+    def of_rows(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+        entropy_N: Tensor = torch.special.entr(logits_NK.softmax(1)).sum(1)
+        return entropy_N
+
+    return _mean_over_own(outputs, targets, of_rows)
 
 
 def margin(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
@@ -92,10 +106,13 @@ def margin(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
         >>> margin(torch.tensor([[99.0, 0.0], [99.0, 0.0]]), torch.tensor([0, 1])).tolist()
         [-1.0, 1.0]
     """
-    logits_NK, targets_N = _checked(outputs, targets)
-    probabilities_NK = logits_NK.softmax(1)
-    others_NK = _without_target(probabilities_NK, targets_N)
-    return others_NK.amax(1) - probabilities_NK.gather(1, targets_N[:, None]).squeeze(1)
+
+    def of_rows(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+        probabilities_NK = logits_NK.softmax(1)
+        others_NK = _without_target(probabilities_NK, targets_N)
+        return others_NK.amax(1) - probabilities_NK.gather(1, targets_N[:, None]).squeeze(1)
+
+    return _mean_over_own(outputs, targets, of_rows, easiest=-1.0)
 
 
 def gradient_norm_bound(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
@@ -119,10 +136,13 @@ def gradient_norm_bound(outputs: Any, targets: Any) -> Float32[Tensor, " n"]:
 
     Source: Katharopoulos & Fleuret 2018 (arXiv 1803.00942), equation 20.
     """
-    logits_NK, targets_N = _checked(outputs, targets)
-    others_NK = _without_target(logits_NK.softmax(1), targets_N)
-    # 1 − p_t is Σ of the others: written so, the order of easy candidates survives where p_t rounds to 1.
-    return torch.hypot(torch.linalg.vector_norm(others_NK, dim=1), others_NK.sum(1))
+
+    def of_rows(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+        others_NK = _without_target(logits_NK.softmax(1), targets_N)
+        # 1 − p_t is Σ of the others: written so, the order of easy candidates survives where p_t rounds to 1.
+        return torch.hypot(torch.linalg.vector_norm(others_NK, dim=1), others_NK.sum(1))
+
+    return _mean_over_own(outputs, targets, of_rows)
 
 
 SCORES: dict[str, Score] = {
@@ -130,7 +150,11 @@ SCORES: dict[str, Score] = {
     "entropy": entropy,
     "margin": margin,
     "gradient-norm-bound": gradient_norm_bound,
+    "multi-label-loss": multi_label_loss,
+    "soft-loss": soft_loss,
+    "squared-error": squared_error,
 }
+"""The first four are of classes, the others of targets that are real numbers."""
 
 
 def _without_target(probabilities_NK: Float32[Tensor, "n k"], targets_N: Int64[Tensor, " n"]) -> Float32[Tensor, "n k"]:
@@ -138,15 +162,36 @@ def _without_target(probabilities_NK: Float32[Tensor, "n k"], targets_N: Int64[T
     return probabilities_NK.scatter(1, targets_N[:, None], 0.0)
 
 
-def _checked(outputs: Any, targets: Any) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, " n"]]:
-    """Logits in float32 and targets in int64 on their device, of one length, every target a class."""
-    logits = logits_of(outputs)
-    if logits.ndim != 2:
+def _mean_over_own(
+    outputs: Any, targets: Any, of_rows: Callable[[Tensor, Tensor], Tensor], easiest: float = 0.0
+) -> Float32[Tensor, " n"]:
+    """A score of rows, logits [m, k] and classes [m] -> [m], as one of candidates: the mean over their own tokens.
+
+    Args:
+        outputs: of the model.
+        targets: of the same candidates.
+        of_rows: the score.
+        easiest: of a candidate that has no token of its own.
+    """
+    logits = logits_of(outputs).detach().float()
+    if logits.ndim == 2:
+        return of_rows(logits, _class_targets(targets, logits))
+    logits = logits.movedim(1, -1) if logits.ndim > 3 else logits
+    if logits.ndim < 2 or not isinstance(targets, Tensor) or targets.shape != logits.shape[:-1]:
+        shape = list(targets.shape) if isinstance(targets, Tensor) else type(targets)
         raise ValueError(
-            f"this score needs logits [n, k], one row a candidate: got shape {list(logits.shape)}; "
-            "pass your own score function, score(outputs, targets) -> [n]"
+            "this score needs logits [n, k] with targets [n], [n, t, k] with [n, t], or [n, k, h, w] with [n, h, w]: "
+            f"got logits of shape {list(logits_of(outputs).shape)} with targets {shape}; move the classes there by a "
+            "score function of your own, score(outputs, targets) -> [n]"
         )
-    return logits.detach().float(), _class_targets(targets, logits)
+    rows, per_candidate = logits.flatten(0, -2), math.prod(logits.shape[1:-1])
+    flat = targets.to(logits.device).flatten()
+    own = flat != IGNORED
+    classes = _class_targets(flat.masked_fill(~own, 0), rows)
+    # What is not its own may be anything, also NaN, which no product with 0 takes away.
+    values = of_rows(rows, classes).where(own, 0.0).view(len(logits), per_candidate)
+    count = own.view(len(logits), per_candidate).sum(1)
+    return (values.sum(1) / count.clamp(min=1)).where(count > 0, easiest)
 
 
 def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
@@ -154,10 +199,13 @@ def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
     num_candidates, num_classes = logits_NK.shape
     if num_classes == 1:
         raise ValueError(
-            "this score needs two outputs or more, one a class: got a model with one; pass a score= of your own, such "
-            "as F.binary_cross_entropy_with_logits(outputs.squeeze(1), y.float(), reduction='none')"
+            "this score needs two outputs or more, one a class: got a model with one; pass score='multi-label-loss' "
+            "for a label that is 0 or 1, or score='squared-error' for a number"
         )
-    remedy = "pass your own score function, score(outputs, targets) -> [n]"
+    remedy = (
+        "say what they are by score='multi-label-loss', 'soft-loss' or 'squared-error', or pass your own score "
+        "function, score(outputs, targets) -> [n]"
+    )
     if not isinstance(targets, Tensor):
         raise ValueError(f"this score needs a tensor of integer classes as targets: got {type(targets)}; {remedy}")
     if targets.dtype == torch.bool or targets.is_floating_point() or targets.is_complex():

@@ -6,6 +6,7 @@ Everything that is left to the machine or the model is decided here, once, and t
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.admission import check_ranks
 from infer2train.loader.feeding import Feed, measured_feed
 from infer2train.loader.order import readable_ids, usual_batch_size
-from infer2train.loader.rehearsal import rehearse
+from infer2train.loader.rehearsal import Rehearsal, rehearse
 from infer2train.machine.device import device_of
 from infer2train.oracle.engines import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
@@ -132,12 +133,14 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
     notes: Notes = (SCORED_APART,) if is_scored_apart else ()
     chunk = wanted.oracle_chunk or _default_chunk(host, wanted.gamma)
     mining = replace(wanted, oracle=_named(wanted.oracle, choices), oracle_chunk=chunk)
-    for decide in (_for_any_size, _for_this_machine):
+    tried = _rehearsed(host, mining, choices)
+    for decide in (partial(_for_any_padding, tried), _for_this_machine):
         mining, more = decide(host, mining, choices)
         notes += more
     feed = _feed(host, mining)
     notes += () if feed is None else (feed.note,)
-    task = _task(host, mining, choices)
+    mining, task, more = _of_any_size(host, mining, choices, tried.varying)
+    notes += more
     if task.engine is not None:
         notes += task.engine.notes
         if mining.oracle == "int8":
@@ -161,11 +164,11 @@ def _named(oracle: str, choices: Choices) -> str:
     return oracle if oracle == "int8" and choices.has_oracle else resolved
 
 
-def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
-    """Try one batch; where batches change their size, an engine that takes them all."""
+def _rehearsed(host: Host, mining: Mining, choices: Choices) -> Rehearsal:
+    """What one batch shows; nothing where no candidate is looked at."""
     if not choices.looks_at_candidates:
-        return mining, ()
-    tried = rehearse(
+        return Rehearsal()
+    return rehearse(
         host.model,
         host.reader.batch,
         readable_ids(host.dataloader),
@@ -174,13 +177,39 @@ def _for_any_size(host: Host, mining: Mining, choices: Choices) -> tuple[Mining,
         score=get_score(mining),
         balance=mining.balance,
     )
-    if not tried.varying or not choices.has_oracle or mining.oracle.startswith("torch"):
+
+
+def _for_any_padding(tried: Rehearsal, host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
+    """The engine, or float32 where what a candidate scores depends on how far it is padded."""
+    if not tried.is_padding_seen or mining.oracle.startswith("torch"):
         return mining, ()
+    why = "what the model says of a sample depends on how far it is padded; give the model a mask (attention_mask)"
+    return _in_float32(mining, tried.varying, why)
+
+
+def _of_any_size(
+    host: Host, mining: Mining, choices: Choices, varying: str | None
+) -> tuple[Mining, ScoringTask, Notes]:
+    """The task, by float32 where batches change their size and the engine cannot follow."""
+    try:
+        task = _task(host, mining, choices)
+        if not varying or task.engine is None or task.engine.takes_any_size:
+            return mining, task, ()
+        why = "all that it was built with had one size"
+    except ValueError as error:
+        if not varying or mining.oracle.startswith("torch"):
+            raise
+        why = str(error)
+    mining, notes = _in_float32(mining, varying, why)
+    return mining, _task(host, mining, choices), notes
+
+
+def _in_float32(mining: Mining, varying: str | None, why: str) -> tuple[Mining, Notes]:
     reason = (
-        f"batches change their size ({tried.varying}), and int8 engines take inputs of one size: they are scored in "
-        f"fp32 by {ANY_SIZE} instead of {mining.oracle}; pad them to one length in collate_fn to have that"
+        f"batches change their size ({varying}), which {mining.oracle} cannot follow here, so they are scored in fp32 "
+        f"by {ANY_SIZE}: {why}; or pad them to one length in collate_fn"
     )
-    warnings.warn(reason, RuntimeWarning, stacklevel=4)
+    warnings.warn(reason, RuntimeWarning, stacklevel=5)
     return replace(mining, oracle=ANY_SIZE), (reason,)
 
 

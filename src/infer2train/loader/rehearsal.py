@@ -5,17 +5,18 @@ never asked of it in the user's own loop: three parts in a batch, one output, a 
 refused with the line to write, which was tried on this very batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import nn
+from torch import Tensor, nn
 
 from infer2train.batches import Split, batch_size, logits_of, pad_batch, take_rows, tensors_of
 from infer2train.draws.addresses import Addresses, Purpose, seeds
+from infer2train.draws.losses import own_tokens
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.samples import class_targets
 from infer2train.draws.randomness import seeded
@@ -39,9 +40,11 @@ class Rehearsal:
 
     Args:
         varying: what changes its size from one batch to another, such as `[n, 7] and [n, 9]`; None where nothing does.
+        is_padding_seen: whether a candidate's score, or logits, depend on how far it was padded.
     """
 
-    varying: str | None
+    varying: str | None = None
+    is_padding_seen: bool = False
 
 
 def rehearse(
@@ -81,17 +84,24 @@ def rehearse(
     if choices.candidates == "samples" and balance != "none":
         class_targets(targets)
     if not choices.has_oracle:
-        return Rehearsal(varying=None)
+        return Rehearsal()
     outputs = _outputs(network, batch, inputs)
     _require_deterministic(network, inputs, outputs)
     _require_rows_apart(network, inputs, outputs)
-    if choices.loss == "distillation" and logits_of(outputs).ndim != 2:
-        raise ValueError(
-            f"self-distill needs logits [n, k]: got shape {tuple(logits_of(outputs).shape)}; use another method"
-        )
+    if choices.loss == "distillation":
+        own_tokens(logits_of(outputs), targets)
     if score is not None:
         _require_score(score, outputs, targets, rows)
-    return Rehearsal(varying=_varying(read, at, split))
+    pairs = [split(read(at[start : start + 2])) for start in range(0, rows, 2)]
+    if (varying := _varying(pairs)) is None:
+        return Rehearsal()
+
+    def said(outputs: Any, targets: Any) -> Tensor:
+        return logits_of(outputs) if score is None else score(outputs, targets)
+
+    whole = said(outputs, targets)
+    alike = [_agree(said(asked(network, x), y), whole[2 * i : 2 * i + 2]) for i, (x, y) in enumerate(pairs)]
+    return Rehearsal(varying=varying, is_padding_seen=not all(alike))
 
 
 def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:
@@ -120,7 +130,8 @@ def _require_score(score: Score, outputs: Any, targets: Any, rows: int) -> None:
         one_each(score(outputs, targets), rows)
     except Exception as error:  # whatever the user's score raises, or ours of targets that are no classes
         line = score_to_write(outputs, targets)
-        remedy = f"; here, pass score={line} (F is torch.nn.functional)" if line else ""
+        told = " (F is torch.nn.functional)" if line and "F." in line else ""
+        remedy = f"; here, pass score={line}{told}" if line else ""
         raise ValueError(_said("score= must work on a model's outputs and the targets", error) + remedy) from error
 
 
@@ -165,10 +176,16 @@ def _mixes_rows(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
-def _varying(read: ReadBatch, at: Addresses, split: Split) -> str | None:
+def _agree(alone: Tensor, among_others: Tensor) -> bool:
+    """Whether two batches say the same of the same rows, as far as both reach."""
+    common = tuple(slice(min(a, b)) for a, b in zip(alone.shape, among_others.shape, strict=True))
+    return are_close(alone[common], among_others[common])
+
+
+def _varying(pairs: Sequence[tuple[Any, Any]]) -> str | None:
     """The sizes behind the rows that inputs were seen to have, if more than one."""
     sizes: dict[str, None] = {}
-    for start in range(0, len(at), 2):
-        tensors = tensors_of(split(read(at[start : start + 2]))[0])
+    for inputs, _ in pairs:
+        tensors = tensors_of(inputs)
         sizes[" and ".join(f"[{', '.join(['n', *map(str, tensor.shape[1:])])}]" for tensor in tensors)] = None
     return " or ".join(sizes) if len(sizes) > 1 else None

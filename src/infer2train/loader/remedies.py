@@ -6,10 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from infer2train.batches import TARGET_NAMES, Split
+from infer2train.draws.scores import IGNORED
 from infer2train.oracle.live import asked
-
-IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
 
 
 def split_to_write(network: nn.Module, batch: Any) -> str:
@@ -59,7 +57,7 @@ def _taking(x: Any, y: Any, *, as_float: bool = False) -> Split:
 
 
 def score_to_write(outputs: Any, targets: Any) -> str | None:
-    """A `score=` for outputs and targets of these shapes; None where nothing usual fits.
+    """A `score=` for outputs and targets of these shapes, a name where one of ours fits; None where nothing usual does.
 
     Args:
         outputs: of the model.
@@ -68,13 +66,28 @@ def score_to_write(outputs: Any, targets: Any) -> str | None:
     Example:
         >>> import torch
         >>> score_to_write(torch.ones(3, 1), torch.tensor([0.5, 2.0, 3.0]))
-        'lambda outputs, y: (outputs.flatten() - y.flatten()).square()'
+        '"squared-error"'
     """
     z, name = _logits(outputs)
     if z is None or not isinstance(targets, Tensor) or z.ndim == 0 or targets.ndim == 0:
         return None
-    line = _of_numbers(z, targets) if targets.is_floating_point() else _of_classes(z, targets)
+    if (ours := _name(z, targets)) is not None:
+        return f'"{ours}"'
+    line = None if targets.is_floating_point() else _of_classes(z, targets)
     return None if line is None else f"lambda outputs, y: {line.replace('outputs', name)}"
+
+
+def _name(z: Tensor, y: Tensor) -> str | None:
+    """The score of ours that takes these shapes, and what targets of one batch look like."""
+    is_binary = bool(((y == 0) | (y == 1)).all())
+    is_one_each = z.numel() == len(z) == y.numel()
+    if not is_one_each and (z.shape != y.shape or z.ndim < 2):
+        return None
+    if not y.is_floating_point():
+        return "multi-label-loss" if is_binary else None
+    if not is_one_each and z.ndim == 2 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
+        return "soft-loss"
+    return "multi-label-loss" if is_binary else "squared-error"
 
 
 def _logits(outputs: Any) -> tuple[Tensor | None, str]:
@@ -91,33 +104,16 @@ def _logits(outputs: Any) -> tuple[Tensor | None, str]:
 
 def _of_classes(z: Tensor, y: Tensor) -> str | None:
     """For targets that are whole numbers."""
-    if z.numel() == len(z) == y.numel():
-        return 'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten().float(), reduction="none")'
     if z.ndim == 2 and y.shape == (len(z), 1):
         return 'F.cross_entropy(outputs, y.squeeze(1), reduction="none")'
-    if z.shape == y.shape:
-        return 'F.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none").flatten(1).mean(1)'
-    ignoring = f", ignore_index={IGNORED}" if bool((y == IGNORED).any()) else ""
+    ignored = bool((y == IGNORED).any())
     if z.ndim == 2 and y.ndim == 1:
-        return f'F.cross_entropy(outputs, y, reduction="none"{ignoring})' if ignoring else None
-    if z.ndim > 2 and y.shape == (len(z), *z.shape[2:]):
-        return f'F.cross_entropy(outputs, y, reduction="none"{ignoring}).flatten(1).mean(1)'
-    if z.ndim == 3 and y.shape == z.shape[:2]:
-        return f'F.cross_entropy(outputs.transpose(1, 2), y, reduction="none"{ignoring}).mean(1)'
-    return None
-
-
-def _of_numbers(z: Tensor, y: Tensor) -> str | None:
-    """For targets that are real numbers: probabilities, many-hot labels, or whatever is regressed."""
-    is_binary = bool(((y == 0) | (y == 1)).all())
-    if z.numel() == len(z) == y.numel():
-        if is_binary:
-            return 'F.binary_cross_entropy_with_logits(outputs.flatten(), y.flatten(), reduction="none")'
-        return "(outputs.flatten() - y.flatten()).square()"
-    if z.shape != y.shape:
+        return f'F.cross_entropy(outputs, y, reduction="none", ignore_index={IGNORED})' if ignored else None
+    second = z if z.ndim == 3 else z.movedim(-1, 1)
+    if z.ndim < 3 or y.shape != (len(z), *second.shape[2:]):
         return None
-    if z.ndim == 2 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
-        return 'F.cross_entropy(outputs, y, reduction="none")'
-    if is_binary:
-        return 'F.binary_cross_entropy_with_logits(outputs, y, reduction="none").flatten(1).mean(1)'
-    return "(outputs - y).square().flatten(1).mean(1)"
+    moved = "outputs" if z.ndim == 3 else "outputs.movedim(-1, 1)"
+    if not ignored:
+        return f'F.cross_entropy({moved}, y, reduction="none").flatten(1).mean(1)'
+    own = f"(y != {IGNORED}).flatten(1).sum(1).clamp(min=1)"
+    return f'F.cross_entropy({moved}, y, reduction="none").flatten(1).sum(1) / {own}'

@@ -40,6 +40,9 @@ class Engine(ABC):
     version: int | None = None
     """Version of the record in use; None until the first refresh."""
 
+    takes_any_size: bool = True
+    """Whether inputs may change their size behind the rows, as texts that are padded batch by batch do."""
+
     notes: tuple[str, ...] = ()
     """What was decided when it was built that its user did not say, one line each."""
 

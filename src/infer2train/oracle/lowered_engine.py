@@ -21,7 +21,7 @@ from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import LONG_TAILS, Program, get_scheme, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
-from infer2train.oracle.samples import Samples
+from infer2train.oracle.samples import Samples, other_sizes
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
 from infer2train.oracle.trial import LEAST_SHARE, Trial, judged
 from infer2train.oracle.verification import LIMITS, RANKED_ROWS, Finding, Verifier
@@ -39,7 +39,8 @@ EVENTS = ("refreshes", "recalibrations", "fp32_versions", "deviation_sum")
 SHARE = "int8_share_sum"
 
 Lowered = Callable[[list[Tensor]], list[Tensor]]
-"""A compiled program: flat inputs of exactly `rows` rows -> flat outputs."""
+"""A compiled program: flat inputs of exactly `rows` rows, of any size behind them that is free in the graph -> flat
+outputs."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,21 @@ class LoweredEngine(Engine):
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         example = map_tensors(Tensor.cpu, samples.calibration(0, self.rows))
-        self.graph = WeightGraph(skeleton.cpu().float(), example, self.fuses).to(device)
+        others = [map_tensors(Tensor.cpu, other) for other in other_sizes(samples, example)]
+        self.graph = WeightGraph(skeleton.cpu().float(), example, self.fuses, others).to(device)
         chosen = get_scheme(scheme)
+        self.takes_any_size = any(len(dims) > 1 for dims in self.graph.free)
         self._percentile = chosen.percentile
         own_tails = LONG_TAILS if self.graph.has_long_tails else 0.0
         self._tails = own_tails if chosen.tails is None else chosen.tails
         self._calibration_rows = TAILS_ROWS if self._tails else CALIBRATION_ROWS
         self._fixed_rows = None if self.graph.takes_any_rows else self.rows
         ranked_rows = RANKED_ROWS * (2 if self._tails else 1)
-        self._probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
+        probe = to_device(samples.probe(self._fixed_rows or ranked_rows)[0], device)
         self.may_clip: frozenset[int] = frozenset()
         """Sites at which a program might be more exact than it must be, as far as its compiled graph tells."""
-        self._verifier = Verifier(name, self.graph, self._probe, self._fixed_rows, bits, self._limit)
+        others = [] if self._fixed_rows else to_device(_extremes(others), device)
+        self._verifier = Verifier(name, self.graph, probe, self._fixed_rows, bits, self._limit, others)
         self._forget()
         self._convert()
         if bits is not None:
@@ -279,15 +283,15 @@ class LoweredEngine(Engine):
 
     def _compiled(
         self, tensors: Sequence[Tensor], ranges: Mapping[str, Tensor]
-    ) -> tuple[Program | None, Lowered, list[Tensor]]:
-        """The specification of these weights, its program, and what that says of the probe."""
+    ) -> tuple[Program | None, Lowered, list[list[Tensor]]]:
+        """The specification of these weights, its program, and what that says of the probes."""
         program = self.specified(tensors, ranges)
         lowered = self._lower(tensors if program is None else program.tensors, program)
-        return program, lowered, self._call(lowered, self.graph.canonical(self._probe))
+        return program, lowered, [self._call(lowered, self.graph.canonical(x)) for x in self._verifier.probes]
 
     def _on_probe(self, record: Record, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What weights say of the probe with ranges of their own."""
-        return self._compiled(tensors, self._ranges(record, tensors, self._calibration_rows))[2]
+        return self._compiled(tensors, self._ranges(record, tensors, self._calibration_rows))[2][0]
 
     def _try(self, model: nn.Module) -> None:
         """One program, of the weights that the model has now, to know and to say what runs in integers."""
@@ -330,6 +334,12 @@ class LoweredEngine(Engine):
             found = lowered(tensors_of(to_device(pad_batch(piece, self.rows), self.device)))
             parts.append([take_rows(tensor, rows) for tensor in found])
         return parts[0] if len(parts) == 1 else [_joined(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def _extremes(batches: Sequence[Any]) -> list[Any]:
+    """The smallest and the largest of them."""
+    ordered = sorted(batches, key=lambda batch: sum(tensor.numel() for tensor in tensors_of(batch)))
+    return [*ordered[:1], *ordered[1:][-1:]]
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:

@@ -175,17 +175,20 @@ class OpenVINOEngine(LoweredEngine):
         return _Request(compiled, self._is_channels_last)
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
-        """Give the inputs their fixed shapes, channels last where the example has them so."""
+        """Give the inputs their shapes, channels last where the example has them so; free sizes stay free."""
         import openvino as ov
         from openvino import opset13 as ops
 
-        for parameter, tensor, last in zip(inputs, tensors_of(self.graph.example), self._is_channels_last, strict=True):
-            shape = [self.rows, *tensor.shape[1:]]
+        examples = tensors_of(self.graph.example)
+        described = zip(inputs, examples, self.graph.free, self._is_channels_last, strict=True)
+        for parameter, tensor, free, last in described:
+            sizes = [-1 if dim in free else size for dim, size in enumerate(tensor.shape)]
+            shape = [self.rows, *sizes[1:]]
             if not last:
                 parameter.set_partial_shape(ov.PartialShape(shape))
                 continue
             n, c, h, w = shape
-            fresh = ops.parameter([n, h, w, c], parameter.get_element_type())
+            fresh = ops.parameter(ov.PartialShape([n, h, w, c]), parameter.get_element_type())
             planes = ops.transpose(fresh, ops.constant(np.array([0, 3, 1, 2])))
             for reader in parameter.output(0).get_target_inputs():
                 reader.replace_source_output(planes.output(0))

@@ -70,6 +70,7 @@ class ReducedEngine(Engine):
     def __init__(self, engine: Engine, divisor: int) -> None:
         self._engine, self._divisor = engine, divisor
         self.name, self.device = f"{engine.name}/{divisor}", engine.device
+        self.takes_any_size = engine.takes_any_size
         self.notes = (*engine.notes, f"{self.name} scores images at 1/{divisor} of their height and width")
 
     def calibrated(self, record: Record) -> Record:

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from infer2train.batches import batch_size, map_tensors
+from infer2train.batches import batch_size, map_tensors, tensors_of
 from infer2train.draws.addresses import Addresses, Purpose, integers, seeds
 from infer2train.sources.source import Source
 
 PROBE_VIEWS = 8
 """Views of each sample of the probe."""
+LOOKS = 8
+"""Batches of two samples by which it is told whether inputs change their size."""
 
 
 class Samples(ABC):
@@ -27,6 +29,16 @@ class Samples(ABC):
     @abstractmethod
     def probe(self, rows: int) -> Any:
         """(inputs, targets) that never change; each `PROBE_VIEWS` rows in a row are views of one sample."""
+
+
+def other_sizes(samples: Samples, example: Any) -> list[Any]:
+    """Small batches whose inputs have other sizes behind the rows than the example's, one of each; none for images of
+    one size."""
+    found = {tuple(tensor.shape[1:] for tensor in tensors_of(example)): example}
+    for version in range(LOOKS):
+        inputs = samples.calibration(version, 2)
+        found.setdefault(tuple(tensor.shape[1:] for tensor in tensors_of(inputs)), inputs)
+    return list(found.values())[1:]
 
 
 class SourceSamples(Samples):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from infer2train.batches import Split, batch_size, logits_of, pad_batch, split_batch, take_rows, to_device
 from infer2train.draws.addresses import Addresses
-from infer2train.draws.losses import mean_log_probabilities
-from infer2train.draws.scores import Score
+from infer2train.draws.losses import mean_log_probabilities, own_tokens
+from infer2train.draws.scores import IGNORED, Score
 from infer2train.oracle.engine import Engine
 
 
@@ -27,8 +27,8 @@ class Scores:
     """The candidates' targets, [n] or any pytree of it: the trainer never decodes losers to learn labels."""
     values: Float[Tensor, " n"] | None = None
     """One number for each candidate."""
-    log_probabilities: Float[Tensor, "b k"] | None = None
-    """Mean over each slot's views of the log-probabilities, for distillation."""
+    log_probabilities: Float[Tensor, "b *t k"] | None = None
+    """Mean over each slot's views of the log-probabilities, for distillation; of a token that does not count, NaN."""
 
 
 def chunks(addresses: Addresses, size: int) -> list[Addresses]:
@@ -63,7 +63,7 @@ class Scorer:
         """The scores of a draw, whose candidates come as collated batches in their order.
 
         Raises:
-            ValueError: the score function does not give one number for each candidate.
+            ValueError: the score function does not give one number for each candidate, or logits cannot be distilled.
         """
         targets: list[Any] = []
         rows: list[int] = []
@@ -76,13 +76,15 @@ class Scorer:
                 continue
             outputs = outputs_of(engine, inputs, self.chunk)
             if self._distill_views:
-                logits.append(logits_of(outputs).float().clone())
+                logits.append(own_tokens(logits_of(outputs), target))
             if self._score is not None:
                 values.append(one_each(self._score(outputs, to_device(target, engine.device)), rows[-1]))
         return Scores(
             targets=joined(targets, rows),
             values=torch.cat(values) if values else None,
-            log_probabilities=mean_log_probabilities(torch.cat(logits), self._distill_views) if logits else None,
+            log_probabilities=mean_log_probabilities(_of_one_length(logits, torch.nan), self._distill_views)
+            if logits
+            else None,
         )
 
 
@@ -121,8 +123,9 @@ def joined(parts: list[Any], rows: list[int]) -> Any:
     """What each chunk has for its candidates, as if the draw were one batch.
 
     Tensors are joined along their first dimension, containers of columns column by column, and a sequence with one
-    entry for each candidate (captions, boxes of different number) entry after entry. What is not by candidate stays
-    apart, one entry a chunk; nothing stays nothing.
+    entry for each candidate (captions, boxes of different number) entry after entry. Labels of tokens that were padded
+    chunk by chunk are padded on with `scores.IGNORED`. What is not by candidate stays apart, one entry a chunk, and so
+    do other tensors of several sizes; nothing stays nothing.
 
     Args:
         parts: one pytree a chunk, of one structure.
@@ -140,8 +143,25 @@ def joined(parts: list[Any], rows: list[int]) -> Any:
         make = getattr(type(first), "_make", type(first))  # a named tuple's constructor takes its fields one by one
         return make([joined([part[column] for part in parts], rows) for column in range(len(first))])
     if all(_has_rows(part, n) for part, n in by_candidate):
-        return torch.cat(parts) if isinstance(first, Tensor) else [entry for part in parts for entry in part]
+        if not isinstance(first, Tensor):
+            return [entry for part in parts for entry in part]
+        if len({part.shape[1:] for part in parts}) == 1 or _are_labels(parts):
+            return _of_one_length(parts, IGNORED)
     return None if first is None else parts
+
+
+def _are_labels(parts: list[Tensor]) -> bool:
+    """Whether they are classes of tokens, [n, t], of integers that can hold `IGNORED`."""
+    return all(part.ndim == 2 and part.dtype in (torch.int16, torch.int32, torch.int64) for part in parts)
+
+
+def _of_one_length(parts: list[Tensor], filled: float) -> Tensor:
+    """Joined along their first dimension, the second as long as the longest."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(parts)
+    longest = max(part.shape[1] for part in parts)
+    missing = [part.new_full((len(part), longest - part.shape[1], *part.shape[2:]), filled) for part in parts]
+    return torch.cat([torch.cat(pair, 1) for pair in zip(parts, missing, strict=True)])
 
 
 def _are_columns(tree: Any, rows: int) -> bool:

@@ -74,16 +74,25 @@ class Verifier:
         name: of the engine, for what it refuses.
         graph: of the model.
         probe: inputs, a sample's views in a row.
+        others: inputs of other sizes, on which programs are compared with their simulation alone.
         fixed_rows: of a graph that takes no other number of rows.
         bits: of weights and activations; None in floating point.
         limit: deviation that is allowed, in output quantisation steps.
     """
 
     def __init__(
-        self, name: str, graph: WeightGraph, probe: Any, fixed_rows: int | None, bits: int | None, limit: float
+        self,
+        name: str,
+        graph: WeightGraph,
+        probe: Any,
+        fixed_rows: int | None,
+        bits: int | None,
+        limit: float,
+        others: Sequence[Any] = (),
     ) -> None:
-        self._name, self._graph, self._probe, self._limit = name, graph, probe, limit
-        self._few = probe if fixed_rows else take_rows(probe, PROBE_ROWS)
+        self._name, self._graph, self._limit = name, graph, limit
+        self.probes = (probe, *others)
+        self._few = (probe if fixed_rows else take_rows(probe, PROBE_ROWS), *others)
         self._bits = bits or 8
         self._is_ranked = bits is not None and bits >= RANKED_BITS
         self._has_seen_weights = False
@@ -91,12 +100,16 @@ class Verifier:
         """Sites at which programs are more exact than they must be, see `Simulation`."""
 
     def check(
-        self, outputs: Sequence[Tensor], tensors: Sequence[Tensor], program: Program | None, may_clip: frozenset[int]
+        self,
+        outputs: Sequence[Sequence[Tensor]],
+        tensors: Sequence[Tensor],
+        program: Program | None,
+        may_clip: frozenset[int],
     ) -> Finding:
-        """What a program says of the probe against its simulation and float32.
+        """What a program says of the probes against its simulation and float32.
 
         Args:
-            outputs: of the program, flat.
+            outputs: of the program on `probes`, flat.
             tensors: the graph's weights, float32.
             program: the specification that was compiled; None in floating point.
             may_clip: sites at which it might be more exact, as far as its engine knows; what it does is found here.
@@ -104,21 +117,23 @@ class Verifier:
         Raises:
             ValueError: the outputs have other shapes than the model's.
         """
-        rows = batch_size(self._few)
-        got, expected = _of_rows(outputs, rows), self._meant(tensors, program, self.clipped)
+        got = [_of_rows(each, batch_size(few)) for each, few in zip(outputs, self._few, strict=True)]
+        expected = self._meant(tensors, program, self.clipped)
         self._check_shapes(got, expected)
-        found = deviation(got, expected, self._bits)
-        if program is not None and may_clip != self.clipped and found > 0:
-            other = deviation(got, self._meant(tensors, program, may_clip), self._bits)
-            if other < found:
+        found = _deviations(got, expected, self._bits)
+        if program is not None and may_clip != self.clipped and max(found) > 0:
+            other = _deviations(got, self._meant(tensors, program, may_clip), self._bits)
+            if max(other) < max(found):
                 self.clipped, found = may_clip, other
-        if not is_visible(got) and not is_visible(expected):
+        if not is_visible(got[0]) and not is_visible(expected[0]):
             return Finding(0.0, 1.0, self._limit)
         if program is None or not self._is_ranked:
-            return Finding(found, 1.0, self._limit)
-        real = tensors_of(self._graph.run(tensors, self._probe))
-        limit = max(self._limit, CHAOS * deviation(expected, _of_rows(real, rows)))
-        return Finding(found, rank_correlation(outputs, real), limit)
+            return Finding(max(found), 1.0, self._limit)
+        real = [tensors_of(self._graph.run(tensors, probe)) for probe in self.probes]
+        few = [_of_rows(each, batch_size(inputs)) for each, inputs in zip(real, self._few, strict=True)]
+        limits = [max(self._limit, CHAOS * steps) for steps in _deviations(expected, few)]
+        worst, limit = max(zip(found, limits, strict=True), key=lambda pair: pair[0] / pair[1])
+        return Finding(worst, rank_correlation(outputs[0], real[0]), limit)
 
     def see_weights(self, tensors: Sequence[Tensor], run: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
         """The canary: once, see that visibly different weights change what comes out.
@@ -134,7 +149,7 @@ class Verifier:
             return
         canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
         outputs, others = run(tensors), run(canary)
-        wanted, other_wanted = (tensors_of(self._graph.run(weights, self._probe)) for weights in (tensors, canary))
+        wanted, other_wanted = (tensors_of(self._graph.run(weights, self.probes[0])) for weights in (tensors, canary))
         if deviation(other_wanted, wanted) <= 2 * self._limit:
             return  # nothing can be seen yet: a classifier that begins at zero, say
         if deviation(others, outputs) <= self._limit / 2:
@@ -144,21 +159,27 @@ class Verifier:
             )
         self._has_seen_weights = True
 
-    def _meant(self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int]) -> list[Tensor]:
-        """What a program should say of the probe's first rows; in floating point, what torch does."""
-        if program is None:
-            meant = tensors_of(self._graph.run(tensors, self._few))
-        else:
-            meant = Simulation(self._graph, program, clipped)(self._few)
-        return _of_rows(meant, batch_size(self._few))
+    def _meant(self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int]) -> list[list[Tensor]]:
+        """What a program should say of the first rows of each probe; in floating point, what torch does."""
 
-    def _check_shapes(self, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-        shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (got, expected)]
+        def run(few: Any) -> list[Tensor]:
+            return tensors_of(self._graph.run(tensors, few))
+
+        means = run if program is None else Simulation(self._graph, program, clipped)
+        return [_of_rows(means(few), batch_size(few)) for few in self._few]
+
+    def _check_shapes(self, got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> None:
+        shapes = [[tuple(tensor.shape) for each in outputs for tensor in each] for outputs in (got, expected)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"{self._name} must give outputs of the model's shapes: got {shapes[0]} instead of {shapes[1]}, so it "
                 "converts an operation of the model wrongly; use oracle='torch:bf16'"
             )
+
+
+def _deviations(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]], bits: int = 8) -> list[float]:
+    """Of each probe."""
+    return [deviation(g, e, bits) for g, e in zip(got, expected, strict=True)]
 
 
 def _of_rows(outputs: Sequence[Tensor], rows: int) -> list[Tensor]:

@@ -26,7 +26,7 @@ class SelfDistillation(Method):
         return draw
 
     def penalty(self, outputs: Any, draw: Draw) -> Float[Tensor, ""]:
-        """λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)); 0 where the oracle said nothing."""
+        """λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), a sequence's the mean of its own tokens; 0 where nothing was said."""
         if draw.log_probabilities is None:
             return super().penalty(outputs, draw)
         logits = logits_of(outputs)

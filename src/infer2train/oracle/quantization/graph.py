@@ -34,9 +34,10 @@ class WeightGraph:
         model: in evaluation mode, batch-norms folded as far as they can be; it is not kept.
         example: a pytree of inputs, at least two rows. Shapes but for the number of rows are fixed by it.
         fuses: where the sites of convolutions stand, see `SiteFinder`.
+        others: inputs of other sizes, such as longer and shorter texts: what differs in them stays free.
 
     Raises:
-        GraphError: torch.export cannot follow the model's `forward`.
+        GraphError: torch.export cannot follow the model's `forward`, or not at these sizes.
 
     Example:
         >>> graph = WeightGraph(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.ones(2, 4))
@@ -44,16 +45,19 @@ class WeightGraph:
         ['0.weight/input', '0.weight', '2.weight/input', '2.weight']
     """
 
-    def __init__(self, model: nn.Module, example: Any, fuses: bool = True) -> None:
+    def __init__(self, model: nn.Module, example: Any, fuses: bool = True, others: Sequence[Any] = ()) -> None:
         tensors = state_of(model)
         self.example = map_tensors(torch.clone, canonical(example))
+        self.free = _free_dims(self.example, others)
         lifted = Lifted(model, tuple(tensors))
-        module = _exported(lifted, tuple(tensors.values()), self.example, type(model))
+        module = _exported(lifted, tuple(tensors.values()), self.example, self.free, type(model))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copies = tuple(tensor.clone() for tensor in tensors.values())
             self._example_outputs = lifted.outputs(copies, map_tensors(torch.clone, self.example))
             self._writes = not all(map(_same, copies, tensors.values()))
             self.takes_any_rows = _takes_other_rows(module, copies, self.example)
+            for other in others:
+                _require_same(module, lifted, copies, canonical(other), type(model))
         owner = partial(layer_of, layer_names(model))
         self._prologue, self.names = take_out(module, tuple(tensors), owner)
         finder = SiteFinder(module.graph, self.names, owner, fuses)
@@ -100,20 +104,20 @@ class WeightGraph:
     def exported(self) -> torch.export.ExportedProgram:
         """What a converter is given: `marked`, of any number of rows, by weights, marks and inputs in their order."""
         tensors = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in self.shapes)
-        return export(self.marked(), (tensors, tuple(torch.ones(1) for _ in self.sites), self.example))
+        return export(self.marked(), (tensors, tuple(torch.ones(1) for _ in self.sites), self.example), self.free)
 
     def canonical(self, inputs: Any) -> Any:
         """The inputs as a plain pytree, in the order of the example.
 
         Raises:
-            ValueError: they have another structure, or other shapes behind the rows.
+            ValueError: they have another structure, or other shapes behind the rows where these are not free.
         """
         if _looks_as(inputs, self.example):  # one tensor: the usual case, in the hot path
             return inputs
         inputs = canonical(inputs)
         if isinstance(self.example, dict) and isinstance(inputs, dict) and self.example.keys() == inputs.keys():
             inputs = {name: inputs[name] for name in self.example}
-        got, wanted = ([(tuple(t.shape[1:]), t.dtype) for t in tensors_of(tree)] for tree in (inputs, self.example))
+        got, wanted = (self._fixed_sizes(tree) for tree in (inputs, self.example))
         if got != wanted or pytree.tree_structure(inputs) != pytree.tree_structure(self.example):
             raise ValueError(
                 f"inputs must look as those that the engine was built with, but for the number of rows: got "
@@ -121,6 +125,15 @@ class WeightGraph:
                 "collate_fn, or use oracle='torch:fp32' or 'torch:bf16', which take any"
             )
         return inputs
+
+    def _fixed_sizes(self, inputs: Any) -> list[Any]:
+        """Of each tensor its kind and the sizes that are fixed, with their dimensions."""
+        tensors = tensors_of(inputs)
+        free = self.free if len(tensors) == len(self.free) else [frozenset((0,))] * len(tensors)
+        return [
+            (tensor.dtype, tensor.ndim, [(dim, size) for dim, size in enumerate(tensor.shape) if dim not in dims])
+            for tensor, dims in zip(tensors, free, strict=True)
+        ]
 
     def inputs_from(self, tensors: Sequence[Tensor]) -> Any:
         """A pytree such as the example from its tensors in order."""
@@ -150,14 +163,18 @@ class _Marked(nn.Module):
         return tuple(tensors_of(self._weight_graph.run(tensors, inputs, acts)))
 
 
-def export(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """torch.export, for arguments of which the last, a pytree, has a free number of rows.
+def export(
+    module: nn.Module, arguments: tuple[Any, ...], free: Sequence[frozenset[int]]
+) -> torch.export.ExportedProgram:
+    """torch.export, for arguments of which the last, a pytree, has dimensions that stay free.
 
     Args:
         module: traced without jaxtyping's checks and without attention's fused kernels, which nothing else runs.
         arguments: example arguments.
+        free: of each tensor of the last argument, in order.
     """
-    free = map_tensors(lambda tensor: {0: torch.export.Dim.AUTO}, arguments[-1])  # type: ignore[arg-type,return-value]
+    dims = iter(free)
+    moving = map_tensors(lambda tensor: dict.fromkeys(next(dims), torch.export.Dim.AUTO), arguments[-1])  # type: ignore[arg-type,return-value]
     fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]
     with (
         warnings.catch_warnings(),
@@ -168,14 +185,25 @@ def export(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export.Export
         torch.random.fork_rng(devices=[]),
     ):
         warnings.simplefilter("ignore")
-        return torch.export.export(module, arguments, dynamic_shapes=(*fixed, free), strict=False)
+        return torch.export.export(module, arguments, dynamic_shapes=(*fixed, moving), strict=False)
 
 
-def _exported(module: nn.Module, tensors: tuple[Tensor, ...], example: Any, kind: type) -> fx.GraphModule:
+def _free_dims(example: Any, others: Sequence[Any]) -> tuple[frozenset[int], ...]:
+    """Of each tensor the dimensions that differ in one of the others, and the first."""
+    free = [{0} for _ in tensors_of(example)]
+    for other in others:
+        for dims, own, its in zip(free, tensors_of(example), tensors_of(canonical(other)), strict=True):
+            dims |= {dim for dim, (a, b) in enumerate(zip(own.shape, its.shape, strict=True)) if a != b}
+    return tuple(map(frozenset, free))
+
+
+def _exported(
+    module: nn.Module, tensors: tuple[Tensor, ...], example: Any, free: Sequence[frozenset[int]], kind: type
+) -> fx.GraphModule:
     if batch_size(example) < 2:
         raise GraphError(f"an example must have at least two rows: got {batch_size(example)}; pass a larger batch")
     try:
-        exported = export(module, (tensors, example))
+        exported = export(module, (tensors, example), free)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
             if any(writes(node) for node in exported.graph.nodes):
@@ -197,6 +225,22 @@ def _takes_other_rows(module: fx.GraphModule, tensors: tuple[Tensor, ...], examp
     except Exception:  # a shape that was baked in fails in whatever operation meets it first
         return False
     return True
+
+
+def _require_same(module: fx.GraphModule, lifted: Lifted, tensors: tuple[Tensor, ...], inputs: Any, kind: type) -> None:
+    """That the graph says of inputs of another size what the model does."""
+    wanted = lifted(tensors, map_tensors(torch.clone, inputs))
+    try:
+        got = module(tensors, map_tensors(torch.clone, inputs))
+        is_same = all(map(partial(torch.allclose, rtol=1e-3, atol=1e-4, equal_nan=True), got, wanted))
+    except Exception:  # a size that was baked in fails in whatever operation meets it first
+        is_same = False
+    if not is_same:
+        raise GraphError(
+            f"{kind.__name__}.forward must compute with the sizes that it is given, where batches change theirs: got "
+            f"a graph that cannot take {_described(inputs)}; write x.shape[1] where forward has a number, pad all "
+            "batches to one size in collate_fn, or use oracle='torch:fp32' or 'torch:bf16'"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from infer2train.batches import batch_size
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.sites import Site
 
@@ -35,11 +36,13 @@ def measure_ranges(
     Source: paper, section 4 ("an average value of T_min and T_max across multiple samples").
     """
     ranges: dict[str, Tensor] = {}
+    samples = batch_size(inputs)
 
     def watch(site: Site, dim: int) -> Any:
         def measure(seen: Tensor) -> Tensor:
             # Samples whose rows were flattened into one dimension are told apart again.
-            x = seen if site.flattened is None else torch.unflatten(seen, 0, (site.flattened[0], -1, site.flattened[1]))
+            apart, together = site.flattened or (1, 1)
+            x = seen if site.flattened is None else torch.unflatten(seen, 0, (apart, samples, together))
             others = tuple(d for d in range(x.ndim) if d != dim)
             if percentile is None:
                 low, high = (x.amin(others), x.amax(others)) if others else (x, x)

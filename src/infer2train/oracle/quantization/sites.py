@@ -9,7 +9,7 @@ throughout. What a linear layer gives stays real, so logits are not rounded to 2
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,8 +50,9 @@ class Site:
         kind: weight, input or output.
         batch_dim: the dimension that counts samples; None for a weight.
         flattened: where samples and their rows (tokens, say) were made one dimension: how many rows of other samples
-            lie between two of one, and how many of one lie together. The samples are then dimension `batch_dim` of the
-            tensor with its first dimension taken apart into (flattened[0], samples, flattened[1]).
+            lie between two of one, and how many of one lie together; -1 for the one that changes with the inputs'
+            size. The samples are then dimension `batch_dim` of the tensor with its first dimension taken apart into
+            (flattened[0], samples, flattened[1]).
     """
 
     name: str
@@ -104,6 +105,9 @@ class SiteFinder:
         self._kept_real = GATES if fuses else ()
         self._inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._held = dict(zip(self._inputs, names, strict=False))
+        # Other sizes may be free too, so what counts samples is told by its symbol.
+        given = [node.meta.get("val") for node in self._inputs[len(names) :]]
+        self._rows = {_symbol(value.shape[0]) for value in given if isinstance(value, Tensor)} - {None}
         self._number: dict[fx.Node, int] = {}
         self._weights: dict[fx.Node, fx.Node] = {}
         self.sites: list[Site] = []
@@ -167,7 +171,7 @@ class SiteFinder:
     def _add(self, source: fx.Node, name: str, kind: Role, readers: list[fx.Node]) -> fx.Node:
         number = len(self.sites)
         taken = sum(site.name == name or site.name.startswith(f"{name}.") for site in self.sites)
-        dim, flattened = (None, None) if kind == "weight" else _batch_dim(source)
+        dim, flattened = (None, None) if kind == "weight" else _batch_dim(source, self._rows)
         self.sites.append(Site(f"{name}.{taken}" if taken else name, kind, dim, flattened))
         with self._graph.inserting_after(self._inputs[-1] if source.op == "placeholder" else source):
             node = self._graph.call_function(at_site, (source, number))
@@ -204,24 +208,32 @@ def _inside(graph: fx.Graph) -> Iterator[fx.Node]:
             yield from _inside(inner.graph)
 
 
-def _batch_dim(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
+def _batch_dim(node: fx.Node, rows: Collection[Any]) -> tuple[int, tuple[int, int] | None]:
     """The dimension that counts samples, and how they lie where they were flattened together with others.
 
-    It is the dimension whose size is the free one of the export. Where there is none, the tensor is followed back to
+    It is the dimension whose size is that of the inputs' first. Where there is none, the tensor is followed back to
     where it was flattened; a tensor of which nothing is known has its samples first.
     """
     found: Any = node
     while isinstance(found, fx.Node) and "val" in found.meta and isinstance(found.meta["val"], Tensor):
         shape = found.meta["val"].shape
         for dim, size in enumerate(shape):
-            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+            if _symbol(size) in rows:
                 if found is node:
                     return dim, None
                 apart = _product(shape[:dim])
-                together = hint(node.meta["val"].shape[0]) // (apart * hint(size))
-                return 1, (apart, max(1, together))
+                together = max(1, hint(node.meta["val"].shape[0]) // (apart * hint(size)))
+                if any(isinstance(other, torch.SymInt) for other in shape[:dim]):
+                    return 1, (-1, together)
+                changes = any(isinstance(other, torch.SymInt) for other in shape[dim + 1 :])
+                return 1, (apart, -1 if changes else together)
         found = found.args[0] if found.args else None
     return 0, None
+
+
+def _symbol(size: Any) -> Any:
+    """What a free size is called in the export; None for a size that is fixed, or computed from several."""
+    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
 
 
 def _product(sizes: Sequence[Any]) -> int:
