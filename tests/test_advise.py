@@ -9,8 +9,9 @@ import pytest
 from infer2train.cli.main import main
 from infer2train.draws.methods.table import METHODS
 from infer2train.observe.runlog import write_config
+from infer2train.reporting.evidence import Evidence, Fitted, distance, evidence, nearest
 from infer2train.settings import as_plain
-from infer2train.studies.advise import Evidence, Fitted, advice, distance, evidence, nearest, read_baseline
+from infer2train.studies.advise import advice, read_baseline
 from infer2train.training.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
