@@ -22,14 +22,14 @@ def test_arms_are_paired_and_of_equal_steps(tmp_path: Path) -> None:
         assert (config.data, config.label_noise, config.holdout) == ("digits-half", 0.3, 0), "all have all images"
 
 
-def test_the_longer_baseline_has_more_steps_than_all_that_trusted_trains(tmp_path: Path) -> None:
+def test_the_longer_baseline_has_more_steps_than_all_that_trusted_random_trains(tmp_path: Path) -> None:
     runs = planned("torch:fp32", tmp_path)
     _, images, _ = load_splits(runs["baseline", 0], progress=False)
 
     def steps(num_images: int, epochs: int) -> int:
         return num_images // runs["baseline", 0].batch_size * epochs
 
-    trusted, longer = runs["trusted", 0], runs[f"baseline-{LONGER}x", 0]
+    trusted, longer = runs["trusted-random", 0], runs[f"baseline-{LONGER}x", 0]
     halves = 2 * steps(len(images) // 2, trusted.irreducible_epochs)
     assert choices_of(trusted).needs_irreducible
     assert steps(len(images), trusted.epochs) + halves < steps(len(images), longer.epochs)
@@ -38,4 +38,4 @@ def test_the_longer_baseline_has_more_steps_than_all_that_trusted_trains(tmp_pat
 def test_it_shows_what_it_compares_with_and_a_command_that_there_is() -> None:
     assert _oracle(Console(quiet=True)).partition(":")[0] in ("openvino", "onnxruntime", "torch")
     verb, options = parse(NEXT.split())
-    assert (verb, options["methods"]) == ("compare", ["baseline", "trusted"])
+    assert (verb, options["methods"]) == ("compare", ["baseline", "trusted-random"])

@@ -17,8 +17,8 @@ class DataConfig:
 
     data: str = "digits"
     """A known name (digits, digits-half, cifar10), a data set of the Hugging Face hub (uoft-cs/cifar10), a folder of
-    Parquet shards in the hub's image layout, or one of class folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or validation,
-    valid, val)."""
+    Parquet shards in the hub's image layout, or one of class folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or
+    validation, valid, val)."""
     data_cache: str | None = setting(None, is_place=True)
     """Folder of the decoded cache and of downloads. Default: $INFER2TRAIN_CACHE, else the user's cache folder."""
     decode: Literal["once", "on-demand"] = "once"
