@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
 WHY = (
     "trusted-random leaves out labels that a model of the other half of the images does not believe: most wrong ones",
     "nm-sample trains on what is hardest, and where labels are wrong those are: it hurts",
-    f"baseline-{LONGER}x is what the same hardware does instead in more time than the two models of halves take: train on",
+    f"baseline-{LONGER}x trains on: what the same hardware does instead, in more time than the models of halves take",
 )
 STEP_GAMMA = 10
 """Of the step that is timed: the paper's."""
