@@ -14,6 +14,9 @@ from infer2train.observe.runlog import read_config, read_rows, says_finished
 from infer2train.reporting.evidence import FAR, NOISY, Evidence, Fitted, evidence, nearest
 from infer2train.training.config import RunConfig, from_plain
 
+COSTS, EVEN = 2.0, 1.0
+"""Errors on random training views (%) from which the hardest view has cost test error, and below which it was even."""
+
 
 def read_baseline(folder: Path, label_noise: float | None) -> Fitted:
     """The run in a folder, as far as it is.
@@ -64,9 +67,20 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
     else:
         said.append("Mining has helped nowhere near here: keep the baseline, and train longer if the hardware is idle.")
     if baseline.label_noise < NOISY:
+        said += [rule] if (rule := rule_of_views(baseline.view_error)) else []
         said.append("If some of your labels are wrong, say how many: --label-noise 0.1.")
     said.append("What γ this machine can afford, and what it costs: infer2train gamma --run FOLDER.")
     return said
+
+
+def rule_of_views(view_error: float) -> str:
+    """What the rule for picking views says of a baseline's error on random training views (%); empty between."""
+    page = "docs/results/2026-11-29-demo-and-map.md"
+    if view_error >= COSTS:
+        return f"By the rule of {page} the hardest view costs test error here, and more of it the higher that error is."
+    if view_error < EVEN:
+        return f"By the rule of {page} it makes hardly a difference here which view is taken."
+    return ""
 
 
 def print_advice(baseline: Fitted, console: Console) -> None:
