@@ -9,8 +9,9 @@ import pytest
 from infer2train.cli.main import main
 from infer2train.draws.methods.table import METHODS
 from infer2train.observe.runlog import write_config
+from infer2train.reporting.evidence import Evidence, Fitted, distance, evidence, nearest
 from infer2train.settings import as_plain
-from infer2train.studies.advise import Evidence, Fitted, advice, distance, evidence, nearest, read_baseline
+from infer2train.studies.advise import COSTS, EVEN, advice, read_baseline, rule_of_views
 from infer2train.training.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,6 +65,15 @@ def test_only_what_helped_near_by_is_recommended() -> None:
     assert advice(baseline, [(helps, 2.0), (hurts, 1.0)])[0].startswith("Try rho: -3.0 points")
     for found in ([(helps, 80.0)], [(hurts, 1.0)], [(entry(low=-2, high=0.1), 1.0)]):
         assert advice(baseline, found)[0].startswith("Mining has helped nowhere near here")
+
+
+@pytest.mark.parametrize(("view_error", "said"), [(0.1, "hardly a difference"), (1.5, ""), (5.3, "costs test error")])
+def test_the_rule_of_views_is_as_the_page_has_it(view_error: float, said: str) -> None:
+    assert said in rule_of_views(view_error)
+    assert bool(said) == bool(rule_of_views(view_error))
+    page = (REPOSITORY / "docs/results/2026-11-29-demo-and-map.md").read_text(encoding="utf-8")
+    assert f"where v is {COSTS:.0f} or more" in page
+    assert f"where v is below {EVEN:.0f}" in page
 
 
 def test_a_run_that_is_not_over_is_said_to_be_none(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ROOMS = {
     "openvino_engine onnxruntime_engine engines measurement",
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
-    "reporting": "svg gallery audit statistics runs summary curves lanes tables sections plots report",
+    "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order passes acknowledgement surroundings accumulation admission remedies rehearsal course parts "
     "publisher picking health journal loader feeding assembly mine",
     "integrations": "lightning transformers",

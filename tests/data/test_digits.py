@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from infer2train.data.digits import _grey_and_targets, load
+from infer2train.data.digits import _grey_and_targets, load, load_half
 
 
 def test_the_splits_are_all_digits_once() -> None:
@@ -38,6 +38,12 @@ def test_the_split_is_the_same_each_time_and_its_fingerprint_says_which() -> Non
     np.testing.assert_array_equal(load().train.images, load().train.images)
     fingerprints = {load().fingerprint, load().fingerprint, load(seed=1).fingerprint, load(num_train=300).fingerprint}
     assert len(fingerprints) == 3
+
+
+def test_half_of_them_is_another_split_of_the_same() -> None:
+    half = load_half()
+    assert (len(half.train), len(half.test)) == (898, 899)
+    assert {image.tobytes() for image in load().train.images} <= {image.tobytes() for image in half.train.images}
 
 
 @pytest.mark.parametrize("num_train", [0, 1797])

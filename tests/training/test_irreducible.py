@@ -119,6 +119,34 @@ def test_it_is_trained_once_for_all_runs_that_agree(tmp_path: Path, monkeypatch:
     assert len(files) == len(trained) == 5
 
 
+def test_where_nothing_is_held_back_each_half_is_judged_by_the_other(tmp_path: Path) -> None:
+    trained: list[RunConfig] = []
+
+    def train_and_tell(run: RunConfig, folder: Path) -> Result:
+        trained.append(run)
+        return train(run, folder, quiet=True, report=False)
+
+    whole = config(tmp_path, holdout=0)
+    found = irreducible_losses(whole, train_and_tell)
+    assert irreducible_losses(whole, train_and_tell) == found, "trained once"
+    assert [run.train_on for run in trained] == ["held", "rest"]
+    _, images, _ = load_splits(whole)
+    losses, seen = np.load(found.file), {run.train_on: load_splits(run)[1] for run in trained}
+    assert len(losses) == len(images) == sum(map(len, seen.values())) == 200
+    for run in trained:
+        model = prepare(run, progress=False).model
+        other = config(tmp_path, holdout=100, train_on="rest" if run.train_on == "held" else "held")
+        checkpoint = load_checkpoint(irreducible_losses(other, train_and_tell).file.parent / "run" / CHECKPOINTS)
+        assert checkpoint is not None
+        model.load_state_dict(checkpoint.state["model"])
+        unseen = [at for at, image in enumerate(images.images) if image.tobytes() not in pixels(seen[run.train_on])]
+        x, y = ImageViews(images.images[unseen], images.targets[unseen], Identity()).batch(every_sample(len(unseen)))
+        with torch.no_grad():
+            wanted = F.cross_entropy(model.eval()(x), y, reduction="none")
+        np.testing.assert_allclose(losses[unseen], wanted.numpy(), rtol=1e-4, atol=1e-5)
+    assert len(trained) == 2
+
+
 def test_a_run_goes_on_without_the_cache(tmp_path: Path) -> None:
     """The losses are part of its state; the model is trained again only to be asked again."""
     mined = config(tmp_path, gamma=2)
@@ -155,9 +183,6 @@ def test_a_rho_run_can_be_evaluated_again(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"images held back: got holdout=0; pass --holdout 10000"):
-        train(config(tmp_path, holdout=0), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"trains on what holdout holds back: got holdout=0; pass --holdout"):
         config(tmp_path, holdout=0, train_on="held")
     with pytest.raises(ValueError, match=r"holdout must leave something to train on.*got 200; lower --holdout"):

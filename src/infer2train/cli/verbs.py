@@ -135,7 +135,8 @@ def _tell(line: str, console: Any, status: Any) -> None:
 def _advise(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.studies.advise import Fitted, print_advice, read_baseline
+    from infer2train.reporting.evidence import Fitted
+    from infer2train.studies.advise import print_advice, read_baseline
 
     folder, view_error, label_noise = (options[name] for name in ("folder", "view_error", "label_noise"))
     if (folder is None) == (view_error is None):

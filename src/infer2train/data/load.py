@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DATA: dict[str, str] = {
     "digits": "infer2train.data.digits:load",
+    "digits-half": "infer2train.data.digits:load_half",
     "cifar10": "infer2train.data.cifar10:load",
 }
 """Data sets with a name of their own, as "module:attribute"."""

@@ -66,6 +66,7 @@ def context(runs: RunSet) -> dict[str, Any]:
         "looks": looks,
         "series": SERIES,
         "facts": sections.facts(runs) if runs.baseline is None else [],
+        "advised": sections.advised(runs),
         "figures": {
             **_error_figures({method: errors_of(found) for method, found in shown.items()}, looks),
             **_difference_figure(lines, looks),

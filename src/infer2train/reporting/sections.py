@@ -11,6 +11,7 @@ from typing import Any
 
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
+from infer2train.reporting.evidence import Fitted, evidence, nearest
 from infer2train.reporting.runs import Row, RunFolder, RunSet, logged
 
 
@@ -110,6 +111,31 @@ def notes(runs: RunSet) -> list[tuple[str, str]]:
     if runs.baseline is not None and (missing := _missing(runs)):
         notes.append(("", f"without a result yet, and left out of every mean: {missing}"))
     return notes
+
+
+def advised(runs: RunSet) -> str:
+    """What was measured nearest to this training, and what says more; empty while nothing of it was measured.
+
+    A comparison is known by its baseline's error on random training views, a loop of the user's own by none.
+    """
+    asked = runs.baseline or runs.methods[0]
+    ends = [run for run in runs.shown(asked) if run.epochs and run.epochs[-1].get("train_error_random") is not None]
+    if not ends:
+        own = not any("regime" in run.config for run in runs.runs.values())
+        by_hand = "infer2train advise --view-error E, with a baseline's error on random training views in %"
+        return f"what was measured of trainings like this: {by_hand}" if own else ""
+    view_error = 100 * sum(run.epochs[-1]["train_error_random"] for run in ends) / len(ends)
+    fitted = Fitted(view_error=view_error, label_noise=ends[0].config.get("label_noise") or 0.0)
+    found = nearest(fitted, evidence())
+    folder = shlex.quote(ends[0].folder.as_posix())
+    if not found:
+        return f"nothing was measured of trainings like this yet: infer2train advise {folder}"
+    best, _ = min(found, key=lambda pair: (pair[0].method not in runs.methods, pair[1]))
+    return (
+        f"measured nearest to {view_error:.1f} % error on random training views: {best.method} {best.difference:+.2f} "
+        f"points [{best.low:+.2f}, {best.high:+.2f}] at {best.view_error:.1f} % ({best.trained}); "
+        f"the others: infer2train advise {folder}"
+    )
 
 
 def _missing(runs: RunSet) -> str:

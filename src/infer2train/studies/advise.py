@@ -1,81 +1,21 @@
 """`infer2train advise`: does mining pay for this training, by what was measured before, before anybody spends a day.
 
 It reads how far a baseline has come (the folder of a finished or running run, or two numbers given by hand), looks up
-what was measured nearest to it, and says how near that is. What it looks up is `evidence.yaml`, one entry for each
-comparison in docs/results.
+what was measured nearest to it (`reporting.evidence`), and says how near that is.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from infer2train.observe.runlog import read_config, read_rows, says_finished
-from infer2train.settings import changed
+from infer2train.reporting.evidence import FAR, NOISY, Evidence, Fitted, evidence, nearest
 from infer2train.training.config import RunConfig, from_plain
 
-FAR = 4.0
-"""A training whose error on random training views is this many times another's is not like it."""
-FLOOR = 0.1
-"""Errors on training views below this are as good as none (%)."""
-NOISY = 0.05
-"""Part of the labels that are wrong, from which a training is compared with noisy ones (0 to 1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """One measured comparison with the baseline of equal steps."""
-
-    method: str
-    trained: str
-    """Data, model, length."""
-    view_error: float
-    """The baseline's own error on random training views at its end (%)."""
-    label_noise: float = 0.0
-    """Part of the labels that were wrong (0 to 1)."""
-    difference: float
-    """In test error, method minus baseline (points)."""
-    low: float
-    high: float
-    """95 % interval of it."""
-    seeds: int
-    page: str
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says."""
-        if self.high < 0:
-            return "helps"
-        return "hurts" if self.low > 0 else "no difference seen"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """How far a baseline has come."""
-
-    view_error: float
-    """On random training views (%)."""
-    label_noise: float
-    progress: float = 1.0
-    """Part of the training that is over (0 to 1)."""
-    name: str = "the baseline given"
-    method: str = "baseline"
-
-    def __post_init__(self) -> None:
-        for name, value, most in (("view_error", self.view_error, 100), ("label_noise", self.label_noise, 1)):
-            if not 0 <= value <= most:
-                raise ValueError(f"{name} must be from 0 to {most}: got {value}; view_error is in %")
-
-
-def evidence() -> list[Evidence]:
-    """All that was measured."""
-    plain = yaml.safe_load(resources.files(__package__).joinpath("evidence.yaml").read_text(encoding="utf-8"))
-    return [changed(Evidence, None, entry) for entry in plain]
+COSTS, EVEN = 2.0, 1.0
+"""Errors on random training views (%) from which the hardest view has cost test error, and below which it was even."""
 
 
 def read_baseline(folder: Path, label_noise: float | None) -> Fitted:
@@ -105,24 +45,6 @@ def read_baseline(folder: Path, label_noise: float | None) -> Fitted:
     )
 
 
-def distance(baseline: Fitted, measured: Evidence) -> float:
-    """How many times one's error on training views is the other's (at least 1); infinite for other labels."""
-    if (baseline.label_noise >= NOISY) != (measured.label_noise >= NOISY):
-        return math.inf
-    ours, theirs = (max(FLOOR, error) for error in (baseline.view_error, measured.view_error))
-    return max(ours, theirs) / min(ours, theirs)
-
-
-def nearest(baseline: Fitted, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
-    """Of each method the comparison that is most like this training, and its distance; the most helpful first."""
-    found: dict[str, tuple[Evidence, float]] = {}
-    for entry in measured:
-        away = distance(baseline, entry)
-        if math.isfinite(away) and away < found.get(entry.method, (entry, math.inf))[1]:
-            found[entry.method] = entry, away
-    return sorted(found.values(), key=lambda pair: pair[0].difference)
-
-
 def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[str]:
     """What to do, in sentences."""
     said = []
@@ -145,9 +67,20 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
     else:
         said.append("Mining has helped nowhere near here: keep the baseline, and train longer if the hardware is idle.")
     if baseline.label_noise < NOISY:
+        said += [rule] if (rule := rule_of_views(baseline.view_error)) else []
         said.append("If some of your labels are wrong, say how many: --label-noise 0.1.")
     said.append("What γ this machine can afford, and what it costs: infer2train gamma --run FOLDER.")
     return said
+
+
+def rule_of_views(view_error: float) -> str:
+    """What the rule for picking views says of a baseline's error on random training views (%); empty between."""
+    page = "docs/results/2026-11-29-demo-and-map.md"
+    if view_error >= COSTS:
+        return f"By the rule of {page} the hardest view costs test error here, and more of it the higher that error is."
+    if view_error < EVEN:
+        return f"By the rule of {page} it makes hardly a difference here which view is taken."
+    return ""
 
 
 def print_advice(baseline: Fitted, console: Console) -> None:

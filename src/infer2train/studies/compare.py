@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting.report import write_report
+from infer2train.reporting.runs import read
+from infer2train.reporting.sections import advised
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.training.config import RunConfig
@@ -208,6 +210,8 @@ def _told(title: str, result: Result) -> str:
 
 
 def print_comparison(summaries: Sequence[MethodSummary], folder: Path, console: Console) -> None:
-    """The table, and where the report is."""
+    """The table, what was measured nearest to it before, and where the report is."""
     console.print(comparison_table(summaries))
+    if said := advised(read(folder)):
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

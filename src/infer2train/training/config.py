@@ -16,9 +16,9 @@ class DataConfig:
     """What is trained on."""
 
     data: str = "digits"
-    """A known name (digits, cifar10), a data set of the Hugging Face hub (uoft-cs/cifar10), a folder of Parquet
-    shards in the hub's image layout, or one of class folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or validation,
-    valid, val)."""
+    """A known name (digits, digits-half, cifar10), a data set of the Hugging Face hub (uoft-cs/cifar10), a folder of
+    Parquet shards in the hub's image layout, or one of class folders: train/CLASS/*.jpg and test/CLASS/*.jpg (or
+    validation, valid, val)."""
     data_cache: str | None = setting(None, is_place=True)
     """Folder of the decoded cache and of downloads. Default: $INFER2TRAIN_CACHE, else the user's cache folder."""
     decode: Literal["once", "on-demand"] = "once"
@@ -39,7 +39,7 @@ class DataConfig:
     """Hold back this many training images and evaluate on those instead of the test set (images)."""
     holdout: int = setting(0, at_least=0)
     """Hold this many training images back, with labels as they are: for the irreducible model of rho and trusted, which
-    is trained on them, or for a comparison with those (images)."""
+    is trained on them, or for a comparison with those (images). 0: both take a model of each half of them."""
     train_on: Literal["rest", "held"] = "rest"
     """Which part is trained on: what holdout leaves, or what it holds back."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -97,7 +97,7 @@ class TrainingConfig:
     irreducible_model: str | None = None
     """Network of the irreducible model of rho and trusted, as for model. Default: the run's own."""
     irreducible_epochs: int = setting(30, at_least=1)
-    """Length of its training on the images of holdout, once for all runs that agree in it (epochs)."""
+    """Length of its training on what is held back, or on half of all; once for runs that agree in it (epochs)."""
     evaluate_every: int = setting(1, at_least=1)
     """Epochs between evaluations; the last epoch is evaluated anyway (epochs)."""
     checkpoint_every: int = setting(500, at_least=1)

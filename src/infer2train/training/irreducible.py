@@ -2,11 +2,13 @@
 
 That model is a run like any other, a baseline on the images of `--holdout`. It is trained once for all runs that agree
 in data, seed and its own settings, and scores every other image once, with the run's oracle. The run and the losses
-are kept in the cache, in a folder named by all that they depend on.
+are kept in the cache, in a folder named by all that they depend on. Where nothing is held back there are two such
+models, each trained on one half of the images and asked about the other.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ from jaxtyping import Float32
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.data.images import AnySplit
+from infer2train.data.subsets import balanced_ids
+from infer2train.draws.addresses import Purpose
 from infer2train.draws.scores import loss
 from infer2train.oracle.engines import build_engine
 from infer2train.oracle.samples import SourceSamples
@@ -51,10 +55,10 @@ class Irreducible:
 
 
 def irreducible_run(config: RunConfig) -> RunConfig:
-    """The run that trains the irreducible model of another: a baseline on what is held back, under half a cosine."""
+    """The run that trains the irreducible model of another: a baseline on the other part, under half a cosine."""
     return replace(
         unmined(config),
-        train_on="held",
+        train_on="held" if config.train_on == "rest" else "rest",
         model=config.irreducible_model or config.model,
         irreducible_model=None,
         irreducible_epochs=RunConfig.irreducible_epochs,
@@ -74,16 +78,12 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
         config: of the run that mines.
         train: trains the irreducible model, with progress; what it raises comes through.
 
-    Raises:
-        ValueError: nothing is held back to train on.
+    Source: Mindermann et al. 2022, arXiv 2206.07137: a model of held-out data, or two of half the data each.
     """
     if not config.holdout:
-        raise ValueError(
-            f"{config.method} needs the irreducible loss of each sample, of a model trained on images held back: got "
-            "holdout=0; pass --holdout 10000, say, or --irreducible FILE.npy"
-        )
+        return _by_halves(config, train)
     run = irreducible_run(config)
-    data, images, _ = load_splits(replace(config, train_on="rest"), progress=False)
+    data, images, _ = load_splits(config, progress=False)
     depends_on = [data.fingerprint, decisive(RunConfig, as_plain(run))]
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     assert config.data_cache is not None, "resolved"
@@ -100,9 +100,34 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
             seconds = result.seconds + perf_counter() - started
             made.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     seconds = float(json.loads(made.read_text(encoding="utf-8"))["seconds"])
+    others = f"{config.holdout} held back" if run.train_on == "held" else "the others"
     note = (
-        f"irreducible losses of {len(images)} images: by {run.model}, trained on {config.holdout} held back for "
-        f"{run.epochs} epochs ({seconds:.0f} s, once); {file}"
+        f"irreducible losses of {len(images)} images: by {run.model}, trained on {others} for {run.epochs} epochs "
+        f"({seconds:.0f} s, once); {file}"
+    )
+    return Irreducible(file=file, note=note, seconds=seconds)
+
+
+def _by_halves(config: RunConfig, train: Train) -> Irreducible:
+    """Of every image, by the model of the half that it is not in."""
+    _, images, _ = load_splits(config, progress=False)
+    held = balanced_ids(images.targets, len(images) // 2, config.seed, Purpose.HOLDOUT)
+    parts = {"rest": np.setdiff1d(np.arange(len(images)), held), "held": held}
+    halves = {
+        part: irreducible_losses(replace(config, holdout=len(held), train_on=part), train)  # type: ignore[arg-type]
+        for part in parts
+    }
+    losses = np.empty(len(images), dtype=np.float32)
+    for part, ids in parts.items():
+        losses[ids] = np.load(halves[part].file)
+    first = halves["rest"].file
+    file, whole = first.with_name(f"whole-{first.name}"), first.with_name(f"{os.getpid()}-{first.name}")
+    np.save(whole, losses)
+    whole.replace(file)  # of runs side by side, each has the same to write
+    seconds = sum(half.seconds for half in halves.values())
+    note = (
+        f"irreducible losses of {len(images)} images: each half's by a {config.irreducible_model or config.model} of "
+        f"the other half, {config.irreducible_epochs} epochs ({seconds:.0f} s, once); {file}"
     )
     return Irreducible(file=file, note=note, seconds=seconds)
 

@@ -1,0 +1,90 @@
+"""What was measured where: differences from a baseline of equal steps, and which of them is most like a training.
+
+`evidence.yaml` beside this file has one entry for each comparison in docs/results. A report names the one nearest to
+its run; `infer2train advise` shows all of them and says what follows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+from infer2train.settings import changed
+
+FAR = 4.0
+"""A training whose error on random training views is this many times another's is not like it."""
+FLOOR = 0.1
+"""Errors on training views below this are as good as none (%)."""
+NOISY = 0.05
+"""Part of the labels that are wrong, from which a training is compared with noisy ones (0 to 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One measured comparison with the baseline of equal steps."""
+
+    method: str
+    trained: str
+    """Data, model, length."""
+    view_error: float
+    """The baseline's own error on random training views at its end (%)."""
+    label_noise: float = 0.0
+    """Part of the labels that were wrong (0 to 1)."""
+    difference: float
+    """In test error, method minus baseline (points)."""
+    low: float
+    high: float
+    """95 % interval of it."""
+    seeds: int
+    page: str
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        if self.high < 0:
+            return "helps"
+        return "hurts" if self.low > 0 else "no difference seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """How far a baseline has come."""
+
+    view_error: float
+    """On random training views (%)."""
+    label_noise: float
+    progress: float = 1.0
+    """Part of the training that is over (0 to 1)."""
+    name: str = "the baseline given"
+    method: str = "baseline"
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("view_error", self.view_error, 100), ("label_noise", self.label_noise, 1)):
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} must be from 0 to {most}: got {value}; view_error is in %")
+
+
+def evidence() -> list[Evidence]:
+    """All that was measured."""
+    plain = yaml.safe_load(resources.files(__package__).joinpath("evidence.yaml").read_text(encoding="utf-8"))
+    return [changed(Evidence, None, entry) for entry in plain]
+
+
+def distance(baseline: Fitted, measured: Evidence) -> float:
+    """How many times one's error on training views is the other's (at least 1); infinite for other labels."""
+    if (baseline.label_noise >= NOISY) != (measured.label_noise >= NOISY):
+        return math.inf
+    ours, theirs = (max(FLOOR, error) for error in (baseline.view_error, measured.view_error))
+    return max(ours, theirs) / min(ours, theirs)
+
+
+def nearest(baseline: Fitted, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
+    """Of each method the comparison that is most like this training, and its distance; the most helpful first."""
+    found: dict[str, tuple[Evidence, float]] = {}
+    for entry in measured:
+        away = distance(baseline, entry)
+        if math.isfinite(away) and away < found.get(entry.method, (entry, math.inf))[1]:
+            found[entry.method] = entry, away
+    return sorted(found.values(), key=lambda pair: pair[0].difference)
