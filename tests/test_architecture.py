@@ -23,8 +23,8 @@ ROOMS = {
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
-    "loader": "ranks order passes acknowledgement surroundings accumulation admission remedies rehearsal course parts "
-    "publisher picking health journal loader feeding assembly mine",
+    "loader": "ranks order passes acknowledgement surroundings likeness accumulation admission remedies rehearsal "
+    "course parts publisher picking health measured journal loader feeding assembly mine",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from infer2train.draws.mining import Mining
 from infer2train.draws.versions import EpochSteps
 from infer2train.loader.acknowledgement import Pace
-from infer2train.loader.order import Batches, epoch_batches, fingerprint, global_batches
+from infer2train.loader.order import Batches, draws_in_epoch, epoch_batches, fingerprint, global_batches
 from infer2train.loader.passes import Passes
 from infer2train.loader.ranks import Ranks
 
@@ -76,6 +76,10 @@ class Course:
     def next_epoch(self) -> int:
         """The epoch that begins or goes on when the loader is iterated next."""
         return self.epoch + (self._is_open and not self._is_resumed and not self._is_peeked())
+
+    def draws_per_epoch(self, dataloader: "DataLoader[Any]") -> int:
+        """Of the user's loader, before an epoch was read; of a stream, whose length nobody knows, in a window."""
+        return draws_in_epoch(dataloader, self._ranks) if self._passes is None else self._passes.draws_per_window
 
     def step_of(self, draw: int) -> int:
         """The step that trains on a draw."""

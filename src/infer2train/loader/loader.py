@@ -20,31 +20,26 @@ from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.loader.accumulation import gradients_of, restore_gradients
 from infer2train.loader.admission import require_group
-from infer2train.loader.course import REMEDIES, Course
+from infer2train.loader.course import Course
 from infer2train.loader.journal import Journal
-from infer2train.loader.order import OwnOrder, draws_in_epoch, global_batch_size, usual_batch_size
+from infer2train.loader.likeness import LikeDataLoader
+from infer2train.loader.measured import Measured
+from infer2train.loader.order import draws_in_epoch, global_batch_size, require_same_global_batch, require_same_run
 from infer2train.loader.parts import Parts
 from infer2train.loader.passes import Passes
 from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
-from infer2train.loader.surroundings import OwnLoop, Surroundings, tell_epoch
-from infer2train.observe.metrics import Meter, Totals, window
-from infer2train.observe.timeline import TRAINER, Span, Timeline
+from infer2train.loader.surroundings import OwnLoop, Surroundings
+from infer2train.observe.metrics import Meter
+from infer2train.observe.timeline import TRAINER, Span
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.pool import Pool, at_exit
 from infer2train.settings import as_plain, decisive, differences
 from infer2train.sources.pipeline import AddressPipeline
 
-PASSED_ON = (
-    *("dataset", "batch_size", "sampler", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout"),
-    *("worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
-    *("pin_memory_device", "in_order"),
-)
-"""What hosts and loops read of a loader, and find here as it is in the DataLoader that this one was made from."""
 
-
-class MinedLoader:
+class MinedLoader(LikeDataLoader, Measured):
     """A loader of picked draws; made by `mine()`.
 
     Iterate it once an epoch, as the DataLoader it was made from. `last` tells of the draw handed out last, `metrics()`
@@ -71,7 +66,8 @@ class MinedLoader:
     ) -> None:
         self.mining, self._method = mining, method
         self._has_oracle = method.choices.has_oracle
-        self._dataloader, self._pool, self._model = dataloader, pool, model
+        self._pool, self._model = pool, model
+        LikeDataLoader.__init__(self, dataloader, has_copies=self._has_oracle and pool.runs_beside)
         self._surroundings = surroundings or OwnLoop(model)
         self._meter, self._ranks = Meter(), Ranks.here()
         self._course = Course(self.mining, self._has_oracle, self._ranks, passes)
@@ -82,40 +78,12 @@ class MinedLoader:
         self._iteration = 0
         self._is_step_due = False
         self._handed_out: float | None = None
-        # Who is asked for totals must not keep the loader: one that is let go of counts no more steps.
-        self._totals = partial(running_totals, self._meter, pool, perf_counter())
-        self._mark: Totals = self.totals()
-        in_epoch, in_window = partial(draws_in_epoch, dataloader, self._ranks), passes and passes.draws_per_window
-        draws_per_epoch = in_epoch if in_window is None else partial(int, in_window)
+        Measured.__init__(self, self._meter, pool)
+        draws_per_epoch = partial(self._course.draws_per_epoch, dataloader)
         self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
-        """What is written of the run, if that was asked for; by the first rank."""
+        """What is written of the run, if that was asked for."""
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
         self._is_closed = False
-
-    # As the DataLoader that it was made from
-
-    def __getattr__(self, name: str) -> Any:
-        if name in PASSED_ON:
-            return getattr(self._dataloader, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @property
-    def batch_sampler(self) -> "OwnOrder":
-        """The user's, to be asked for anything but batches."""
-        return OwnOrder(self._dataloader.batch_sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell samplers and data set, if they want to know, which epoch begins: what hosts do, and loops of one's own.
-
-        Raises:
-            ValueError: the data set wants to know, and oracles read copies of it in other processes.
-        """
-        if self._has_oracle and self._pool.runs_beside and callable(getattr(self.dataset, "set_epoch", None)):
-            raise ValueError(
-                "a data set that is told the epoch must be read in this process, since oracles elsewhere have copies "
-                f"of it: got set_epoch() of {type(self.dataset).__name__}; pass pool='inline' to mine()"
-            )
-        tell_epoch(self._dataloader, epoch)
 
     # The epoch
 
@@ -176,11 +144,11 @@ class MinedLoader:
         self._picker.stop()
         self._count_what_is_due()
         self._handed_out = None
-        self._require_same_run()
+        require_same_run(self._dataloader, self._ranks, {**self._settings(), **self._course.place})
         if self._surroundings.tells_epochs:
             self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
-        self._begin_journal()
+        self.journal.begin(self._course.is_new)
         self.journal.go_on()
         self._course.warn_of_stale_weights()
         if self._course.begin_epoch() and is_another:
@@ -197,7 +165,7 @@ class MinedLoader:
         self._settle()
         if not len(self._picker):
             draw = self._planned()
-            self._require_version(draw)
+            self._publisher.require(draw, self.steps)
             self._picker.submit(draw)
         self._submit_ahead()
         self.last, batch = self._picker.take()
@@ -237,16 +205,6 @@ class MinedLoader:
             ids=course.ids(ahead),
             epoch_ids=course.offered(ahead),
             version=self._publisher.version_for(step),
-        )
-
-    def _require_version(self, draw: Draw) -> None:
-        if self._publisher.has(draw):
-            return
-        ahead = draw.step - self.steps
-        raise RuntimeError(
-            f"a draw of step {draw.step} is scored by the weights after step {draw.version}: got {self.steps} steps "
-            f"done, the loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; "
-            f"{REMEDIES}"
         )
 
     def _submit_ahead(self) -> None:
@@ -315,29 +273,12 @@ class MinedLoader:
             )
         return self._method.penalty(outputs, last)
 
-    # What was measured
-
-    @property
-    def timeline(self) -> Timeline:
-        """What trainer and oracles did when."""
-        return self._pool.timeline
-
-    def totals(self) -> Totals:
-        """Running totals since the loader was made, for `infer2train.observe.metrics.window`."""
-        return self._totals()
-
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.observe.metrics.window` lists them."""
-        now = self.totals()
-        measured = window(now, self._mark)
-        self._mark = now
-        return {
-            "epoch": float(self.epoch),
-            "steps": float(self.steps),
-            "gamma": float(self.mining.gamma),
-            **self._method.metrics(),
-            **measured,
-        }
+        place = {"epoch": float(self.epoch), "steps": float(self.steps), "gamma": float(self.mining.gamma)}
+        return {**place, **self._method.metrics(), **self._since_last()}
+
+    # The end
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the loader is closed."""
@@ -396,54 +337,14 @@ class MinedLoader:
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
-        self._require_same_global_batch(state["ranks"], state["global_batch"])
+        require_same_global_batch(self._dataloader, self._ranks, state["ranks"], state["global_batch"])
         self._picker.stop()
         self._is_step_due = False
         self._course.load_state_dict(state)
         self._method.load_state_dict(state["method"])
-        self._begin_journal()
+        self.journal.begin(self._course.is_new)
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
         restore_gradients(self._model, state["gradients"])
         if state["rank"] == self._ranks.rank:
             restore_rng(state["rng"])
-
-    # Ranks
-
-    def _begin_journal(self) -> None:
-        if self._ranks.is_first:
-            self.journal.begin(self._course.is_new)
-
-    def _require_same_run(self) -> None:
-        """Refuse an epoch that ranks would go through differently."""
-        self._ranks.require_joined()
-        if self._ranks.world > 1:
-            data = {"samples": len(self._dataloader.dataset), "batch_size": usual_batch_size(self._dataloader)}  # type: ignore[arg-type]
-            self._ranks.require_same(
-                {**self._settings(), **self._course.place, **data},
-                "call mine() alike on every rank (oracle='auto' named), load one state on all, and loop alike",
-            )
-
-    def _require_same_global_batch(self, world: int, saved: int | None) -> None:
-        """Refuse to go on with other ranks in another way."""
-        here = global_batch_size(self._dataloader, self._ranks)
-        if world != self._ranks.world and saved is not None and here is not None and saved != here:
-            raise ValueError(
-                f"another number of ranks needs the same global batch, which selection follows: got {saved} samples "
-                f"on {world} ranks when it was saved, {here} on {self._ranks.world} here; pass "
-                f"batch_size={saved // self._ranks.world} if that divides it"
-            )
-
-
-def running_totals(meter: Meter, pool: Pool, started: float) -> Totals:
-    """What a loader, and its pool, have measured since it was made at `started`, on the performance counter."""
-    timeline, spent, own = pool.timeline, pool.seconds(), meter.totals(seconds=perf_counter() - started)
-    return {
-        **own,
-        **pool.totals(),
-        "views_seconds": spent["views"],
-        "scoring_seconds": spent["scoring"],
-        "publishing_seconds": spent["publishing"] + own.get("copying_seconds", 0.0),
-        **{f"trainer_{name}_seconds": value for name, value in timeline.seconds(TRAINER).items()},
-        **{f"oracle_{name}_seconds": value for name, value in timeline.oracle_seconds().items()},
-    }

@@ -21,6 +21,7 @@ from infer2train.loader.feeding import FeedWatch
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
 from infer2train.loader.passes import passes_of
+from infer2train.loader.ranks import Ranks
 from infer2train.loader.surroundings import OwnLoop, taken_apart
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
@@ -129,7 +130,7 @@ def mine(
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due
     loader.on_close(acknowledge_steps(step, loader.close, optimizers, scaler or scaler_of(optimizer)))
-    if log_dir is not None:
+    if log_dir is not None and Ranks.here().is_first:
         config = as_plain(loader.mining, Mining)
         loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model))
     return loader

@@ -7,7 +7,7 @@ batches of all are joined to global ones.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -103,6 +103,45 @@ def global_batch_size(dataloader: "DataLoader[Any]", ranks: Ranks) -> int | None
     """Samples in a draw of all ranks, where the loader or its batch sampler says how many are in a batch."""
     size = usual_batch_size(dataloader)
     return None if size is None else size * ranks.world
+
+
+def require_same_run(dataloader: "DataLoader[Any]", ranks: Ranks, what: Mapping[str, object]) -> None:
+    """Refuse an epoch that ranks would go through differently.
+
+    Args:
+        dataloader: the user's.
+        ranks: of the run.
+        what: must be the same on each, by name, besides the number of samples and the batch size.
+
+    Raises:
+        ValueError: something is not.
+    """
+    ranks.require_joined()
+    if ranks.world > 1:
+        data = {"samples": len(dataloader.dataset), "batch_size": usual_batch_size(dataloader)}  # type: ignore[arg-type]
+        remedy = "call mine() alike on every rank (oracle='auto' named), load one state on all, and loop alike"
+        ranks.require_same({**what, **data}, remedy)
+
+
+def require_same_global_batch(dataloader: "DataLoader[Any]", ranks: Ranks, world: int, saved: int | None) -> None:
+    """Refuse that other ranks go on in another way.
+
+    Args:
+        dataloader: the user's.
+        ranks: of the run that goes on.
+        world: how many there were when its state was saved.
+        saved: samples in a draw of all of them, as far as that is known.
+
+    Raises:
+        ValueError: a draw has another size now.
+    """
+    here = global_batch_size(dataloader, ranks)
+    if world != ranks.world and saved is not None and here is not None and saved != here:
+        raise ValueError(
+            f"another number of ranks needs the same global batch, which selection follows: got {saved} samples "
+            f"on {world} ranks when it was saved, {here} on {ranks.world} here; pass "
+            f"batch_size={saved // ranks.world} if that divides it"
+        )
 
 
 def readable_ids(dataloader: "DataLoader[Any]") -> Int64[np.ndarray, " n"]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from infer2train.draws.draw import Draw
 from infer2train.draws.mining import Mining
+from infer2train.loader.course import REMEDIES
 from infer2train.loader.ranks import Ranks
 from infer2train.machine.device import device_of
 from infer2train.observe.metrics import Meter
@@ -45,6 +46,21 @@ class Publisher:
     def has(self, draw: Draw) -> bool:
         """Whether the version that a draw waits for is published."""
         return draw.version is None or draw.version in self._pool.records
+
+    def require(self, draw: Draw, steps: int) -> None:
+        """Refuse to wait for weights that only the loop can make.
+
+        Raises:
+            RuntimeError: so many steps are done, and the version needs more.
+        """
+        if self.has(draw):
+            return
+        ahead = draw.step - steps
+        raise RuntimeError(
+            f"a draw of step {draw.step} is scored by the weights after step {draw.version}: got {steps} steps "
+            f"done, the loop fetches {ahead} steps ahead. Pass delay_steps={ahead} to mine() if it prefetches; "
+            f"{REMEDIES}"
+        )
 
     def publish_if_due(self, steps: int) -> None:
         """Publish the weights after so many steps, where they are a version and are not there yet."""
