@@ -464,12 +464,39 @@ def test_an_epoch_that_was_broken_off_after_steps_is_over() -> None:
 def test_a_mined_loader_looks_like_its_dataloader() -> None:
     base = jittered(40, num_workers=1, drop_last=True)
     loader = mine(base, network(), gamma=2)
-    for name in ("dataset", "batch_size", "sampler", "num_workers", "collate_fn", "drop_last", "prefetch_factor"):
-        assert getattr(loader, name) is getattr(base, name), name
+    names = [name for name in (*vars(base), "multiprocessing_context") if name.strip("_") == name]
+    assert {"dataset", "batch_size", "sampler", "num_workers", "collate_fn", "drop_last", "in_order"} <= {*names}
+    for name in names:
+        assert name == "batch_sampler" or getattr(loader, name) is getattr(base, name), name
     assert (len(loader.dataset), len(loader.batch_sampler), loader.batch_sampler.batch_size) == (40, 10, 4)
     assert isinstance(loader.sampler, torch.utils.data.RandomSampler)
     with pytest.raises(AttributeError, match="'MinedLoader' object has no attribute 'batches_sampler'"):
         _ = loader.batches_sampler
+
+
+class Aging(Jittered):
+    """A data set that wants to know the epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def test_set_epoch_reaches_the_sampler_and_the_data_set() -> None:
+    data = Aging(8)
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0)
+    loader = mine(DataLoader(data, batch_size=4, sampler=sampler), network(), gamma=2)
+    loader.set_epoch(3)
+    assert (sampler.epoch, data.epoch) == (3, 3)
+    mine(jittered(8), network(), gamma=2).set_epoch(3)  # nobody wants to know
+
+
+def test_a_data_set_that_is_told_the_epoch_is_not_read_elsewhere() -> None:
+    loader = mine(DataLoader(Aging(8), batch_size=4), network(), gamma=2, pool="process")
+    with pytest.raises(ValueError, match=r"got set_epoch\(\) of Aging; pass pool='inline' to mine\(\)"):
+        loader.set_epoch(1)
+    loader.close()
 
 
 def test_another_loader_built_on_it_does_not_train_unmined() -> None:

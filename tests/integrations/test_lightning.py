@@ -4,7 +4,6 @@ import difflib
 import multiprocessing
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -338,15 +337,13 @@ def test_a_checkpoint_of_an_unmined_run_is_refused_within_an_epoch_only(tmp_path
 # The example, and what is imported
 
 
-def test_the_examples_differ_in_three_lines_and_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_differ_in_three_lines() -> None:
+    """That they run, tests/test_docstrings.py shows."""
     before, after = (path.read_text("utf-8").splitlines() for path in EXAMPLES)
     changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
     assert len(changed) <= 3
     assert {line[0] for line in changed} == {"+"}
     assert all(f"+{line[2:]}\n" in PAGE for line in changed), "the page shows the difference"
-    for path in EXAMPLES:
-        runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out.count("error 0.") == 2
 
 
 def test_every_test_that_the_page_names_is_there() -> None:

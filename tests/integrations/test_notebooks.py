@@ -179,6 +179,9 @@ def test_a_session_is_run_again_interrupted_and_ended_without_a_close(session: S
     session.until("training")
     assert session.ask("loader.steps, len(optimizer._optimizer_step_post_hooks)") == "12 1"
 
+    hosts = "{'accelerate', 'ignite', 'lightning', 'transformers'}"
+    assert session.ask(f"sorted({hosts} & {{*sys.modules}})") == "[]", "a loop of one's own imports no host"
+
     session.enter("del loader", "gc.collect()")
     assert session.ask("1") == "1"
     assert ends(second), "a loader that was let go of ends its process"

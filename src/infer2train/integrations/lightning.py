@@ -54,8 +54,10 @@ class Mining(Callback):
         ValueError: an unknown name; when `fit` starts, what `mine()` refuses, and what a trainer cannot do with mining.
 
     Example:
-        >>> trainer = L.Trainer(max_epochs=90, callbacks=[Mining(method="nm-augment", gamma=10)])
-        >>> trainer.fit(module, datamodule=data)
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(max_epochs=90, accelerator="cpu", callbacks=[Mining(method="nm-augment", gamma=10)])
+
+    `trainer.fit(module, datamodule=data)` is called as without it.
     """
 
     loader: MinedLoader | None = None
