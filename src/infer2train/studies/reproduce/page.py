@@ -68,7 +68,9 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
             errors=errors[arm.name],
             difference=difference_from(errors.get(arm.against or "", {}), errors[arm.name]),
             on_equal_hardware=difference_from(instead, errors[arm.name]) if has_oracle else None,
-            reached=None if arm is arms[0] else reached(finished, [run for run in runs.of(arms[0].name) if run.finished]),
+            reached=None
+            if arm is arms[0]
+            else reached(finished, [run for run in runs.of(arms[0].name) if run.finished]),
             loss=mean_of([run.epochs[-1].get("test_loss") for run in finished]),
             calibration_error=mean_of([run.epochs[-1].get("test_calibration_error") for run in finished]),
             recalibrated=mean_of(
