@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from infer2train.batches import Split, split_batch
 from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
@@ -210,8 +212,21 @@ class MiningMixin(Host):
                 f"a mined training resumes from a checkpoint of one: got {checkpoint}, which has no folder {FOLDER!r}; "
                 "to mine from its weights on, load them by from_pretrained() and start a new training"
             )
+        self._mend_weights(Path(checkpoint))
         self.loader.load_state_dict(saved.state)
         self._draws.resume(saved.state["position"])
+
+    def _mend_weights(self, checkpoint: Path) -> None:
+        """Load what the Trainer has passed over: it saves some models (ViT) under other names than they have, and loads
+        only what is named alike (huggingface/transformers, issue 43701). `from_pretrained` knows both."""
+        file = checkpoint / SAFE_WEIGHTS_NAME
+        if not isinstance(self.model, PreTrainedModel) or not file.is_file():
+            return
+        with safe_open(file, framework="pt") as saved:
+            is_named_alike = set(saved.keys()) <= self.model.state_dict().keys()
+        if not is_named_alike:
+            loaded = type(self.model).from_pretrained(checkpoint, config=self.model.config)
+            self.model.load_state_dict(loaded.state_dict())
 
 
 class MinedTrainer(MiningMixin, Trainer):
