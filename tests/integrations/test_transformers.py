@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -56,18 +57,17 @@ pytestmark = [
 
 
 class Digits(Dataset[Any]):
-    """Digits with noise that differs each time; which were read."""
+    """Digits with noise that differs each time, and a column that no model takes."""
 
     def __init__(self, noise: float = 0.3) -> None:
         digits = datasets.load_digits()
         self.images = torch.from_numpy(digits.images[:SAMPLES]).float()[:, None] / 16
-        self.labels, self.noise, self.reads = digits.target[:SAMPLES], noise, list[int]()
+        self.labels, self.noise = digits.target[:SAMPLES], noise
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        self.reads.append(index)
         image = self.images[index] + self.noise * torch.randn(1, 8, 8)
         return {"pixel_values": image, "labels": int(self.labels[index]), "no_argument_of_forward": "a name"}
 
@@ -468,6 +468,13 @@ def test_the_length_of_a_ramp_is_the_trainers(tmp_path: Path) -> None:
 def test_nobody_else_imports_transformers() -> None:
     code = "import sys, infer2train; assert not {'transformers', 'accelerate'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "src")}, check=True)
+
+
+def test_each_test_that_the_page_names_is_there() -> None:
+    page = (ROOT / "docs" / "hosts" / "transformers.md").read_text("utf-8")
+    named = set(re.findall(r"`tests/integrations/test_transformers\.py::(test_\w+)`", page))
+    assert len(named) > 10
+    assert named <= globals().keys()
 
 
 def test_the_example_changes_three_lines() -> None:

@@ -157,24 +157,21 @@ class MiningMixin(Host):
         with self._draws.training():
             return super().training_step(*arguments, **named)
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **named: Any
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
         """As the Trainer's; with self-distill, while training, and its penalty."""
         draw = None if self._draws is None else self._draws.trained_on
-        named["num_items_in_batch"] = num_items_in_batch
         if self.loader is None or draw is None or draw.log_probabilities is None:
             return super().compute_loss(model, inputs, return_outputs, **named)
         loss, outputs = super().compute_loss(model, inputs, True, **named)
         penalty = self.loader.penalty(outputs, draw)
-        if self._is_scaled(num_items_in_batch):
+        if self._is_scaled(named.get("num_items_in_batch")):
             penalty = penalty / self.current_gradient_accumulation_steps
         return (loss + penalty, outputs) if return_outputs else loss + penalty
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:
         """Whether the Trainer's loss is already a part of the step's, which it does not divide any more."""
-        if self.loss_is_scaled_for_ga is not None:
-            return bool(self.loss_is_scaled_for_ga)
+        if (said := getattr(self, "loss_is_scaled_for_ga", None)) is not None:  # by a Trainer of somebody's own
+            return bool(said)
         by_items = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(by_items or self.compute_loss_func is not None)
 
