@@ -247,15 +247,15 @@ def test_baseline_trains_the_very_weights_that_the_trainer_trains(tmp_path: Path
 # Resume
 
 
-@pytest.mark.parametrize("saved", [1, 3])
+@pytest.mark.parametrize("saved", [3, 4])
 def test_a_resumed_training_ends_in_the_same_bits(saved: int, tmp_path: Path) -> None:
-    """Mid-epoch, and at an epoch's end: three steps of five draws."""
+    """At an epoch's end (three steps of five draws), and within the second."""
     steps = {"save_strategy": "steps", "save_steps": saved, "gradient_accumulation_steps": 2}
     whole = images(tmp_path, SAMPLE, **steps)
     whole.train()
     resumed = images(tmp_path, SAMPLE, **steps)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{saved}"))
-    done = {1: 2, 3: 5}[saved]
+    done = {3: 5, 4: 7}[saved]
     assert addresses(resumed.picked) == addresses(whole.picked[done:])
     assert_same_weights(resumed.model, whole.model)
 

@@ -16,7 +16,7 @@ Accelerate's own loader, which fetches one batch ahead, is never iterated: its s
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +117,9 @@ class MiningMixin(Host):
         # copy that shares all weights keeps the model's.
         model = self.accelerator.unwrap_model(copy.copy(self.model), keep_fp32_wrapper=False)
         self.loader = mine(base, model, mining=self._mining_for(len(base)), **self._of_mine)
-        self._draws = _Draws(self.loader, self.args.gradient_accumulation_steps)
-        return _DrawLoader(self._draws, getattr(prepared, "set_epoch", None))
+        set_epoch = getattr(prepared, "set_epoch", None)
+        self._draws = _Draws(self.loader, self.args.gradient_accumulation_steps, set_epoch)
+        return _DrawLoader(self._draws)
 
     def _mining_for(self, draws: int) -> Mining:
         """The settings, with what the Trainer's arguments say.
@@ -157,15 +158,16 @@ class MiningMixin(Host):
         with self._draws.training():
             return super().training_step(*arguments, **named)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *more: Any, **named: Any) -> Any:
         """As the Trainer's; with self-distill, while training, and its penalty."""
         draw = None if self._draws is None else self._draws.trained_on
         if self.loader is None or draw is None or draw.log_probabilities is None:
-            return super().compute_loss(model, inputs, return_outputs, **named)
-        loss, outputs = super().compute_loss(model, inputs, True, **named)
+            return super().compute_loss(model, inputs, return_outputs, *more, **named)
+        loss, outputs = super().compute_loss(model, inputs, True, *more, **named)
         penalty = self.loader.penalty(outputs, draw)
-        if self._is_scaled(named.get("num_items_in_batch")):
-            penalty = penalty / self.current_gradient_accumulation_steps
+        if self._is_scaled(more[0] if more else named.get("num_items_in_batch")):
+            micro = self.args.gradient_accumulation_steps
+            penalty = penalty / getattr(self, "current_gradient_accumulation_steps", micro)
         return (loss + penalty, outputs) if return_outputs else loss + penalty
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:
@@ -210,8 +212,7 @@ class MiningMixin(Host):
                 "to mine from its weights on, load them by from_pretrained() and start a new training"
             )
         self._mend_weights(Path(checkpoint))
-        self.loader.load_state_dict(saved.state)
-        self._draws.resume(saved.state["position"])
+        self._draws.resume(saved.state)
 
     def _mend_weights(self, checkpoint: Path) -> None:
         """Load what the Trainer has passed over: it saves some models (ViT) under other names than they have, and loads
@@ -258,10 +259,11 @@ class _Draws(Dataset[Any]):
     Args:
         loader: makes them.
         micro: how many the Trainer fetches before it trains on them.
+        set_epoch: tells the Trainer's own sampler which epoch begins; None where it asks for no such thing.
     """
 
-    def __init__(self, loader: MinedLoader, micro: int) -> None:
-        self.loader = loader
+    def __init__(self, loader: MinedLoader, micro: int, set_epoch: Callable[[int], None] | None) -> None:
+        self.loader, self._set_epoch = loader, set_epoch
         self.trained_on: Draw | None = None
         """The draw of the training step under way."""
         self._fetched: deque[Draw] = deque(maxlen=micro)
@@ -285,15 +287,22 @@ class _Draws(Dataset[Any]):
         self._fetched.append(self.loader.last)
         return batch
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the Trainer's sampler which epoch begins."""
+        if self._set_epoch is not None:
+            self._set_epoch(epoch)
+
     def begin_epoch(self) -> None:
         """Begin an epoch, or go on where a resumed one was."""
         self._batches = iter(self.loader)
         self._place, self._start = self._start, 0
         self._fetched.clear()
 
-    def resume(self, place: int) -> None:
-        """Begin the next epoch at this place, which is the loader's."""
-        self._start = place
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Have the next epoch go on from a loader's state."""
+        self.loader.load_state_dict(state)
+        self._start = state["position"]
+        self.set_epoch(self.loader.epoch)  # what skips places for the Trainer hides that the sampler has epochs
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -314,8 +323,9 @@ class _Draws(Dataset[Any]):
 class _Places:
     """Where the draws of an epoch stand in it, one by one: a host that resumes skips these, and no draw is made."""
 
-    def __init__(self, draws: _Draws, set_epoch: Callable[[int], None] | None) -> None:
-        self._draws, self._set_epoch = draws, set_epoch
+    def __init__(self, draws: _Draws) -> None:
+        self._draws = draws
+        self.set_epoch = draws.set_epoch
 
     def __len__(self) -> int:
         return len(self._draws.loader)
@@ -324,32 +334,18 @@ class _Places:
         self._draws.begin_epoch()
         return ([place] for place in range(len(self)))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the Trainer's sampler, as its own loader would; the Trainer looks for this here when it resumes."""
-        if self._set_epoch is not None:
-            self._set_epoch(epoch)
-
 
 class _DrawLoader(DataLoader[Any]):
-    """What the training loop iterates.
+    """What the training loop iterates."""
 
-    Args:
-        draws: of the mined loader.
-        set_epoch: of the loader that the Trainer made.
-    """
-
-    def __init__(self, draws: _Draws, set_epoch: Callable[[int], None] | None) -> None:
-        self._places = _Places(draws, set_epoch)
+    def __init__(self, draws: _Draws) -> None:
         super().__init__(
             draws,
-            batch_sampler=self._places,
+            batch_sampler=_Places(draws),
             collate_fn=_only,
             generator=torch.Generator(),  # so that beginning an epoch does not move the user's random state
         )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the Trainer's sampler which epoch begins."""
-        self._places.set_epoch(epoch)
+        self.set_epoch = draws.set_epoch
 
 
 def _only(batches: list[Any]) -> Any:
