@@ -249,13 +249,15 @@ class MinedLoader(LikeDataLoader, Measured):
 
     # The loss
 
-    def penalty(self, outputs: Any) -> Tensor:
-        """What the method adds to the loss of the draw handed out last: λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), or 0.
+    def penalty(self, outputs: Any, draw: Draw | None = None) -> Tensor:
+        """What the method adds to the loss of a draw: λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), or 0.
 
-        Call it before the next draw is fetched, also between the micro-batches of one step.
+        Call it before the next draw is fetched, also between the micro-batches of one step; or keep `last` of each
+        draw, and say which.
 
         Args:
             outputs: the model's outputs for that draw, logits [b, k].
+            draw: the one trained on. Default: the one handed out last.
 
         Raises:
             RuntimeError: another draw was fetched before this one was trained on.
@@ -263,7 +265,7 @@ class MinedLoader(LikeDataLoader, Measured):
         Example:
             >>> loss = criterion(outputs, y) + loader.penalty(outputs)
         """
-        last = self.last
+        last = self.last if draw is None else draw
         if last is None:
             return logits_of(outputs).new_zeros(())
         if last.log_probabilities is not None and last.step > self.steps:
