@@ -40,8 +40,11 @@ SCORED_APART = (
 )
 """What the user of two collate functions should know."""
 ANY_SIZE = "torch:fp32"
-"""What scores batches that change their size."""
-ROUND_UP = "int8 engines make kernels for each new one, and are faster where collate_fn rounds lengths up, to multiples of 8 say"
+"""What scores batches whose changing sizes an engine cannot follow."""
+ROUND_UP = (
+    "int8 engines make kernels for each new one, and are faster where collate_fn rounds lengths up, for example to "
+    "multiples of 8"
+)
 """What the user of batches of many sizes should know."""
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
