@@ -305,6 +305,7 @@ def test_batches_that_change_their_size_are_scored_in_integers(oracle: str) -> N
     torch.manual_seed(0)
     loader, found = scored(oracle, Bag())
     assert loader.mining.oracle == oracle
+    assert any("collate_fn rounds lengths up" in note for note in loader.notes)
     errors = torch.cat([oracles - fresh for oracles, fresh in found]).abs()
     assert errors.median() < 0.1, "eight bits of a network of four units"
 

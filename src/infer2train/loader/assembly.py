@@ -42,7 +42,12 @@ SCORED_APART = (
 )
 """What the user of two collate functions should know."""
 ANY_SIZE = "torch:fp32"
-"""What scores batches that change their size."""
+"""What scores batches whose changing sizes an engine cannot follow."""
+ROUND_UP = (
+    "int8 engines make kernels for each new one, and are faster where collate_fn rounds lengths up, for example to "
+    "multiples of 8"
+)
+"""What the user of batches of many sizes should know."""
 CHUNK_ON_CPU = 32
 """Candidates scored at a time where caches are small; on other devices a whole draw is."""
 
@@ -193,8 +198,10 @@ def _of_any_size(
     """The task, by float32 where batches change their size and the engine cannot follow."""
     try:
         task = _task(host, mining, choices)
-        if not varying or task.engine is None or task.engine.takes_any_size:
+        if not varying or task.engine is None or mining.oracle.startswith("torch"):
             return mining, task, ()
+        if task.engine.takes_any_size:
+            return mining, task, (f"batches change their size ({varying}): {ROUND_UP}",)
         why = "all that it was built with had one size"
     except ValueError as error:
         if not varying or mining.oracle.startswith("torch"):
