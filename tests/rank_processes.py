@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 200
 """For what takes two seconds on a machine that does nothing else."""
 
 
-def in_processes(count: int, task: Callable[[], Any], folder: Path, *, timeout_seconds: float = 60) -> list[Any]:
+def in_processes(count: int, task: Callable[[], Any], folder: Path, *, timeout_seconds: float = 180) -> list[Any]:
     """What a task returns, or the text of what it raises, in each of some processes.
 
     Args:
