@@ -51,13 +51,13 @@ def main() -> None:
             model,
             optimizer,
             method="nm-augment-soft",
-            gamma=10,
+            gamma=4,
             update_every=10,
             window=512,
             transform=shifted,
             split=lambda batch: (batch["image"], batch["label"]),
         )
-        for epoch in range(3):
+        for epoch in range(2):
             for batch in loader:
                 loss = F.cross_entropy(model(batch["image"]), batch["label"])
                 loss.backward()

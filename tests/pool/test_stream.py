@@ -31,7 +31,7 @@ def test_conformance(name: str) -> None:
 
 
 def test_transforms_that_use_the_trainers_random_state_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"leave the trainer's random state alone: .*pass num_workers=1"):
+    with pytest.raises(ValueError, match=r"leave the trainer's random state alone: .*pass oracle_num_workers=1"):
         StreamPool(scoring_task(case("dictionaries").task), torch.device("cpu"))
 
 

@@ -131,12 +131,10 @@ class StreamReading(Source):
             skipped, passage = 0, self._passage
             if passage is None or (passage.number, passage.place) != (number, place):
                 skipped, passage = self._come_to(number, place)
-            state, items = passage.state(), passage.take(self._width)
+            state, digest = passage.state(), list[Any]()
+            count = write_items(self._folder / window_name(first), _noted(passage.items(self._width), digest))
         self._passage = passage
-        if items:
-            write_items(self._folder / window_name(first), items)
-        mark = Mark(number=number, place=place, state=state, digest=outline(items[:COMPARED]))
-        return Filled(count=len(items), mark=mark, skipped=skipped)
+        return Filled(count=count, mark=Mark(number=number, place=place, state=state, digest=digest), skipped=skipped)
 
     def _come_to(self, number: int, place: int) -> "tuple[int, _Passage]":
         """A pass at this place, and how many items were read on the way."""
@@ -154,6 +152,14 @@ class StreamReading(Source):
                     f"{number}; leave the data as it was, and draw from the global state of torch, NumPy or random"
                 )
         return place, passage.at(place)
+
+
+def _noted(items: Iterator[Any], digest: list[Any]) -> Iterator[Any]:
+    """The same items; outlines of the first of them are noted on the way."""
+    for item in items:
+        if len(digest) < COMPARED:
+            digest.append(outline(item))
+        yield item
 
 
 class _Passage:
@@ -188,10 +194,15 @@ class _Passage:
 
     def take(self, count: int) -> list[Any]:
         """The next items: so many, or as many as there are."""
-        self.look(count)
-        taken = [self._held.popleft() for _ in range(min(count, len(self._held)))]
-        self.place += len(taken)
-        return taken
+        return list(self.items(count))
+
+    def items(self, count: int) -> Iterator[Any]:
+        """The same, one by one."""
+        for _ in range(count):
+            if not self.look(1):
+                return
+            self.place += 1
+            yield self._held.popleft()
 
     def look(self, count: int) -> list[Any]:
         """The next items, which stay."""
@@ -200,7 +211,7 @@ class _Passage:
 
     def at(self, place: int) -> "_Passage":
         """This pass, after the items before a place."""
-        while self.place < place and self.take(min(COMPARED, place - self.place)):
+        for _ in self.items(place - self.place):
             pass
         return self
 
