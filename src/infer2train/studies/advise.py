@@ -77,7 +77,7 @@ def rule_of_views(view_error: float) -> str:
     """What the rule for picking views says of a baseline's error on random training views (%); empty between."""
     page = "docs/results/2026-11-29-demo-and-map.md"
     if view_error >= COSTS:
-        return f"By the rule of {page} the hardest view costs test error here, and more of it the higher that error is."
+        return f"By the rule of {page} the hardest view costs test error here; how much, it does not say."
     if view_error < EVEN:
         return f"By the rule of {page} it makes hardly a difference here which view is taken."
     return ""

@@ -45,7 +45,7 @@ WHY = (
     "trusted-random leaves out labels that a model of the other half of the images does not believe: most wrong ones",
     "nm-sample trains on what is hardest: where labels are wrong, on those",
     f"baseline-{LONGER}x trains on: what the same hardware does instead, in more time than the models of halves take",
-    "baseline-short stops before wrong labels are known by heart: the cheapest remedy, for whoever knows when",
+    "baseline-short stops before wrong labels are known by heart: cheapest, for who knows when; augmentation delays it",
 )
 STEP_GAMMA = 10
 """Of the step that is timed: the paper's."""
