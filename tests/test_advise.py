@@ -35,6 +35,7 @@ def test_every_entry_is_of_a_method_and_a_page_that_has_its_figure() -> None:
         assert found.low <= found.difference <= found.high
         page = (REPOSITORY / found.page).read_text(encoding="utf-8").replace("−", "-")
         assert f"{found.difference:+.2f}" in page, found
+        assert found.on_equal_hardware is None or f"{found.on_equal_hardware:+.2f}" in page, found
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,13 @@ def test_only_what_helped_near_by_is_recommended() -> None:
     assert advice(baseline, [(helps, 2.0), (hurts, 1.0)])[0].startswith("Try rho: -3.0 points")
     for found in ([(helps, 80.0)], [(hurts, 1.0)], [(entry(low=-2, high=0.1), 1.0)]):
         assert advice(baseline, found)[0].startswith("Mining has helped nowhere near here")
+
+
+@pytest.mark.parametrize(("on_equal_hardware", "is_said"), [(None, False), (-3.0, False), (2.0, True)])
+def test_what_longer_training_does_as_well_is_said(on_equal_hardware: float | None, is_said: bool) -> None:
+    helped = entry(on_equal_hardware=on_equal_hardware)
+    said = " ".join(advice(Fitted(view_error=4.0, label_noise=0.0), [(helped, 1.0)]))
+    assert ("by training longer (nm-augment +2.0 points" in said) == is_said
 
 
 @pytest.mark.parametrize(("view_error", "said"), [(0.1, "hardly a difference"), (1.5, ""), (5.3, "costs test error")])

@@ -38,6 +38,8 @@ class Evidence:
     high: float
     """95 % interval of it."""
     seeds: int
+    on_equal_hardware: float | None = None
+    """Method minus a baseline that trained on all devices for all of the time (points); None where none did."""
     page: str
 
     @property

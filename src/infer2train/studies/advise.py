@@ -62,6 +62,11 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
             f"Try {best.method}: {best.difference:+.1f} points where the error on training views was within {away:.1f} "
             "times yours. Compare it over 5 seeds (infer2train compare) before you believe it."
         )
+        if best.on_equal_hardware is not None and best.on_equal_hardware > 0:
+            said.append(
+                "That was at equal steps. The same hardware did as well or better there by training longer "
+                f"({best.method} {best.on_equal_hardware:+.1f} points from it): do that first, where it can train."
+            )
     elif not found:
         said.append("Nothing was measured with labels like these yet: compare over 5 seeds (infer2train compare).")
     else:
@@ -93,12 +98,13 @@ def print_advice(baseline: Fitted, console: Console) -> None:
         soft_wrap=True,
     )
     places = list(dict.fromkeys((entry.trained, entry.view_error, entry.page) for entry, _ in found))
-    table = Table("method", "points [95 %]", "verdict", "seeds", "measured in", "like yours")
+    table = Table("method", "points [95 %]", "verdict", "on equal hardware", "seeds", "measured in", "like yours")
     for entry, away in found:
         table.add_row(
             entry.method,
             f"{entry.difference:+.2f} [{entry.low:+.2f}, {entry.high:+.2f}]",
             entry.verdict,
+            "–" if entry.on_equal_hardware is None else f"{entry.on_equal_hardware:+.2f}",
             str(entry.seeds),
             f"({places.index((entry.trained, entry.view_error, entry.page)) + 1})",
             "rather" if away <= FAR else "hardly",
