@@ -101,7 +101,56 @@ def accelerate(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
     return rows
 
 
-HOSTS: dict[str, Callable[..., list[Row]]] = {"accelerate": accelerate}
+def transformers(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
+    from transformers import TrainerCallback, TrainingArguments
+
+    from infer2train.integrations.transformers import MinedTrainer, Mining
+
+    arguments = TrainingArguments(
+        str(saved),
+        per_device_train_batch_size=BATCH // world(),
+        num_train_epochs=EPOCHS,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        save_steps=STOP,
+        use_cpu=True,
+        ddp_backend="gloo" if world() > 1 else None,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = MinedTrainer(
+        Labelled(), arguments, train_dataset=Examples(SAMPLES), mining=Mining(method=method, **METHODS[method])
+    )
+    rows: list[Row] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            assert trainer.loader is not None
+            rows.append(row(trainer.loader.last))
+
+    trainer.add_callback(Watch())
+    trainer.train(resume_from_checkpoint=str(saved / f"checkpoint-{STOP}") if goes_on else None)
+    assert trainer.state.max_steps == 6 * EPOCHS
+    return rows
+
+
+class Labelled(Network):
+    """As Transformers' models are: it takes a mapping's entries, and knows its loss."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        outputs = super().forward(images)
+        return {"logits": outputs} | ({} if labels is None else {"loss": F.cross_entropy(outputs, labels)})
+
+
+class Examples(Jittered):
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        image, label = super().__getitem__(index)
+        return {"images": image, "labels": label}
+
+
+HOSTS: dict[str, Callable[..., list[Row]]] = {"accelerate": accelerate, "transformers": transformers}
 
 
 def told(host: str, folder: Path) -> Iterator[tuple[str, list[Row]]]:

@@ -63,6 +63,14 @@ def test_two_ranks_under_accelerate_select_what_one_loop_of_twice_the_batch_does
     assert found["resumed"] == found["nm-sample"][STOP:]
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_two_ranks_under_the_trainer_select_what_one_of_twice_the_batch_does(tmp_path: Path) -> None:
+    found = on_two_ranks("transformers", tmp_path)
+    for method in METHODS:
+        assert found[method] == rank_runs.transformers(method, tmp_path / "one"), method
+    assert found["resumed"] == found["nm-sample"][STOP:]
+
+
 @pytest.mark.filterwarnings("ignore:.*use_fork|.*fork.*:DeprecationWarning")
 def test_batches_that_accelerate_divides_or_reads_for_all_are_refused(tmp_path: Path) -> None:
     def refused(**options: bool) -> str:
