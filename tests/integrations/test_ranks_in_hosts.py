@@ -56,8 +56,9 @@ def joined(first: Any, second: Any) -> Row:
     return (*first[:2], [tuple(parts[place // 1000][place % 1000]) for place in places])
 
 
-def test_two_ranks_under_accelerate_select_what_one_loop_of_twice_the_batch_does(tmp_path: Path) -> None:
-    found = on_two_ranks("accelerate", tmp_path)
+@pytest.mark.parametrize("host", ["accelerate", "lightning"])
+def test_two_ranks_of_a_host_select_what_one_loop_of_twice_the_batch_does(host: str, tmp_path: Path) -> None:
+    found = on_two_ranks(host, tmp_path)
     for method in METHODS:
         assert found[method] == rank_runs.loop(method), method
     assert found["resumed"] == found["nm-sample"][STOP:]
