@@ -151,52 +151,15 @@ class Examples(Jittered):
 
 
 def lightning(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
-    import lightning.pytorch as L
-
-    from infer2train.integrations.lightning import Mining
-
-    class Module(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = Network()
-
-        def forward(self, images: Tensor) -> Tensor:
-            outputs: Tensor = self.network(images)
-            return outputs
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1])
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self(batch[0])
-
-        def configure_optimizers(self) -> Any:
-            return sgd(self)
-
-    rows: list[Row] = []
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            assert mining.loader is not None
-            rows.append(row(mining.loader.last))
-            if len(rows) == STOP:
-                trainer.save_checkpoint(saved / "at.ckpt")
+    from lightning_runs import Data, Mining, Module, SaveAt, Watch, trainer
 
     mining = Mining(method=method, **METHODS[method])
-    quiet: dict[str, Any] = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        devices=world(),
-        strategy="ddp" if world() > 1 else "auto",
-        callbacks=[mining, Watch()],
-        **quiet,
-    )
-    trainer.fit(Module(), base(), base(), ckpt_path=saved / "at.ckpt" if goes_on else None)
-    assert trainer.num_training_batches == 6
-    return rows
+    watch, save = Watch(mining), SaveAt(saved, STOP)
+    several: dict[str, Any] = {"devices": 2, "strategy": "ddp"} if world() == 2 else {}
+    one = trainer(mining, watch, save, max_epochs=EPOCHS, **several)
+    one.fit(Module(Network()), base(), Data().val_dataloader(), ckpt_path=save.path if goes_on else None)
+    assert one.num_training_batches == 6
+    return [row(draw) for draw in watch.draws]
 
 
 HOSTS: dict[str, Callable[..., list[Row]]] = {
