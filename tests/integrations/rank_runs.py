@@ -25,8 +25,10 @@ STOP = 8
 """Draws before a run stops, in the midst of its second epoch."""
 METHODS: dict[str, dict[str, Any]] = {
     "nm-augment": {"gamma": 3, "update_every": 2},
-    "nm-sample": {"gamma": 3, "update_every": 2, "ramp_rate": 0.5},
+    "nm-sample": {"gamma": 3, "update_every": 2, "ramp_rate": 1.0},
 }
+ACCUMULATED = {"nm-augment": 2, "nm-sample": 1}
+"""Draws of a step, but under the Trainer."""
 Row = tuple[int, int | None, list[tuple[int, int]]]
 """Of a draw its number, its version, and this rank's addresses."""
 
@@ -60,20 +62,19 @@ def row(draw: Draw | None) -> Row:
 
 def loop(method: str) -> list[Row]:
     """The loop of one's own."""
-    model = Network()
+    model, every = Network(), ACCUMULATED[method]
     optimizer = sgd(model)
-    loader = mine(base(), model, optimizer, method=method, **METHODS[method])
-    rows = [row(loader.last) for _ in range(EPOCHS) for _ in _trained(loader, model, optimizer)]
+    loader = mine(base(), model, optimizer, method=method, accumulation_steps=every, **METHODS[method])
+    rows: list[Row] = []
+    for _ in range(EPOCHS):
+        for place, (x, y) in enumerate(loader, 1):
+            (F.cross_entropy(model(x), y) / every).backward()
+            if place % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            rows.append(row(loader.last))
     loader.close()
     return rows
-
-
-def _trained(loader: Any, model: nn.Module, optimizer: Any, backward: Callable[[Tensor], Any] = Tensor.backward) -> Any:
-    for x, y in loader:
-        backward(F.cross_entropy(model(x), y))
-        optimizer.step()
-        optimizer.zero_grad()
-        yield
 
 
 # Under each host: rows of a method, from the beginning or from what is saved in a folder; and that is saved where the
@@ -83,7 +84,7 @@ def _trained(loader: Any, model: nn.Module, optimizer: Any, backward: Callable[[
 def accelerate(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED[method])
     model = Network()
     model, optimizer, loader = accelerator.prepare(model, sgd(model), base())
     loader = mine(loader, model, optimizer, method=method, **METHODS[method])
@@ -93,7 +94,11 @@ def accelerate(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
     assert len(loader) == 6
     rows: list[Row] = []
     for _ in range(loader.epoch, EPOCHS):
-        for _ in _trained(loader, model, optimizer, accelerator.backward):
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(F.cross_entropy(model(x), y))
+                optimizer.step()
+                optimizer.zero_grad()
             rows.append(row(loader.last))
             if len(rows) == STOP:
                 accelerator.save_state(saved)
@@ -156,7 +161,7 @@ def lightning(method: str, saved: Path, *, goes_on: bool = False) -> list[Row]:
     mining = Mining(method=method, **METHODS[method])
     watch, save = Watch(mining), SaveAt(saved, STOP)
     several: dict[str, Any] = {"devices": 2, "strategy": "ddp"} if world() == 2 else {}
-    one = trainer(mining, watch, save, max_epochs=EPOCHS, **several)
+    one = trainer(mining, watch, save, max_epochs=EPOCHS, accumulate_grad_batches=ACCUMULATED[method], **several)
     one.fit(Module(Network()), base(), Data().val_dataloader(), ckpt_path=save.path if goes_on else None)
     assert one.num_training_batches == 6
     return [row(draw) for draw in watch.draws]
