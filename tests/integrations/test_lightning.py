@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_runs import (
     DRAWS,
     EPOCHS,
@@ -291,7 +292,13 @@ class Augments(Module):
 @pytest.mark.parametrize(
     ("module", "callbacks", "settings", "options", "message"),
     [
-        (Module, [], {}, {"devices": 2}, r"one training process for now: got 2; pass devices=1"),
+        (
+            Module,
+            [],
+            {},
+            {"devices": 2, "strategy": ModelParallelStrategy()},
+            r"got ModelParallelStrategy for 2 ranks; pass strategy='ddp'",
+        ),
         (Module, [], {}, {"reload_dataloaders_every_n_epochs": 1}, r"got reload_dataloaders_every_n_epochs=1; leave"),
         (Module, [], {}, {"overfit_batches": 2}, r"overfit_batches needs a loader that does not shuffle"),
         (Module, [], {"accumulation_steps": 3}, {"accumulate_grad_batches": 2}, r"got 3 and 2; leave it out"),

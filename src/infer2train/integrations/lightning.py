@@ -10,9 +10,11 @@ alone.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
@@ -24,6 +26,8 @@ from infer2train.draws.randomness import rng_state
 from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
+from infer2train.loader.order import draws_in_epoch
+from infer2train.loader.ranks import Ranks
 from infer2train.settings import changed
 
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -218,7 +222,7 @@ class Batches:
         self.base, self._trainer, self._mining = base, trainer, mining
 
     def __len__(self) -> int:
-        return len(self.base)
+        return draws_in_epoch(self.base, Ranks.here())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mining.loader or self.base, name)
@@ -297,9 +301,10 @@ def _refuse_trainer(trainer: Any) -> None:
     Raises:
         ValueError: the rule, what was got, the remedy.
     """
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
         raise ValueError(
-            f"mining works with one training process for now: got {trainer.world_size}; pass devices=1, num_nodes=1"
+            "several ranks that are mined have all weights each: got "
+            f"{type(trainer.strategy).__name__} for {trainer.world_size} ranks; pass strategy='ddp', or devices=1"
         )
     if (every := trainer.reload_dataloaders_every_n_epochs) > 0:
         raise ValueError(
@@ -314,8 +319,10 @@ def _refuse_forward(module: nn.Module) -> None:
     Raises:
         ValueError: it has none, or one that is bound to this very module, as `torch.compile(module)` makes.
     """
-    if not is_overridden("forward", module) or "forward" in vars(module):
-        got = "one that is set on the module (torch.compile?)" if "forward" in vars(module) else "none"
+    own = MethodType(type(module).forward, module)  # which DDP's strategy may have set on the module itself
+    is_another = vars(module).get("forward", own) != own
+    if not is_overridden("forward", module) or is_another:
+        got = "one that is set on the module (torch.compile?)" if is_another else "none"
         raise ValueError(
             f"an oracle runs a copy of what is trained, by its forward: got {got}; pass model=lambda module: "
             "module.network, the part that gives the outputs (and compile that part alone)"

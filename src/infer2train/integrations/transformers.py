@@ -36,6 +36,9 @@ from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
+from infer2train.loader.order import draws_in_epoch
+from infer2train.loader.ranks import Ranks
+from infer2train.loader.surroundings import with_all_batches
 
 if TYPE_CHECKING:
     Host = Trainer
@@ -112,11 +115,11 @@ class MiningMixin(Host):
         if not self._is_training:
             return prepared
         self._close()  # the Trainer asks again where it looks for a batch size that fits
-        base = prepared.base_dataloader if isinstance(prepared, DataLoaderShard) else prepared
+        base = with_all_batches(prepared.base_dataloader) if isinstance(prepared, DataLoaderShard) else prepared
         # An oracle has a precision of its own, also where Accelerate has put, or will put, another around `forward`: a
         # copy that shares all weights keeps the model's.
         model = self.accelerator.unwrap_model(copy.copy(self.model), keep_fp32_wrapper=False)
-        self.loader = mine(base, model, mining=self._mining_for(len(base)), **self._of_mine)
+        self.loader = mine(base, model, mining=self._mining_for(draws_in_epoch(base, Ranks.here())), **self._of_mine)
         set_epoch = getattr(prepared, "set_epoch", None)
         self._draws = _Draws(self.loader, self.args.gradient_accumulation_steps, set_epoch)
         return _DrawLoader(self._draws)
@@ -193,7 +196,7 @@ class MiningMixin(Host):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._is_training and self.loader is not None:
+        if self._is_training and self.loader is not None and self.args.should_save:
             save_checkpoint(Path(output_dir) / FOLDER, self.state.global_step, self.loader.state_dict(), keep=1)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from infer2train.batches import to_device
+from infer2train.loader.ranks import Ranks
 from infer2train.machine.device import device_of
 
 FABRIC = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
@@ -143,7 +144,7 @@ def taken_apart(loader: Any) -> tuple[Any, Surroundings | None]:
     """The DataLoader inside of a loader that a host has prepared, and what the host does around it; None: nothing yet.
 
     Raises:
-        ValueError: it skips batches.
+        ValueError: it skips batches, or reads or divides them for several ranks in a way that draws cannot.
     """
     if is_fabrics(loader, "_FabricDataLoader"):
         return loader._dataloader, Fabric(loader.device)
@@ -159,8 +160,34 @@ def taken_apart(loader: Any) -> tuple[Any, Surroundings | None]:
         )
     if not isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
         return loader, None
+    if isinstance(loader, DataLoaderDispatcher) and (world := Ranks.here().world) > 1:
+        raise ValueError(
+            "every rank reads what it scores and trains on by itself: got a loader prepared with dispatch_batches=True "
+            f"for {world} ranks, where the first reads for all; pass dispatch_batches=False"
+        )
     device = loader.device if isinstance(loader, DataLoaderShard) else loader.state.device
     return _in_own_order(loader.base_dataloader), Accelerate(device, loader._non_blocking, tells_epochs=True)
+
+
+def with_all_batches(dataloader: "DataLoader[Any]") -> "DataLoader[Any]":
+    """With the batches of all ranks, where Accelerate deals them out: draws are global, and divided by us.
+
+    Raises:
+        ValueError: each batch is divided among the ranks.
+    """
+    from accelerate.data_loader import BatchSamplerShard
+
+    dealt: Any = dataloader.batch_sampler
+    if not isinstance(dealt, BatchSamplerShard) or dealt.num_processes == 1:  # one: a rank's own, which stays as it is
+        return dataloader
+    if dealt.split_batches:
+        raise ValueError(
+            "the batch size of a mined loader is what one rank trains on: got split_batches=True with batches of "
+            f"{dealt.batch_size} for {dealt.num_processes} ranks; leave it out, and pass "
+            f"batch_size={dealt.batch_size // dealt.num_processes}"
+        )
+    # To deal batches out, it has put a generator into a random sampler without one.
+    return _rebuilt(dataloader, dealt.batch_sampler, RandomSampler)
 
 
 def is_fabrics(thing: Any, kind: str) -> bool:
@@ -183,19 +210,26 @@ def _is_prepared(model: nn.Module) -> bool:
 
 
 def _in_own_order(dataloader: "DataLoader[Any]") -> "DataLoader[Any]":
-    """With the random sampler that the user had, where Accelerate has put a seed of its own into one."""
+    """With the batches and the random sampler that the user had, where Accelerate has put others in their place."""
     from accelerate.data_loader import SeedableRandomSampler
 
-    batch_sampler: Any = dataloader.batch_sampler
-    theirs = getattr(batch_sampler, "sampler", None)
-    if not isinstance(theirs, SeedableRandomSampler):
-        return dataloader
+    whole = with_all_batches(dataloader)
     # mine() gives each epoch its seed; a counter inside a sampler would not be where a resumed run is.
-    own = copy.copy(batch_sampler)
-    own.sampler = RandomSampler(
-        theirs.data_source,
-        replacement=theirs.replacement,
-        num_samples=theirs._num_samples,
-        generator=dataloader.generator,
-    )
-    return DataLoader(dataloader.dataset, batch_sampler=own, **{name: getattr(dataloader, name) for name in KEPT})
+    if isinstance(getattr(whole.batch_sampler, "sampler", None), SeedableRandomSampler):
+        return _rebuilt(whole, whole.batch_sampler, SeedableRandomSampler)
+    return whole
+
+
+def _rebuilt(dataloader: "DataLoader[Any]", batch_sampler: Any, kind: type[RandomSampler]) -> "DataLoader[Any]":
+    """The same over a batch sampler, whose random sampler of a kind gets no generator but that of the DataLoader."""
+    theirs = getattr(batch_sampler, "sampler", None)
+    if type(theirs) is kind:
+        batch_sampler = copy.copy(batch_sampler)
+        batch_sampler.sampler = RandomSampler(
+            theirs.data_source,
+            replacement=theirs.replacement,
+            num_samples=theirs._num_samples,
+            generator=dataloader.generator,
+        )
+    kept = {name: getattr(dataloader, name) for name in KEPT}
+    return DataLoader(dataloader.dataset, batch_sampler=batch_sampler, **kept)
