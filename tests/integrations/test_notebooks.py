@@ -9,6 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ class Session:
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
+            # Whoever runs the tests in the background has Ctrl-C ignored, and so have their children.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.said: list[str] = []
 
