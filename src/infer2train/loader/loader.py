@@ -305,9 +305,9 @@ class MinedLoader(LikeDataLoader, Measured):
 
         Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
         finishes the epoch under way, also where the saved loop had left it by a `break`. Where gradients are
-        accumulated, take it after `zero_grad()`: those that a step has used would be added to again. Every rank has the same but
-        for its random state and unfinished gradients, so after a step one of them may save it for all; another number
-        of ranks goes on from it where the global batch is the same.
+        accumulated, take it after `zero_grad()`: those that a step has used would be added to again. Every rank has
+        the same but for its random state and unfinished gradients, so after a step one of them may save it for all;
+        another number of ranks goes on from it where the global batch is the same.
         """
         self._count_what_is_due()
         return {
