@@ -57,6 +57,9 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("compare", _compare_parser(arguments), help="compare methods over paired seeds")
     verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
+    verbs.add_subcommand(
+        "export", _export_parser(), help="write a trained network as ONNX, OpenVINO IR and safetensors"
+    )
     verbs.add_subcommand("gamma", _gamma_parser(), help="measure what this machine can do, and whether mining pays")
     verbs.add_subcommand("advise", _advise_parser(), help="does mining pay for a baseline, by what was measured before")
     verbs.add_subcommand("reproduce", _reproduce_parser(), help="the paper's figures and tables, and whether it pays")
@@ -108,6 +111,22 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
+    return parser
+
+
+def _export_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Write the newest good checkpoint of a run as files that other programs run, fp32 and int8; judge "
+        "each in a fresh process, and describe them in a model card.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("folder", type=str, help="A run folder such as runs/NAME.")
+    add("--into", type=str | None, default=None, help="Folder of the files. Default: export in the run's folder.")
+    formats_help = "safetensors, onnx, onnx-int8, openvino, openvino-int8. Default: all whose packages are installed."
+    add("--formats", nargs="+", default=[], help=formats_help)
+    add("--threads", type=int, default=1, help="Threads of the runtimes that judge.")
+    add("--quiet", action="store_true", help="Show no progress.")
     return parser
 
 

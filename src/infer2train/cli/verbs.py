@@ -94,6 +94,35 @@ def _eval(options: dict[str, Any]) -> None:
     print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")
 
 
+def _export(options: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from infer2train.studies.export.export import CARD, export
+
+    at_least("threads", options["threads"], 1)
+    into = Path(options["into"] or Path(options["folder"]) / "export")
+    progress = Console(stderr=True)
+    with progress.status("exporting …") as status:
+        found = export(
+            Path(options["folder"]),
+            into,
+            formats=options["formats"],
+            threads=options["threads"],
+            say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
+        )
+    table = Table("file", "MB", "error, %", "loss", "images/s")
+    for file in found:
+        rate = f"{file.images_per_second:,.0f}"
+        table.add_row(file.file, f"{file.megabytes:.2f}", f"{100 * file.error:.2f}", f"{file.loss:.4f}", rate)
+    console = Console()
+    console.print(table)
+    for file in found:
+        for note in file.notes:
+            console.print(f"{file.file}: {note}", highlight=False, soft_wrap=True)
+    console.print(f"files and model card: {into / CARD}", highlight=False, soft_wrap=True)
+
+
 def _gamma(options: dict[str, Any]) -> None:
     import json
 
@@ -117,7 +146,9 @@ def _gamma(options: dict[str, Any]) -> None:
             compiled=options["compile"],
             run=None if options["run"] is None else Path(options["run"]),
             engines=tuple(options["engines"]),
-            say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
+            say=(lambda line: None)
+            if options["quiet"]
+            else (lambda line: _tell(f"measuring {line}", progress, status)),
         )
     if options["json"] is not None:
         Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
@@ -127,9 +158,9 @@ def _gamma(options: dict[str, Any]) -> None:
 
 def _tell(line: str, console: Any, status: Any) -> None:
     """What is under way: as the live line of a terminal, as a line of its own elsewhere."""
-    status.update(f"measuring {line}")
+    status.update(line)
     if not console.is_terminal:
-        console.print(f"measuring {line}", highlight=False)
+        console.print(line, highlight=False)
 
 
 def _advise(options: dict[str, Any]) -> None:
@@ -187,6 +218,7 @@ VERBS = {
     "compare": _compare,
     "report": _report,
     "eval": _eval,
+    "export": _export,
     "gamma": _gamma,
     "advise": _advise,
     "reproduce": _reproduce,

@@ -10,6 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,6 +154,12 @@ class LoweredEngine(Engine):
     def _lower(self, tensors: Sequence[Tensor], program: Program | None) -> Lowered:
         """Compile the converted graph with these weights, quantised as `program` says, or real where there is none."""
 
+    def _write(self, lowered: Lowered, path: Path) -> None:
+        """Write a compiled program as a file of its runtime."""
+        raise ValueError(
+            f"a program is saved by an engine that has files: got {self.name}; use openvino or onnxruntime"
+        )
+
     @abstractmethod
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         """The precision of each layer, read from a compiled program."""
@@ -191,6 +198,21 @@ class LoweredEngine(Engine):
         known = {name: number for name, number in events.items() if name in self._totals}
         in_use = lowered if finding.has_passed else None
         return Prepared(record.version, Compiled(in_use, tensors, known))
+
+    def save(self, record: Record, path: Path) -> None:
+        """Write the program that these weights are run by, for any number of rows where the model takes any.
+
+        Args:
+            record: its ranges are measured where it has none.
+            path: of the file. Every runtime has its own kind; OpenVINO's has a .bin beside it.
+
+        Raises:
+            ValueError: no program of these weights does what it should, or the engine has no files.
+        """
+        lowered, finding, _ = self._sound(record, self._admitted(record))
+        if not finding.has_passed:
+            raise ValueError(f"a program that is saved must pass its check: got {finding.reason(record.version)}")
+        self._write(lowered, path)
 
     def use(self, prepared: Prepared) -> None:
         self._in_use, self.version = prepared.program, prepared.version

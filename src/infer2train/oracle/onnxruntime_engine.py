@@ -110,6 +110,10 @@ class ONNXRuntimeEngine(LoweredEngine):
         model = self._template.filled(tensors, program)
         return _Session(ort.InferenceSession(model, options, providers=[self._provider]), model)
 
+    def _write(self, lowered: Lowered, path: Path) -> None:
+        assert isinstance(lowered, _Session)
+        path.write_bytes(lowered.model)
+
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         """Read from the graph that the runtime makes of the program."""
         import onnx

@@ -172,7 +172,7 @@ class OpenVINOEngine(LoweredEngine):
         compiled = _core().compile_model(model, self._target, settings)
         if program is not None and not self._clipped_known:
             self.may_clip, self._clipped_known = frozenset(_added_unrounded(compiled)), True
-        return _Request(compiled, self._is_channels_last)
+        return _Request(model, compiled, self._is_channels_last)
 
     def _shape_inputs(self, model: "ov.Model", inputs: Sequence[Any]) -> None:
         """Give the inputs their shapes, channels last where the example has them so; free sizes stay free."""
@@ -195,6 +195,18 @@ class OpenVINOEngine(LoweredEngine):
             index = model.get_parameter_index(parameter)
             model.replace_parameter(index, fresh)
         model.validate_nodes_and_infer_types()
+
+    def _write(self, lowered: Lowered, path: Path) -> None:
+        import openvino as ov
+
+        assert isinstance(lowered, _Request)
+        model = lowered.model.clone()
+        if self.graph.takes_any_rows:
+            model.reshape({value: [-1, *list(value.get_partial_shape())[1:]] for value in model.inputs})
+        for parameter, last in zip(model.get_parameters(), self._is_channels_last, strict=True):
+            if len(parameter.get_partial_shape()) == 4:
+                parameter.set_layout(ov.Layout("NHWC" if last else "NCHW"))
+        ov.save_model(model, path, compress_to_fp16=False)
 
     def _ran_in(self, lowered: Lowered) -> dict[str, str]:
         assert isinstance(lowered, _Request)
@@ -272,7 +284,8 @@ class _Converted:
 class _Request:
     """A compiled model, called with flat tensors."""
 
-    def __init__(self, compiled: "ov.CompiledModel", is_channels_last: Sequence[bool]) -> None:
+    def __init__(self, model: "ov.Model", compiled: "ov.CompiledModel", is_channels_last: Sequence[bool]) -> None:
+        self.model = model
         self.compiled, self._request = compiled, compiled.create_infer_request()
         self._is_channels_last = is_channels_last
         self._outputs = range(len(compiled.outputs))

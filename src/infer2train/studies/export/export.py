@@ -1,0 +1,161 @@
+"""`infer2train export`: the trained network of a run as files for other programs, each judged in a fresh process."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from infer2train.batches import split_batch
+from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.draws.addresses import Addresses
+from infer2train.observe.runlog import read_config
+from infer2train.oracle.samples import SourceSamples
+from infer2train.settings import unknown
+from infer2train.sources.views.view_dataset import ViewDataset
+from infer2train.studies.export.card import Exported, card
+from infer2train.studies.export.formats import FORMATS, Format, Subject
+from infer2train.training.config import from_plain, unmined
+from infer2train.training.folder import CHECKPOINTS
+from infer2train.training.setup import Run, prepare
+
+FACTS = "export.json"
+CARD = "README.md"
+READ = 256
+"""Images that are read at a time."""
+
+
+def export(
+    folder: Path,
+    into: Path | None = None,
+    *,
+    formats: Sequence[str] = (),
+    threads: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Exported]:
+    """Write the newest good checkpoint of a run in several formats, with a model card beside them.
+
+    Args:
+        folder: of a run of `train`.
+        into: where the files go. Default: `export` in it.
+        formats: of `FORMATS`. Default: all whose packages are installed.
+        threads: of the runtimes that judge.
+        say: called with what is being done.
+
+    Raises:
+        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package.
+
+    Example:
+        >>> export(Path("runs/first"), formats=["openvino-int8"])[0].file
+        'model-int8.xml'
+    """
+    chosen = _chosen(formats)
+    config = from_plain(read_config(folder))
+    checkpoint = load_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None:
+        raise ValueError(f"export needs a checkpoint: got none in {folder}; train the run first")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ValueError(
+            "export writes a model card, for which it needs huggingface_hub, which this Python does not have: "
+            "pip install 'infer2train[export]'"
+        )
+    say("data and weights")
+    run = prepare(replace(unmined(config), device="cpu", compile="none"), progress=False)
+    into = into or folder / "export"
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        run.model.load_state_dict(checkpoint.state["model"])
+        found = _written_and_judged(_subject(run), run, into, chosen, threads, say)
+    finally:
+        run.loader.close()
+    step = int(checkpoint.state["loader"]["steps"])
+    facts = {"run": str(folder), "step": step, "threads": threads, "files": [asdict(file) for file in found]}
+    (into / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (into / CARD).write_text(card(run, config, step, found, threads), encoding="utf-8")
+    return found
+
+
+def _chosen(formats: Sequence[str]) -> dict[str, Format]:
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+        if missing := FORMATS[name].missing:
+            raise ValueError(
+                f"format {name} needs {' and '.join(missing)}, which this Python does not have: "
+                f"pip install 'infer2train[{FORMATS[name].engine}]'"
+            )
+    return {name: FORMATS[name] for name in formats} or {n: f for n, f in FORMATS.items() if not f.missing}
+
+
+def _subject(run: Run) -> Subject:
+    source = run.training_images
+    samples = SourceSamples(source, lambda: np.arange(len(source)), seed=run.config.seed, split=split_batch)
+    channels = int(_pixels(source, np.arange(1)).shape[1])
+    facts: dict[str, str | int] = {
+        "model": run.config.model,
+        "classes": len(run.data.class_names),
+        "channels": channels,
+    }
+    return Subject(model=run.model.eval(), samples=samples, facts=facts)
+
+
+def _written_and_judged(
+    subject: Subject, run: Run, into: Path, formats: dict[str, Format], threads: int, say: Callable[[str], None]
+) -> list[Exported]:
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        pixels, targets = _evaluation_set(run.evaluation_images, Path(scratch))
+        for name, kind in formats.items():
+            say(f"{kind.title}: writing {kind.file}")
+            notes = kind.write(subject, into / kind.file)
+            say(f"{kind.title}: judging {kind.file}")
+            figures = _judged(into / kind.file, pixels, targets, threads)
+            size = sum(path.stat().st_size for path in _parts(into / kind.file)) / 1e6
+            found.append(Exported(format=name, file=kind.file, megabytes=size, notes=notes, **figures))
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+def _evaluation_set(images: ViewDataset, scratch: Path) -> tuple[Path, Path]:
+    """What the run is evaluated on, as arrays in files, which another process reads as it needs them."""
+    pixels, targets = scratch / "pixels.npy", scratch / "targets.npy"
+    first = _pixels(images, np.arange(1))
+    kept = np.lib.format.open_memmap(pixels, "w+", dtype=np.uint8, shape=(len(images), *first.shape[1:]))
+    labels = []
+    for start in range(0, len(images), READ):
+        ids = np.arange(start, min(start + READ, len(images)))
+        batch, target = images.batch(Addresses(ids, np.zeros(len(ids), dtype=np.int64)))
+        kept[ids] = batch.numpy()
+        labels.append(target.numpy())
+    kept.flush()
+    np.save(targets, np.concatenate(labels).astype(np.int64))
+    return pixels, targets
+
+
+def _pixels(images: ViewDataset, ids: Int64[np.ndarray, " n"]) -> Tensor:
+    pixels: Tensor = images.batch(Addresses(ids, np.zeros(len(ids), dtype=np.int64)))[0]
+    return pixels
+
+
+def _judged(file: Path, pixels: Path, targets: Path, threads: int) -> dict[str, float]:
+    """By a process that has never seen the model.
+
+    Raises:
+        RuntimeError: it could not run the file.
+    """
+    command = [sys.executable, "-m", "infer2train.studies.export.judge", *map(str, (file, pixels, targets, threads))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"an exported file must run in a fresh process: got this of {file}: {done.stderr[-2000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures

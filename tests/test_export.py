@@ -1,0 +1,116 @@
+"""What a run is exported to says what the run says, in processes that have never seen it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from infer2train.cli.main import main
+from infer2train.observe.runlog import read_config
+from infer2train.oracle.samples import GivenSamples
+from infer2train.oracle.simulated_engine import SimulatedEngine
+from infer2train.oracle.snapshot import snapshot
+from infer2train.studies.export.export import CARD, FACTS, export
+from infer2train.studies.export.formats import FORMATS
+from infer2train.studies.export.judge import ROWS, judged
+from infer2train.training.config import RunConfig
+from infer2train.training.folder import evaluate_folder
+from infer2train.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    train(RunConfig(epochs=4, batch_size=40, lr=0.05, threads=1, train_error_samples=0), folder, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(run: Path) -> dict[str, dict[str, float]]:
+    """Format -> what is said of it; each costs a process."""
+    export(run)
+    return {file["format"]: file for file in json.loads((run / "export" / FACTS).read_text())["files"]}
+
+
+def test_every_format_has_the_runs_error(run: Path, found: dict[str, dict[str, float]]) -> None:
+    own = evaluate_folder(run)
+    assert own.error < 0.85, "it has learned something, so that agreement says something"
+    assert set(found) == set(FORMATS)
+    assert found["safetensors"]["error"] == pytest.approx(own.error, abs=1e-9)
+    for name in ("safetensors", "onnx", "openvino"):
+        assert found[name]["loss"] == pytest.approx(own.loss, rel=1e-4), name
+    for name in ("onnx-int8", "openvino-int8"):
+        assert found[name]["loss"] == pytest.approx(own.loss, rel=0.03), name
+        assert found[name]["loss"] != found["onnx"]["loss"]
+
+
+def test_integers_take_a_third_of_the_room_or_less(run: Path, found: dict[str, dict[str, float]]) -> None:
+    assert 3 * found["onnx-int8"]["megabytes"] < 1.05 * found["onnx"]["megabytes"]
+    weights = {name: (run / "export" / f"{name}.bin").stat().st_size for name in ("model", "model-int8")}
+    assert 3 * weights["model-int8"] < weights["model"]
+
+
+def test_the_card_says_what_was_found(run: Path, found: dict[str, dict[str, float]]) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(run / "export" / CARD)
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    assert results == {f"accuracy ({file['file']})": round(1 - file["error"], 4) for file in found.values()}
+    for part in ("resnet8 on digits", "| epochs | 4 |", "100.0% of the multiply-adds, in int8"):
+        assert part in card.text
+    assert "data_cache" not in card.text, "where a cache lies is nobody's business"
+
+
+def test_the_command_writes_one_format_where_it_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--formats", "safetensors", "--into", str(tmp_path / "there"), "--quiet"]) == 0
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"model.safetensors", FACTS, CARD}
+    assert "model.safetensors" in capsys.readouterr().out
+    assert read_config(run)["method"] == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--formats", "onyx"], ["unknown format 'onyx'", "did you mean 'onnx'"]),
+        (["--threads", "0"], ["threads must be at least 1: got 0"]),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    run: Path, words: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    for part in said:
+        assert part in error
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert main(["export", str(tmp_path)]) == 2
+    assert "export needs a checkpoint" in capsys.readouterr().err
+
+
+def test_an_engine_without_files_says_so(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 16, 3)).eval()
+    engine = SimulatedEngine(model, samples=GivenSamples(torch.randn(16, 1, 6, 6), torch.arange(16) % 3))
+    with pytest.raises(ValueError, match="a program is saved by an engine that has files: got simulated"):
+        engine.save(snapshot(model, 0), tmp_path / "program")
+
+
+def test_a_judge_counts_the_last_images_too() -> None:
+    logits = np.eye(3, dtype=np.float32)[np.arange(ROWS + 6) % 3] * 2
+    images = np.arange(ROWS + 6, dtype=np.uint8)[:, None, None, None]
+    targets = np.arange(ROWS + 6) % 3
+    targets[-3:] = (targets[-3:] + 1) % 3
+    found = judged(lambda pixels: logits[pixels[:, 0, 0, 0]], images, targets)
+    expected = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert found["error"] == pytest.approx(3 / (ROWS + 6))
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["images_per_second"] > 0
