@@ -2,8 +2,8 @@
 
     taskset -c 0 python benchmarks/audit_overhead.py [rounds]
 
-ResNet-20, 32 x 32, batches of 64; nm-augment (γ = 10) and nm-sample (γ = 10), every draw mined, oracle torch:fp32 on the
-trainer's core. Each round times as many steps of one loader as of the other; the ratio is the median over rounds.
+ResNet-20, 32 x 32, batches of 64; nm-augment (γ = 10) and nm-sample (γ = 10), every draw mined, oracle torch:fp32 on
+the trainer's core. Each round times as many steps of one loader as of the other; the ratio is the median over rounds.
 """
 
 import statistics
@@ -69,6 +69,7 @@ def _split(batch: Any) -> tuple[Any, Any]:
 
 
 def main(rounds: int = 15) -> None:
+    """Print the ratio for each method."""
     torch.set_num_threads(1)
     for method in METHODS:
         with tempfile.TemporaryDirectory() as scratch:
@@ -84,7 +85,7 @@ def main(rounds: int = 15) -> None:
             low, high = sorted(ratios)[len(ratios) // 4], sorted(ratios)[-1 - len(ratios) // 4]
             print(
                 f"{method}: step {1000 * statistics.median(steps):.1f} ms; with picks on record "
-                f"{statistics.median(ratios):.4f} x (quartiles {low:.4f} to {high:.4f}, {rounds} rounds of {STEPS} steps)"
+                f"{statistics.median(ratios):.4f} x (quartiles {low:.4f} to {high:.4f}, {rounds} rounds of {STEPS})"
             )
             for loop in loops.values():
                 loop.loader.close()
