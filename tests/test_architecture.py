@@ -15,7 +15,7 @@ ROOMS = {
     "sources": "albumentations source bits pipeline views collation reader trial replay window streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
-    "observe": "timeline trace keeping_up metrics runlog",
+    "observe": "timeline trace keeping_up metrics picks runlog",
     "checkpoint": "state manifest checkpoint",
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
@@ -28,7 +28,7 @@ ROOMS = {
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
-    "studies": "advise compare export gamma reproduce demo",
+    "studies": "advise compare export inspection gamma reproduce demo",
     "cli": "arguments arms verbs main __main__",
 }
 """In the way of the data; behind each room its modules in theirs."""

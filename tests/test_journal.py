@@ -8,6 +8,7 @@ import pytest
 
 from conformance.method import draw_at, made
 from infer2train import mine
+from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.loader.journal import Journal
 from infer2train.observe.runlog import RunLog, read_rows
@@ -56,14 +57,14 @@ def test_time_between_epochs_and_away_from_training_is_not_of_the_steps(tmp_path
 def test_what_befalls_an_oracle_is_written_and_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     totals: dict[str, float] = {"seconds": 0.0, "draws": 0.0}
-    journal = Journal(Mining(log_every=2), lambda: 10, Timeline(), lambda: dict(totals))
+    journal = Journal(Mining(log_every=2), choices_of(Mining()), lambda: 10, Timeline(), lambda: dict(totals))
     journal.write_to(
         lambda is_new: RunLog(tmp_path, tensorboard=False),
         more=lambda: {"loss": 1.5},
         warn=said.append,
         report=False,
     )
-    journal.begin(is_new=True)
+    journal.begin(is_new=True, steps=0)
     draw = draw_at(made("nm-augment"), 1.0)
     for step in (1, 2, 3):
         totals |= {"skipped_draws": float(step), "seconds": float(step), "draws": float(step)}

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from infer2train.loader.mine import mine
     from infer2train.sources.replay import Replay
     from infer2train.sources.views.image_views import ImageViews
+    from infer2train.studies.inspection.inspect import inspect
 
-__all__ = ["mine", "Mining", "MinedLoader", "Replay", "ImageViews", "__version__"]
+__all__ = ["mine", "inspect", "Mining", "MinedLoader", "Replay", "ImageViews", "__version__"]
 
 _PUBLIC = {
     "mine": "infer2train.loader.mine:mine",
     "MinedLoader": "infer2train.loader.loader:MinedLoader",
     "Mining": "infer2train.draws.mining:Mining",
     "Replay": "infer2train.sources.replay:Replay",
+    "inspect": "infer2train.studies.inspection.inspect:inspect",
     "ImageViews": "infer2train.sources.views.image_views:ImageViews",
 }
 

@@ -56,6 +56,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("train", _train_parser(arguments), help="train a model with one method")
     verbs.add_subcommand("compare", _compare_parser(arguments), help="compare methods over paired seeds")
     verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
+    verbs.add_subcommand("inspect", _inspect_parser(), help="show what a run picked, and samples of doubtful labels")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
     verbs.add_subcommand(
         "export", _export_parser(), help="write a trained network as ONNX, OpenVINO IR and safetensors"
@@ -101,6 +102,17 @@ def _report_parser() -> jsonargparse.ArgumentParser:
         description="Write report.html of a run or comparison folder again.", exit_on_error=False
     )
     parser.add_argument("folder", type=str, help="A folder such as runs/NAME.")
+    return parser
+
+
+def _inspect_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Write inspect.html into a run's folder: picked beside rejected views, what was picked how often, "
+        "the most extreme, and suspects (also as suspects.csv).",
+        exit_on_error=False,
+    )
+    parser.add_argument("folder", type=str, help="A run folder such as runs/NAME, of train.")
+    parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     return parser
 
 

@@ -81,6 +81,20 @@ def _report(options: dict[str, Any]) -> None:
     print(f"report: {write_report(Path(options['folder']))}")
 
 
+def _inspect(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.studies.inspection.inspect import inspect
+
+    progress = Console(stderr=True)
+    with progress.status("inspecting …") as status:
+        page = inspect(
+            Path(options["folder"]),
+            say=(lambda line: None) if options["quiet"] else (lambda line: status.update(f"reading {line}")),
+        )
+    print(f"page: {page}\nsuspects: {page.with_name('suspects.csv')}")
+
+
 def _eval(options: dict[str, Any]) -> None:
     import json
 
@@ -217,6 +231,7 @@ VERBS = {
     "train": _train,
     "compare": _compare,
     "report": _report,
+    "inspect": _inspect,
     "eval": _eval,
     "export": _export,
     "gamma": _gamma,

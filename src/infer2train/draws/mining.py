@@ -92,6 +92,8 @@ class Mining:
     """When no oracle can be started any more, with staleness=freshest: stop with an error, or go on unmined."""
     log_every: int = setting(20, at_least=1, is_place=True)
     """Steps between rows of metrics.jsonl (steps)."""
+    audit: Literal["sampled", "all", "off"] = setting("sampled", is_place=True)
+    """What was picked, for `infer2train inspect`: up to a million rows spread over the run, all of them, or none."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infer2train.draws.draw import Draw
+from infer2train.draws.methods.method import Choices
 from infer2train.draws.mining import Mining
 from infer2train.loader.health import Health
 from infer2train.observe.metrics import LOGGED, Totals, draws_per_second, window
+from infer2train.observe.picks import PickLog
 from infer2train.observe.runlog import RunLog
 from infer2train.observe.timeline import Timeline, last_steps
 
@@ -27,6 +29,7 @@ class Journal:
 
     Args:
         mining: what is mined.
+        choices: the method's.
         draws_per_epoch: of the loader; asked only where something is written.
         timeline: of its pool.
         totals: of the loader, now.
@@ -35,13 +38,15 @@ class Journal:
     def __init__(
         self,
         mining: Mining,
+        choices: Choices,
         draws_per_epoch: Callable[[], int],
         timeline: Timeline,
         totals: Callable[[], Totals],
     ) -> None:
-        self._mining, self._draws_per_epoch = mining, draws_per_epoch
+        self._mining, self._choices, self._draws_per_epoch = mining, choices, draws_per_epoch
         self._timeline, self._totals = timeline, totals
         self._log: RunLog | None = None
+        self._picks: PickLog | None = None
         self._open_log: Callable[[bool], RunLog] | None = None
         self._version: int | None = None
         self._paused: float | None = None
@@ -66,10 +71,16 @@ class Journal:
         """
         self._open_log, self._more, self._warn, self._writes_report = open_log, more, warn, report
 
-    def begin(self, is_new: bool) -> None:
-        """Begin to write, if that was asked for and is not done yet."""
+    def begin(self, is_new: bool, steps: int) -> None:
+        """Begin to write, if that was asked for and is not done yet.
+
+        Args:
+            is_new: whether no run goes on.
+            steps: done so far.
+        """
         if self._open_log is not None:
             self._log, self._open_log = self._open_log(is_new), None
+            self._picks = self._picks_from(steps)
             self._health = Health(self._mining, self._draws_per_epoch(), self._timeline, self._log, self._warn)
             self._mark = self._totals()
 
@@ -77,6 +88,27 @@ class Journal:
         """Forget rows after a checkpoint that a run goes on from."""
         if self._log is not None:
             self._log.take_back(steps, epoch)
+            self._picks = self._picks_from(steps)
+
+    def _picks_from(self, steps: int) -> PickLog | None:
+        if self._log is None or self._mining.audit == "off" or not self._choices.looks_at_candidates:
+            return None
+        return PickLog(
+            self._log.folder,
+            is_of_views=self._choices.candidates == "views",
+            steps=steps,
+            keeps_all=self._mining.audit == "all",
+        )
+
+    def drawn(self, draw: Draw) -> None:
+        """After each draw that is handed out: what was picked."""
+        if self._picks is not None:
+            self._picks.add(draw)
+
+    def flush(self) -> None:
+        """Write what is held; a state that is saved now knows of no later draw."""
+        if self._picks is not None:
+            self._picks.flush()
 
     def step(self, steps: int, draw: Draw) -> None:
         """After each step: a row now and then.
@@ -126,6 +158,7 @@ class Journal:
         from infer2train.reporting.lanes import save_timeline
 
         self.pause()
+        self.flush()
         steps, self._steps_of_epoch = min(TIMELINE_STEPS, self._steps_of_epoch), 0
         save_timeline(self._log.folder, last_steps(self._timeline.recent, steps))
 
@@ -134,6 +167,7 @@ class Journal:
         log, self._log = self._log, None
         if log is None:
             return
+        self.flush()
         log.close()
         if self._writes_report:
             from infer2train.reporting.report import write_report

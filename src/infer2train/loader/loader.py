@@ -80,7 +80,7 @@ class MinedLoader(LikeDataLoader, Measured):
         self._handed_out: float | None = None
         Measured.__init__(self, self._meter, pool)
         draws_per_epoch = partial(self._course.draws_per_epoch, dataloader)
-        self.journal = Journal(mining, draws_per_epoch, self.timeline, self._totals)
+        self.journal = Journal(mining, method.choices, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
         self._is_closed = False
@@ -148,7 +148,7 @@ class MinedLoader(LikeDataLoader, Measured):
         if self._surroundings.tells_epochs:
             self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
-        self.journal.begin(self._course.is_new)
+        self.journal.begin(self._course.is_new, self.steps)
         self.journal.go_on()
         self._course.warn_of_stale_weights()
         if self._course.begin_epoch() and is_another:
@@ -171,6 +171,7 @@ class MinedLoader(LikeDataLoader, Measured):
         self.last, batch = self._picker.take()
         assert self.last.number == self._course.draws, (self.last.number, self._course.draws)
         self._publisher.saw(self.last)
+        self.journal.drawn(self.last)
         self._course.hand_out()
         # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
         self._publisher.retire(min(self._course.step_of(self._course.draws), self._course.steps))
@@ -310,6 +311,7 @@ class MinedLoader(LikeDataLoader, Measured):
         another number of ranks goes on from it where the global batch is the same.
         """
         self._count_what_is_due()
+        self.journal.flush()
         return {
             **self._course.state_dict(),
             **self._publisher.state_dict(),
@@ -345,7 +347,7 @@ class MinedLoader(LikeDataLoader, Measured):
         self._is_step_due = False
         self._course.load_state_dict(state)
         self._method.load_state_dict(state["method"])
-        self.journal.begin(self._course.is_new)
+        self.journal.begin(self._course.is_new, self.steps)
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
         restore_gradients(self._model, state["gradients"])

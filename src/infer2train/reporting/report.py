@@ -4,19 +4,19 @@ Last in `reporting`: it reads (`runs`, `gallery`), sums up (`summary`, `curves`)
 `report.html.j2` beside this file. The page asks the network for nothing, and the same folder gives the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from infer2train.reporting import lanes, plots, sections, tables
 from infer2train.reporting.curves import ErrorCurves, errors_of, step_curves
-from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, spread
+from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, replace_file, spread
 from infer2train.reporting.runs import RunFolder, RunSet, read
 from infer2train.reporting.summary import MethodSummary, summaries
 from infer2train.reporting.svg import SERIES
 
-REPORT, TEMPLATE = "report.html", "report.html.j2"
+REPORT, TEMPLATE, STYLE = "report.html", "report.html.j2", "page.css"
 FINAL_PART = 9
 """Panel (b) shows the last ninth of the epochs: 10 of the paper's 90."""
 GALLERY_ROWS = 12
@@ -40,11 +40,8 @@ def write_report(folder: Path) -> Path:
         PosixPath('runs/first/report.html')
     """
     page = _template().render(context(read(folder)))
-    path = folder / REPORT
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    replace_file(folder / REPORT, page.encode())
+    return folder / REPORT
 
 
 def context(runs: RunSet) -> dict[str, Any]:
@@ -84,15 +81,10 @@ def context(runs: RunSet) -> dict[str, Any]:
 
 
 def _template() -> Any:
-    """The page's template, with the words of `tables` as filters; whatever is not ours is escaped."""
-    import jinja2
+    """The page's template, with the words of `tables` as filters."""
     from markupsafe import Markup
 
-    source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
+    words: dict[str, Callable[..., Any]] = {
         "minus": lambda text: str(text).replace("-", "\N{MINUS SIGN}"),
         "percent": tables.percent,
         "error": tables.error,
@@ -106,6 +98,24 @@ def _template() -> Any:
         "figure": Markup,
         "setting": sections.setting,
     }
+    return page_template(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"), words)
+
+
+def page_template(source: str, filters: Mapping[str, Callable[..., Any]]) -> Any:
+    """A page in the style of all of them, which it finds as `style`; whatever is not ours is escaped.
+
+    Args:
+        source: of the template.
+        filters: by name.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= filters
+    environment.globals["style"] = Markup(resources.files(__package__).joinpath(STYLE).read_text(encoding="utf-8"))
     return environment.from_string(source)
 
 

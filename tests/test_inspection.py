@@ -1,0 +1,215 @@
+"""The page about what a run picked: views made again from addresses, shares, suspects, and what it refuses."""
+
+import base64
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from infer2train import inspect, mine
+from infer2train.cli.main import main
+from infer2train.draws.addresses import Addresses
+from infer2train.observe.picks import Rows, read_picks
+from infer2train.studies.inspection.findings import BUCKETS, class_shares, concentration, courses, extremes
+from infer2train.studies.inspection.inspect import PAGE, TABLE
+from infer2train.studies.inspection.shown import as_html, shown
+from infer2train.studies.inspection.subject import subject
+from infer2train.studies.inspection.suspects import average_precision, losses_of, suspects
+from infer2train.training.config import RunConfig
+from infer2train.training.loop import train
+from mined_runs import draws, jittered, network, sgd
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:the oracle gets new weights every:RuntimeWarning"),
+]
+PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "picked"
+    config = RunConfig(
+        method="nm-augment", gamma=4, epochs=3, batch_size=40, update_every=2, threads=1, train_error_samples=0
+    )
+    train(config, folder, quiet=True)
+    inspect(folder)
+    return folder
+
+
+SAMPLES: dict[str, Any] = {"method": "nm-sample", "gamma": 3, "ramp_start": 0.0, "ramp_stop": 0.0, "update_every": 2}
+
+
+def rows(**columns: Any) -> Rows:
+    """Rows of picked samples, with whatever columns matter."""
+    count = len(next(iter(columns.values())))
+    given = {name: np.asarray(column) for name, column in columns.items()}
+    nothing = np.full(count, np.nan, dtype=np.float32)
+    defaults = {
+        "step": np.arange(count),
+        "is_picked": np.ones(count, dtype=bool),
+        "is_trained": np.ones(count, dtype=bool),
+        "rival_median": nothing,
+        "score": nothing,
+    }
+    return {**defaults, **given}
+
+
+# The page
+
+
+def test_views_on_the_page_are_those_of_the_addresses(run: Path) -> None:
+    page, picked = (run / PAGE).read_text(), read_picks(run)
+    source = subject(run).source
+    first = np.flatnonzero(picked["is_picked"] & (picked["slot"] < 2))[0]
+    pixels = source.batch(Addresses(picked["id"][[first]], picked["seed"][[first]]))[0][0].numpy()
+    image = Image.open(io.BytesIO(base64.b64decode(PNG.findall(page)[0])))
+    np.testing.assert_array_equal(np.asarray(image), pixels[0])
+    assert f"sample {picked['id'][first]} · step 0 · lag 0" in page
+
+
+def test_a_page_asks_the_network_for_nothing_and_every_image_has_words(run: Path) -> None:
+    page = (run / PAGE).read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) > 100
+    assert all(re.search(r'alt="sample \d+, \d"', image) for image in images)
+    assert len(page) < 1_000_000
+
+
+def test_the_same_folder_gives_the_same_bytes(run: Path) -> None:
+    before = (run / PAGE).read_bytes(), (run / TABLE).read_bytes()
+    assert main(["inspect", str(run), "--quiet"]) == 0
+    assert before == ((run / PAGE).read_bytes(), (run / TABLE).read_bytes())
+
+
+def test_the_table_ranks_every_sample(run: Path) -> None:
+    with (run / TABLE).open() as file:
+        found = list(csv.DictReader(file))
+    assert sorted(int(row["id"]) for row in found) == list(range(200))
+    losses = [float(row["loss"]) for row in found]
+    assert losses == sorted(losses, reverse=True)
+    labels = subject(run).labels(np.arange(200))
+    assert all(int(row["label"]) == labels[int(row["id"])] for row in found)
+
+
+def test_a_loop_of_ones_own_needs_the_data_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, base = network(), jittered()
+    optimizer = sgd(model)
+    loader = mine(base, model, optimizer, log_dir=tmp_path, **SAMPLES)
+    list(draws(loader, model, optimizer))
+    loader.close()
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "infer2train.inspect(folder, data=dataloader)" in capsys.readouterr().err
+    page = inspect(tmp_path, base, class_names=["ape", "bee", "cat"]).read_text()
+    assert "<option>bee</option>" in page
+    assert "samples picked by their scores" in page
+
+
+class Words(Dataset[Any]):
+    """Texts of two kinds, as tokens and a label."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([index % 2, 2, index % 5]), index % 2
+
+
+class Bag(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.EmbeddingBag(6, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.embedding(tokens)
+        return out
+
+
+def test_texts_are_shown_as_their_tokens_or_as_one_says(tmp_path: Path) -> None:
+    model, base = Bag(), DataLoader(Words(), batch_size=6)
+    optimizer = sgd(model)
+    loader = mine(base, model, optimizer, log_dir=tmp_path, **SAMPLES)
+    for tokens, labels in loader:
+        torch.nn.functional.cross_entropy(model(tokens), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loader.close()
+    assert "<p class='text'>1 2 3</p>" in inspect(tmp_path, base).read_text()
+    vocabulary = ["no", "yes", "<and>", "so", "on", "then"]
+    said = inspect(tmp_path, base, show=lambda tokens: " ".join(vocabulary[t] for t in tokens)).read_text()
+    assert "yes &lt;and&gt; so" in said
+
+
+def test_what_cannot_be_shown_says_what_to_pass() -> None:
+    with pytest.raises(ValueError, match=r"got a tensor of shape \(2, 5, 4\); pass show=, a function"):
+        shown(torch.zeros(2, 5, 4))
+    assert shown({"input_ids": torch.tensor([3, 1])}) == "3 1"
+    assert as_html("a" * 500, "").count("a") < 410
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (1, 4, 6), (4, 6), (4, 6, 3)])
+def test_images_of_any_kind_are_shown(shape: tuple[int, ...]) -> None:
+    (content,) = PNG.findall(as_html(torch.rand(shape), "words"))
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert image.size == (6, 4)
+    assert np.asarray(image).max() == 255
+
+
+# What is found
+
+
+def test_few_samples_that_are_picked_all_the_time_are_told() -> None:
+    even = rows(id=np.arange(1000) % 200)
+    assert concentration(even, 200) == pytest.approx(2 / 200)
+    uneven = rows(id=np.where(np.arange(1000) % 2, np.arange(1000) % 200, 7))
+    assert concentration(uneven, 200) > 0.5
+
+
+def test_classes_are_counted_against_their_share() -> None:
+    found = class_shares(rows(id=[0, 0, 0, 1, 2]), {0: 0, 1: 1, 2: 1, 3: 1})
+    assert [(share.label, share.of_data, share.of_picks) for share in found] == [(0, 0.25, 0.6), (1, 0.75, 0.4)]
+    assert class_shares(rows(id=[0]), {}) == []
+
+
+def test_the_most_extreme_come_first() -> None:
+    scores = np.arange(300, dtype=np.float32) % 150
+    scores[5] = np.nan
+    assert extremes(rows(id=np.arange(300), score=scores)).tolist() == [149, 299, 148]
+
+
+def test_a_suspects_loss_stays_high_where_others_fall() -> None:
+    steps = np.repeat(np.arange(10), 6)
+    ids = np.tile(np.arange(6), 10)
+    losses = np.where(ids == 4, 2.0, 2.0 - 0.19 * steps).astype(np.float32)
+    losses[(ids == 2) & (steps == 1)] = 30.0  # early, when everything may be
+    found = suspects(rows(id=ids, step=steps, score=losses), is_of_views=False)
+    assert found.ids[0] == 4
+    assert found.looks.tolist() == [5] * 6
+    of_views = rows(id=ids, step=steps, score=losses + 5, rival_median=losses)
+    np.testing.assert_array_equal(suspects(of_views, is_of_views=True).losses, found.losses)
+    (line,) = courses(*losses_of(of_views, is_of_views=True), np.array([4]))
+    assert len(line) == BUCKETS
+    assert {loss for loss in line if loss is not None} == {2.0}
+
+
+def test_rejected_views_say_nothing_of_a_sample() -> None:
+    seen = rows(id=[0, 0, 1], score=[3.0, 1.0, 2.0], rival_median=[1.0, np.nan, np.nan], is_trained=[True, False, True])
+    ids, _, losses = losses_of(seen, is_of_views=True)
+    assert (ids.tolist(), losses.tolist()) == ([0, 1], [1.0, 2.0])
+
+
+def test_average_precision_is_scikit_learns() -> None:
+    from sklearn.metrics import average_precision_score
+
+    is_wrong = np.random.default_rng(0).random(50) < 0.3
+    ranks = -np.arange(50, dtype=float)
+    assert average_precision(is_wrong) == pytest.approx(average_precision_score(is_wrong, ranks))

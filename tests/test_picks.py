@@ -1,0 +1,157 @@
+"""What was picked is on record: the same numbers as the loop sees, after a resume too, and never too many."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infer2train import mine
+from infer2train.draws.draw import Draw
+from infer2train.observe import picks
+from infer2train.observe.picks import COLUMNS, PICKS, PickLog, read_picks, rows_of
+from mined_runs import draws, jittered, network, sgd
+
+pytestmark = pytest.mark.filterwarnings("ignore:the oracle gets new weights every:RuntimeWarning")
+
+SAMPLES: dict[str, Any] = {"method": "nm-sample", "gamma": 3, "ramp_start": 0.0, "ramp_stop": 0.0}
+
+
+def seen(folder: Path | None, epochs: int = 2, stop_after: int | None = None, **settings: Any) -> list[Draw]:
+    """The draws of a run that writes into the folder; broken off without a word where it is told to."""
+    torch.manual_seed(0)
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(), model, optimizer, update_every=2, log_dir=folder, **{"gamma": 4, **settings})
+    found: list[Draw] = []
+    for _ in range(epochs):
+        for draw in draws(loader, model, optimizer):
+            found.append(draw)
+            if len(found) == stop_after:
+                loader.state_dict()
+                return found
+    loader.close()
+    return found
+
+
+def test_views_have_the_scores_that_the_loop_saw(tmp_path: Path) -> None:
+    found, rows = seen(tmp_path), read_picks(tmp_path)
+    trained = rows["is_trained"]
+    assert {name: str(column.dtype) for name, column in rows.items()} == COLUMNS
+    assert rows["id"][trained].tolist() == [i for draw in found for i in draw.addresses.ids.tolist()]
+    assert rows["seed"][trained].tolist() == [s for draw in found for s in draw.addresses.seeds.tolist()]
+    assert rows["version"][trained].tolist() == [draw.version for draw in found for _ in draw.addresses.ids]
+    assert rows["is_picked"].tolist() == trained.tolist()
+    for draw in found:
+        own = (rows["draw"] == draw.number) & trained
+        assert draw.scores is not None
+        assert draw.chosen is not None
+        table = draw.scores.view(len(draw.ids), 4).numpy()
+        np.testing.assert_array_equal(rows["score"][own], table.max(1))
+        np.testing.assert_allclose(rows["rival_max"][own], np.sort(table, axis=1)[:, -2])
+        np.testing.assert_allclose(rows["rival_median"][own], np.median(np.sort(table, axis=1)[:, :-1], axis=1))
+        whole = (rows["draw"] == draw.number) & (rows["slot"] < picks.WHOLE_SLOTS)
+        assert sorted(rows["score"][whole].tolist()) == sorted(table[: picks.WHOLE_SLOTS].reshape(-1).tolist())
+        assert {*rows["seed"][whole].tolist()} == {*draw.candidates.seeds[: 4 * picks.WHOLE_SLOTS].tolist()}
+
+
+def test_samples_have_every_candidate(tmp_path: Path) -> None:
+    found, rows = seen(tmp_path, **SAMPLES), read_picks(tmp_path)
+    for draw in found:
+        own = rows["draw"] == draw.number
+        assert draw.scores is not None
+        assert draw.chosen is not None
+        np.testing.assert_array_equal(rows["score"][own], draw.scores.numpy())
+        assert np.flatnonzero(rows["is_trained"][own]).tolist() == sorted(draw.chosen.tolist())
+        lost = np.delete(draw.scores.numpy(), draw.chosen)
+        np.testing.assert_allclose(rows["rival_max"][own], lost.max())
+        np.testing.assert_allclose(rows["rival_median"][own], np.median(lost))
+
+
+def test_what_only_fills_a_batch_is_not_picked(tmp_path: Path) -> None:
+    seen(tmp_path, epochs=4, method="nm-augment", ramp_rate=0.25)
+    rows = read_picks(tmp_path)
+    shares = [rows["is_picked"][(rows["epoch"] == e) & rows["is_trained"]].mean() for e in (1, 2, 3)]
+    assert shares == [0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLES])
+def test_a_run_that_was_broken_off_and_goes_on_has_the_rows_of_one_that_was_not(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    seen(tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    model = network()
+    optimizer = sgd(model)
+
+    def made() -> Any:
+        given = {"gamma": 4, "update_every": 2, "log_dir": tmp_path / "parts", **settings}
+        return mine(jittered(), model, optimizer, **given)
+
+    loader, steps = made(), draws
+    for draw in steps(loader, model, optimizer):
+        if draw.number == 2:
+            break
+    saved = {"loader": loader.state_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    saved = torch.load(_written(saved, tmp_path / "state.pt"), weights_only=True)
+    for draw in steps(loader, model, optimizer):  # what a kill takes back
+        if draw.number == 4:
+            break
+    loader.journal.flush()
+    loader.close()
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    again = made()
+    again.load_state_dict(saved["loader"])
+    for _ in range(again.epoch, 2):
+        list(steps(again, model, optimizer))
+    again.close()
+    one, other = read_picks(tmp_path / "whole"), read_picks(tmp_path / "parts")
+    for name in COLUMNS:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def _written(state: Any, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_too_many_rows_are_thinned_over_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picks, "PART_ROWS", 40)
+    monkeypatch.setattr(picks, "MOST_ROWS", 150)
+    found = seen(None, epochs=8)
+    for folder, keeps_all in ((tmp_path / "all", True), (tmp_path / "some", False)):
+        log = PickLog(folder, is_of_views=True, steps=0, keeps_all=keeps_all)
+        for draw in found:
+            log.add(draw)
+        log.flush()
+    all_of_them, some = read_picks(tmp_path / "all"), read_picks(tmp_path / "some")
+    assert np.unique(all_of_them["draw"]).tolist() == list(range(48))
+    kept = np.unique(some["draw"])
+    stride = kept[1]
+    assert stride in (4, 8)
+    assert kept.tolist() == list(range(0, 48, stride))
+    assert len(some["draw"]) <= 150
+    expected = all_of_them["draw"] % stride == 0
+    for name in COLUMNS:
+        np.testing.assert_array_equal(some[name], all_of_them[name][expected])
+    again = PickLog(tmp_path / "some", is_of_views=True, steps=40)
+    again.add(found[41])
+    again.flush()
+    assert np.unique(read_picks(tmp_path / "some")["draw"]).tolist() == list(range(0, 40, stride)), "the stride is kept"
+
+
+def test_one_view_has_no_rival() -> None:
+    (draw,) = seen(None, epochs=1, stop_after=1, gamma=1)
+    rows = rows_of(draw, is_of_views=True)
+    assert np.isnan(rows["rival_max"]).all()
+    assert rows["is_trained"].all()
+
+
+@pytest.mark.parametrize("settings", [{"audit": "off"}, {"method": "baseline"}])
+def test_nothing_is_kept_where_nothing_was_asked_for_or_scored(tmp_path: Path, settings: dict[str, Any]) -> None:
+    seen(tmp_path, epochs=1, **settings)
+    assert not (tmp_path / PICKS).exists()
+    with pytest.raises(ValueError, match="train with a method that picks by scores"):
+        read_picks(tmp_path)
