@@ -401,7 +401,7 @@ def test_whoever_stops_a_training_leaves_no_process(error: type[BaseException], 
     class Stops(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 2:
-                assert processes() > before
+                assert processes() - before
                 raise error
 
     def processes() -> set[int]:
@@ -413,7 +413,7 @@ def test_whoever_stops_a_training_leaves_no_process(error: type[BaseException], 
     trainer.add_callback(Stops())
     with pytest.raises(error):
         trainer.train()
-    assert processes() == before
+    assert processes() <= before
 
 
 class Halved(Trainer):
