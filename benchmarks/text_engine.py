@@ -8,10 +8,12 @@ free, and is given
 - `grouped`: chunks of candidates sorted by length, 8 … 128, as `group_by_length` makes them;
 - `by 8`: the same, lengths rounded up to multiples of 8, as `pad_to_multiple_of=8` makes them.
 
-Rates are counted in equal work, multiply-adds of the padded chunk in a second: t tokens cost t times the linear layers
-and t² times the attention. The ratio is that rate divided by the fixed engine's; bound 0.8. `new` has a refresh before
-each pass, counted with it: engines make their kernels for a length when they first meet it, once a version. All take
-turns, and each one's fastest round counts; CPU time is counted.
+Each chunk takes its turn, and its fastest round counts; CPU time is counted. `texts` is the texts in a second, divided
+by those of the fixed engine; bound 0.8. `work` is the same in multiply-adds of the padded chunks: t tokens cost t times
+the linear layers and t² times the attention.
+
+An engine makes its kernels for a length when it first meets it, once a version; `new` says what that costs. Each pass
+there has a refresh before it, which is far more often than anybody would, and is counted with it.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/text_engine.py
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/text_engine.py --engine onnxruntime:int8
@@ -20,6 +22,8 @@ turns, and each one's fastest round counts; CPU time is counted.
 import argparse
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +36,7 @@ from infer2train.oracle.engines import build_engine
 from infer2train.oracle.fidelity import fidelity
 from infer2train.oracle.lowered_engine import LoweredEngine
 from infer2train.oracle.quantization.program import Simulation, deviation, specify
-from infer2train.oracle.rounds import Contestant, clocks_of, take_turns
+from infer2train.oracle.rounds import LEAST_ROUNDS, Contestant, clocks_of, take_turns
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import snapshot
 
@@ -76,18 +80,34 @@ def multiply_adds(chunk: Texts, config: Any) -> float:
     return float(rows * config.num_hidden_layers * (length * (4 * d * d + 2 * d * hidden) + 2 * length * length * d))
 
 
-def passes(engine: LoweredEngine, model: nn.Module, chunks: list[Texts], renewed: bool) -> Callable[[], object]:
-    """One call of the engine for each chunk; by a program of its own if it is to be renewed."""
+@dataclass
+class Case:
+    """An engine and the chunks that it is given."""
 
-    def call() -> None:
-        for chunk in chunks:
-            engine.outputs(chunk)
+    engine: LoweredEngine
+    chunks: list[Texts]
 
-    def turn() -> None:
-        refresh(engine, model)
-        call()
+    def chunk_by_chunk(self, work: Callable[[Texts], float]) -> list[Contestant]:
+        """A contestant for each chunk, whose kernels are there."""
+        once = {"seconds": 0.0, "clocks": clocks_of(1)}
+        calls = [partial(self.engine.outputs, chunk) for chunk in self.chunks]
+        for call in calls:
+            call()
+        return [
+            Contestant(name="chunk", call=call, work=work(chunk), **once)
+            for call, chunk in zip(calls, self.chunks, strict=True)
+        ]
 
-    return turn if renewed else call
+    def renewed(self, model: nn.Module, work: Callable[[Texts], float]) -> list[Contestant]:
+        """One contestant, whose call refreshes the engine first."""
+
+        def call() -> None:
+            refresh(self.engine, model)
+            for chunk in self.chunks:
+                self.engine.outputs(chunk)
+
+        total = sum(work(chunk) for chunk in self.chunks)
+        return [Contestant(name="pass", call=call, work=total, seconds=0.0, clocks=clocks_of(1))]
 
 
 def refresh(engine: LoweredEngine, model: nn.Module) -> None:
@@ -112,16 +132,9 @@ def agreement(engine: LoweredEngine, model: nn.Module) -> tuple[float, float]:
     return steps, fidelity(oracle, fresh).rank_correlation
 
 
-def main() -> None:
-    """Measure, and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default="openvino:int8")
-    parser.add_argument("--chunks", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=6)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def bert() -> nn.Module:
+    """Tiny, as initialised."""
     torch.manual_seed(0)
-    warnings.simplefilter("ignore")
     config = BertConfig(
         vocab_size=WORDS,
         hidden_size=128,
@@ -131,44 +144,65 @@ def main() -> None:
         max_position_embeddings=LONGEST,
         num_labels=CLASSES,
     )
-    model = BertForSequenceClassification(config).eval()
-    engines = {}
-    for name, longest in (("fixed", LONGEST), ("free", None)):
-        engine = build_engine(options.engine, model, samples=Given(longest), rows=ROWS)
-        assert isinstance(engine, LoweredEngine)
-        refresh(engine, model)
-        engines[name] = engine
-    texts = candidates(ROWS * options.chunks, 1)
-    lots = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
-    ordered = sorted(texts, key=len)
-    sorted_lots = [ordered[start : start + ROWS] for start in range(0, len(texts), ROWS)]
-    cases = {
-        "fixed": ("fixed", [padded(lot, LONGEST) for lot in lots], False),
-        "padded": ("free", [padded(lot) for lot in lots], False),
-        "grouped": ("free", [padded(lot) for lot in sorted_lots], False),
-        "padded by 8": ("free", [padded(lot, multiple=8) for lot in lots], False),
-        "grouped by 8": ("free", [padded(lot, multiple=8) for lot in sorted_lots], False),
-        "fixed, new": ("fixed", [padded(lot, LONGEST) for lot in lots], True),
-        "padded, new": ("free", [padded(lot) for lot in lots], True),
-        "grouped by 8, new": ("free", [padded(lot, multiple=8) for lot in sorted_lots], True),
+    return BertForSequenceClassification(config).eval()
+
+
+def built(spec: str, model: nn.Module, longest: int | None) -> LoweredEngine:
+    """An engine for one length, or for all."""
+    engine = build_engine(spec, model, samples=Given(longest), rows=ROWS)
+    assert isinstance(engine, LoweredEngine)
+    refresh(engine, model)
+    return engine
+
+
+def cases_of(fixed: LoweredEngine, free: LoweredEngine, count: int) -> dict[str, Case]:
+    """The same texts, in other chunks."""
+    texts = candidates(ROWS * count, 1)
+    as_they_come, sorted_ = (
+        [some[start : start + ROWS] for start in range(0, len(some), ROWS)] for some in (texts, sorted(texts, key=len))
+    )
+    return {
+        "fixed": Case(fixed, [padded(lot, LONGEST) for lot in as_they_come]),
+        "padded": Case(free, [padded(lot) for lot in as_they_come]),
+        "grouped": Case(free, [padded(lot) for lot in sorted_]),
+        "padded by 8": Case(free, [padded(lot, multiple=8) for lot in as_they_come]),
+        "grouped by 8": Case(free, [padded(lot, multiple=8) for lot in sorted_]),
     }
-    contestants = []
-    for name, (which, chunks, renewed) in cases.items():
-        call = passes(engines[which], model, chunks, renewed)
-        work = sum(multiply_adds(chunk, config) for chunk in chunks)
-        contestants.append(Contestant(name=name, call=call, work=work, seconds=0.0, clocks=clocks_of(1)))
-    for one in contestants:
-        one.call()  # kernels of every length
-    take_turns(contestants, rounds=options.rounds)
-    print(f"{cpu_name()}; torch {torch.__version__}; {options.engine}; {options.chunks} chunks of {ROWS}")
-    base = {renewed: next(one for one in contestants if one.name == f"fixed{', new' * renewed}") for renewed in (0, 1)}
-    for one in contestants:
-        ratio = one.rate / base[", new" in one.name].rate
+
+
+def report(times: dict[str, list[Contestant]], texts: int) -> None:
+    """Print each case relative to the first."""
+    seconds = {name: sum(one.fastest_seconds for one in ones) for name, ones in times.items()}
+    rates = {name: sum(one.work for one in ones) / seconds[name] for name, ones in times.items()}
+    base = next(iter(times))
+    for name in times:
         print(
-            f"{one.name:18} {ROWS * options.chunks / one.fastest_seconds:7.0f} texts/s "
-            f"{one.rate / 1e9:6.1f} G multiply-adds/s  ratio {ratio:.2f}"
+            f"{name:18} {texts / seconds[name]:6.0f} texts/s ({seconds[base] / seconds[name]:.2f})  "
+            f"{rates[name] / 1e9:6.1f} G multiply-adds/s ({rates[name] / rates[base]:.2f})"
         )
-    steps, correlation = agreement(engines["free"], model)
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default="openvino:int8")
+    parser.add_argument("--chunks", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    model = bert()
+    work = partial(multiply_adds, config=model.config)
+    fixed, free = (built(options.engine, model, longest) for longest in (LONGEST, None))
+    cases = cases_of(fixed, free, options.chunks)
+    warm = {name: case.chunk_by_chunk(work) for name, case in cases.items()}
+    take_turns([one for ones in warm.values() for one in ones], rounds=options.rounds)
+    print(f"{cpu_name()}; torch {torch.__version__}; {options.engine}; {options.chunks} chunks of {ROWS}")
+    report(warm, ROWS * options.chunks)
+    new = {f"{name}, new": case.renewed(model, work) for name, case in cases.items()}
+    take_turns([one for ones in new.values() for one in ones], rounds=LEAST_ROUNDS)
+    report(new, ROWS * options.chunks)
+    steps, correlation = agreement(free, model)
     print(f"deviation from the simulation {steps:.2f} steps; rank correlation of losses with fp32 {correlation:.3f}")
 
 

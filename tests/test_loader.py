@@ -388,29 +388,30 @@ class CountsReads(Jittered):
             self.reads.value += 1
         return super().__getitem__(index)
 
-    def settled(self) -> int:
-        """How many, once nothing is on its way any more."""
-        before = -1
-        while before != self.reads.value:
-            before = self.reads.value
-            time.sleep(0.3)
-        return before
+    def until(self, reads: int) -> None:
+        """Wait for so many."""
+        end = time.monotonic() + 90
+        while self.reads.value < reads:
+            assert time.monotonic() < end, f"{self.reads.value} of {reads}"
+            time.sleep(0.01)
 
 
 def test_an_iterator_that_ends_late_leaves_the_next_epoch_alone() -> None:
     model = network()
     counted = CountsReads(40)
     loader = mine(DataLoader(counted, batch_size=4, num_workers=1), model, method="baseline")
+    before, ahead = counted.reads.value, 2 * 4
     old = iter(loader)
     next(old)
-    before = counted.settled()
+    counted.until(before + 4 + ahead)
     new = iter(loader)
     seen = [next(new)]
-    counted.settled()
+    counted.until(before + 2 * (4 + ahead))
     old.close()  # type: ignore[attr-defined]
     seen += list(new)
     assert len(seen) == 10
-    assert counted.settled() - before == 40, "what the new one had on its way was thrown away, and read again"
+    read = counted.reads.value - before
+    assert read == 4 + ahead + 40, "what the new one had on its way was thrown away, and read again"
 
 
 # A look at a batch

@@ -291,7 +291,7 @@ def test_a_rank_that_is_left_alone_ends_with_one_clear_error(how: Callable[[], N
     started = time.monotonic()
     first, second = in_processes(2, partial(leaving, how, "infobatch"), tmp_path, timeout_seconds=3)
     assert second is None
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120, "which is less than any group waits by default"
     assert first.startswith("RuntimeError: every rank must be there, and at the same draw: rank 0 of 2 waited for the")
     assert first.endswith("Start all of them again, from the last checkpoint")
 

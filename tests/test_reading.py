@@ -148,9 +148,9 @@ def run(path: Path, epochs: int = 2, **settings: Any) -> tuple[list[Any], list[i
 def test_files_opened_in_workers_are_read_wherever_the_oracle_runs(oracle: str, tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
     inline, _ = run(tmp_path, oracle=oracle)
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
     elsewhere, _ = run(tmp_path, oracle=oracle, **IN_PROCESS)
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
     assert len(inline) == 12
     assert equal(inline, elsewhere)
 
@@ -171,7 +171,7 @@ def test_persistent_workers_start_once(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
     scores, starts = run(tmp_path, persistent_workers=True, **STAYING)
     assert starts[1:] == starts[:1] * 2, "no worker starts after the first epoch"
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
     others, starts = run(tmp_path, **STAYING)
     assert np.diff(starts).tolist() == [4, 4], "two for the oracle and two for the trainer each epoch"
     assert equal(scores, others)
@@ -181,7 +181,7 @@ def test_persistent_workers_of_an_oracle_s_process_start_once(tmp_path: Path) ->
     before = set(multiprocessing.active_children())
     _, starts = run(tmp_path, persistent_workers=True, **STAYING, **IN_PROCESS)
     assert starts[1:] == starts[:1] * 2
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_leaving_an_epoch_keeps_them_and_their_old_batches_out(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def test_what_the_data_can_feed_is_noted_at_the_start_and_warned_of_after_the_fi
     loader = mine(DataLoader(Slow(96), batch_size=4), model, optimizer, **{**SAMPLES, "gamma": 8})
     (note,) = (note for note in loader.notes if "the data can feed gamma 8" in note)
     each = float(note.split("read in ")[1].split(" ms")[0])
-    assert 10 <= each < 40
-    with pytest.warns(RuntimeWarning, match=r"cannot feed gamma 8: the 32 candidates .*mine_every=.*stored decoded"):
+    assert 10 <= each < 80, "of one, not of all that were read"
+    said = r"cannot feed gamma 8: the 32 candidates .*(gamma|mine_every)=\d.*stored decoded"
+    with pytest.warns(RuntimeWarning, match=said):
         list(islice(draws(loader, model, optimizer), UNJUDGED + JUDGED + 1))
     loader.close()
 

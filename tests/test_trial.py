@@ -89,7 +89,7 @@ def test_randomness_of_a_worker_is_found_in_workers(data: Any, init: Any, said: 
     before = set(multiprocessing.active_children())
     with pytest.raises(ValueError, match=said):
         Replay(data(), default_collate, workers=workers)
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
     assert len(Replay(data(), default_collate)) == 30, "without workers there is nothing to find"
 
 
@@ -124,7 +124,7 @@ def test_workers_alone_read_and_are_stopped(tmp_path: Path, context: str) -> Non
     readers = {path.name for path in tmp_path.iterdir()}
     assert len(readers) == 2
     assert str(os.getpid()) not in readers
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_without_workers_this_process_reads(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The same small run under every host: what is trained, the loop of one's own to compare with, what tells two apart."""
 
+import multiprocessing
+import os
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -36,11 +39,11 @@ def own_loop(
     loader: MinedLoader, model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 1, *, in_bf16: bool = False
 ) -> Iterator[Draw]:
     """One epoch of a loop without a host, which steps after `every` draws and after the last."""
-    for number, (x, y) in enumerate(loader, 1):
+    for x, y in loader:
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             outputs = model(x)
         (F.cross_entropy(outputs.float(), y) / every).backward()
-        if number % every == 0 or number == len(loader):
+        if loader.position % every == 0 or loader.position == len(loader):
             optimizer.step()
             optimizer.zero_grad()
         assert loader.last is not None
@@ -66,3 +69,23 @@ def are_the_same(told: Told, others: Told) -> bool:
         and equal(a.scores, b.scores)
         for a, b in zip(told, others, strict=True)
     )
+
+
+def die() -> None:
+    """What the kernel, a scheduler or a power cut does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run: Callable[[], object], limit_seconds: float = 200) -> None:
+    """Have a run die at some moment in a process of its own, which is forked: that costs milliseconds.
+
+    Args:
+        run: calls `die`.
+        limit_seconds: within which it does.
+    """
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(limit_seconds)
+    status = process.exitcode
+    process.kill()
+    assert status == -signal.SIGKILL, status

@@ -1,10 +1,6 @@
-"""A small module under Lightning, and the plain loop that does the same. As a script: a run that waits to be killed.
-
-python lightning_runs.py FOLDER BATCHES ACCUMULATE
-"""
+"""A small module under Lightning, and the plain loop that does the same."""
 
 import random
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,15 +172,3 @@ def _epoch(loader: Any, module: Module, optimizer: Any, accumulate: int, limit: 
         yield loader.last
         if number == limit:
             return
-
-
-def wait_to_be_killed() -> None:
-    sys.stdout.write("saved\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-
-
-if __name__ == "__main__":
-    folder, batches, accumulate = sys.argv[1:]
-    torch.set_num_threads(1)
-    fitted(None, SaveAt(Path(folder), int(batches), wait_to_be_killed), accumulate_grad_batches=int(accumulate))

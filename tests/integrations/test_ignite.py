@@ -12,14 +12,10 @@ from torch.nn import functional as F
 
 import infer2train
 from infer2train.loader.loader import MinedLoader
-from integrations.host_runs import EPOCHS, SETTINGS, Told, are_the_same, parts, run_of_ones_own
+from integrations.host_runs import EPOCHS, SETTINGS, Told, are_the_same, die, killed, parts, run_of_ones_own
 from mined_runs import equal, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class BrokenOffError(Exception):
-    """Where a run is broken off."""
 
 
 def engine(every: int = 1) -> tuple[Engine, nn.Module, Any, MinedLoader, Told]:
@@ -46,31 +42,32 @@ def test_an_engine_selects_what_a_loop_of_ones_own_selects() -> None:
     assert equal(state_of(model), weights)
 
 
+def saving(every: int, folder: Path) -> tuple[Engine, nn.Module, Told, dict[str, Any]]:
+    """A trainer that saves after every draw, and all that is saved."""
+    trainer, model, optimizer, loader, told = engine(every)
+    parts = {"t": trainer, "model": model, "optimizer": optimizer, "loader": loader}
+    keeper = Checkpoint(parts, DiskSaver(str(folder), create_dir=False, require_empty=False), n_saved=1)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, keeper)
+    return trainer, model, told, parts
+
+
 @pytest.mark.parametrize(("every", "draws"), [(1, 10), (1, 14), (4, 13)], ids=["mid-epoch", "between", "mid-step"])
-def test_a_run_that_is_broken_off_goes_on_in_the_same_bits(every: int, draws: int, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_in_the_same_bits(every: int, draws: int, tmp_path: Path) -> None:
     """Ignite carries gradients of an unfinished step into the next epoch, and so through a checkpoint."""
     trainer, model, _, loader, own = engine(every)
     trainer.run(loader, max_epochs=EPOCHS)
     weights = state_of(model)
 
-    def saving() -> tuple[Engine, nn.Module, MinedLoader, Told, dict[str, Any]]:
-        trainer, model, optimizer, loader, told = engine(every)
-        return trainer, model, loader, told, {"t": trainer, "model": model, "optimizer": optimizer, "loader": loader}
+    def dies() -> None:
+        trainer, _, _, parts = saving(every, tmp_path)
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=draws + 1), die)
+        trainer.run(parts["loader"], max_epochs=EPOCHS)
 
-    trainer, model, loader, told, parts = saving()
-    keeper = Checkpoint(parts, DiskSaver(str(tmp_path), create_dir=False), n_saved=1)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=draws), keeper)
-
-    @trainer.on(Events.ITERATION_STARTED(once=draws + 1))
-    def stop() -> None:
-        raise BrokenOffError
-
-    with pytest.raises(BrokenOffError):
-        trainer.run(loader, max_epochs=EPOCHS)
-
-    trainer, model, loader, told, parts = saving()
-    Checkpoint.load_objects(parts, torch.load(next(tmp_path.glob("*.pt")), weights_only=True))
-    trainer.run(loader, max_epochs=EPOCHS)
+    killed(dies)
+    trainer, model, told, parts = saving(every, tmp_path)
+    (saved,) = tmp_path.glob("*.pt")
+    Checkpoint.load_objects(parts, torch.load(saved, weights_only=True))
+    trainer.run(parts["loader"], max_epochs=EPOCHS)
     assert are_the_same(told, own[draws:])
     assert equal(state_of(model), weights)
 

@@ -2,7 +2,6 @@
 
 import difflib
 import multiprocessing
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import lightning_runs
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
@@ -31,12 +29,14 @@ from lightning_runs import (
     SaveAt,
     fitted,
     plain,
+    seed_all,
     trainer,
 )
 
 from infer2train.draws.draw import Draw
 from infer2train.integrations.lightning import Batches, Mining
 from infer2train.observe.runlog import read_rows
+from integrations.host_runs import die, killed
 from mined_runs import equal, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,7 @@ def test_lightning_iterates_the_loader_itself_and_the_sanity_check_none() -> Non
 
 
 def test_a_second_fit_goes_on_and_leaves_no_hook_behind() -> None:
-    lightning_runs.seed_all(5)
+    seed_all(5)
     module, mining, optimizers = Module(), Mining(**SETTINGS), []
     one = trainer(mining, max_epochs=1)
     for epochs in (1, 2):
@@ -229,23 +229,10 @@ def test_a_run_resumed_between_epochs_ends_in_the_same_bits(tmp_path: Path, hook
     assert equal(state_of(resumed.network), state_of(whole.network))
 
 
-@pytest.mark.parametrize(
-    ("batches", "accumulate"),
-    [pytest.param(9, 1, marks=pytest.mark.slow), (9, 4)],
-    ids=["mid-epoch", "mid-epoch and mid-accumulation"],
-)
-def test_a_killed_run_goes_on_in_the_same_bits(tmp_path: Path, batches: int, accumulate: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, lightning_runs.__file__, str(tmp_path), str(batches), str(accumulate)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert "saved\n" in process.stdout
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+@pytest.mark.parametrize("accumulate", [1, 4], ids=["mid-epoch", "mid-accumulation"])
+def test_a_killed_run_goes_on_in_the_same_bits(tmp_path: Path, accumulate: int) -> None:
+    batches = 9
+    killed(lambda: fitted(None, SaveAt(tmp_path, batches, die), accumulate_grad_batches=accumulate))
     resumed, draws, _ = fitted(ckpt_path=tmp_path / "at.ckpt", accumulate_grad_batches=accumulate)
     whole, expected = plain(accumulate=accumulate)
     assert same(draws, expected[batches:])

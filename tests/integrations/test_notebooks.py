@@ -149,6 +149,12 @@ def ends(pid: int, seconds: float = 30.0) -> bool:
     return not is_running(pid)
 
 
+def shared_memory(pid: int) -> set[str]:
+    """What of a process's memory others may have too, by its names."""
+    mapped = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return {fields[5] for fields in mapped if fields[5:] and fields[5].startswith(("/dev/shm/", "/memfd:"))}
+
+
 CELL = """
 settings = dict(gamma=2, update_every=2, oracle="torch:fp32", pool="process")
 loader = infer2train.mine(base, model, optimizer, **settings)
@@ -161,7 +167,6 @@ for epoch in range({epochs}):
 
 
 def test_a_session_is_run_again_interrupted_and_ended_without_a_close(session: Session) -> None:
-    memory = set(Path("/dev/shm").glob("*"))
     session.enter("import gc, torch, infer2train; from mined_runs import draws, jittered, network, sgd, Jittered")
     session.enter("torch.set_num_threads(1); base, model = jittered(), network(); optimizer = sgd(model)")
     session.enter(*CELL)
@@ -173,6 +178,8 @@ def test_a_session_is_run_again_interrupted_and_ended_without_a_close(session: S
     first = session.worker()
     os.kill(first, signal.SIGINT)
     assert is_running(first)
+    for pid in (session.process.pid, first):
+        assert shared_memory(pid) == {"/memfd:infer2train (deleted)"}, "has no name, so that none can stay behind"
     assert session.ask("sys.last_traceback is not None") == "True", "which holds the loop that was broken off"
 
     session.enter(*CELL)
@@ -206,4 +213,3 @@ def test_a_session_is_run_again_interrupted_and_ended_without_a_close(session: S
     assert ends(third)
     assert session.process.stdout is not None
     assert "Exception ignored" not in session.process.stdout.read()
-    assert set(Path("/dev/shm").glob("*")) <= memory

@@ -2,11 +2,8 @@
 
 import difflib
 import itertools
-import json
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +39,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 import infer2train
 from infer2train.draws.draw import Draw
 from infer2train.integrations.transformers import MinedTrainer, Mining, MiningMixin
+from integrations.host_runs import die, killed
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, SEED, LR = 8, 42, 0.1
@@ -275,16 +273,7 @@ def test_draws_that_are_skipped_are_neither_read_nor_scored(tmp_path: Path) -> N
 @pytest.mark.parametrize(("make", "micro"), [(images, 2), (text, 1)], ids=["images-mid-accumulation", "text-mid-epoch"])
 def test_a_training_that_is_killed_resumes_to_the_same_bits(make: Any, micro: int, tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": micro}
-    child = subprocess.Popen(
-        [sys.executable, __file__, json.dumps([make.__name__, str(tmp_path / "killed"), settings])],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert "kill me\n" in child.stdout
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    killed(lambda: train_until_killed(make(tmp_path / "killed", VIEWS, **settings), draw=9))
     whole, resumed = make(tmp_path / "whole", VIEWS, **settings), make(tmp_path / "killed", VIEWS, **settings)
     whole.train()
     resumed.train(resume_from_checkpoint=True)
@@ -401,7 +390,7 @@ def test_whoever_stops_a_training_leaves_no_process(error: type[BaseException], 
     class Stops(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 2:
-                assert processes() > before
+                assert processes() - before
                 raise error
 
     def processes() -> set[int]:
@@ -413,7 +402,7 @@ def test_whoever_stops_a_training_leaves_no_process(error: type[BaseException], 
     trainer.add_callback(Stops())
     with pytest.raises(error):
         trainer.train()
-    assert processes() == before
+    assert processes() <= before
 
 
 class Halved(Trainer):
@@ -487,21 +476,13 @@ def test_the_example_changes_three_lines() -> None:
 
 
 def train_until_killed(trainer: Recording, draw: int) -> None:
-    """Train, and wait to be killed while a draw is trained on."""
+    """Train, and die before a draw is trained on."""
     steps, step = itertools.count(1), trainer.training_step
 
     def training_step(*passed: Any, **named: Any) -> Any:
         if next(steps) == draw:
-            sys.stdout.write("kill me\n")
-            sys.stdout.flush()
-            signal.pause()
+            die()
         return step(*passed, **named)
 
     trainer.training_step = training_step  # type: ignore[method-assign]
     trainer.train()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    make, folder, settings = json.loads(sys.argv[1])
-    train_until_killed({"images": images, "text": text}[make](Path(folder), VIEWS, **settings), draw=9)

@@ -40,8 +40,9 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:oracle 0 (was killed|gave no sign|ended|computes otherwise)"),
 ]
-SILENT_SECONDS = 3.0
-UNNOTICED_SECONDS = 1.0
+STARVED_SECONDS = 120.0
+"""A worker that runs has given a sign of life by then, however busy the machine is."""
+SILENT_SECONDS, UNNOTICED_SECONDS = 2.0, 1.0
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
@@ -57,8 +58,10 @@ class Disturbed:
 
     def __init__(self, folder: Path, images: Case) -> None:
         self.case, self.orders = images, Orders(folder)
+        self.others = sockets(os.getpid())
+        """That were there before."""
         task = replace(images.task, source=Meddled(images.task.source, self.orders))
-        self.pool = Shared(scoring_task(task), patience=Patience(silent_seconds=SILENT_SECONDS))
+        self.pool = Shared(scoring_task(task), patience=Patience(silent_seconds=STARVED_SECONDS))
         self.undisturbed = score_all(self.pool, images)
         self.pool.close()
 
@@ -123,7 +126,9 @@ def test_workers_killed_at_random_moments_answer_as_if_nothing_had_been(disturbe
     assert disturbed.restarts() == before + 8
 
 
-def test_a_stopped_worker_that_goes_on_in_time_is_kept_and_else_is_replaced(disturbed: Disturbed) -> None:
+def test_a_stopped_worker_that_goes_on_in_time_is_kept_and_else_is_replaced(
+    disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, pool, images = disturbed.restarts(), disturbed.pool, disturbed.case
     pid = pool.workers()["oracle 0"]
     pool.publish(images.record(0))
@@ -139,8 +144,15 @@ def test_a_stopped_worker_that_goes_on_in_time_is_kept_and_else_is_replaced(dist
     assert disturbed.restarts() == before
 
     disturbed.orders.give("scoring", "stop")
+    pool.submit(1, images.addresses(1), 0)
+    until(disturbed.orders.are_obeyed, "the worker stops")
+    assert disturbed.restarts() == before
+    (seat,) = pool._seats
+    monkeypatch.setattr(seat, "_patience", Patience(silent_seconds=SILENT_SECONDS))
     with pytest.warns(RuntimeWarning, match=f"gave no sign of life for {SILENT_SECONDS:g} s while scoring"):
-        assert score_all(pool, images) == disturbed.undisturbed
+        until(lambda: pool.is_ready(1) or disturbed.restarts() > before, "it is replaced")
+    monkeypatch.undo()
+    assert bits(pool.collect(1)) == disturbed.undisturbed[1]
     assert disturbed.restarts() == before + 1
     assert not Path(f"/proc/{pid}").exists()
 
@@ -422,7 +434,7 @@ def test_a_pool_has_no_port_no_named_memory_and_leaks_no_descriptor(disturbed: D
     pool.collect(0)
     assert sockets(theirs), "the worker has its end of the channel"
     assert not sockets(theirs) & listening_or_connected(theirs)
-    assert not sockets(ours) & listening_or_connected(ours)
+    assert not (sockets(ours) - disturbed.others) & listening_or_connected(ours)
     assert not named_memory(theirs)
     assert not named_memory(ours)
 

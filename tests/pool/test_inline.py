@@ -40,7 +40,7 @@ class Inline(InlinePool):
 def test_conformance(name: str) -> None:
     before = set(multiprocessing.active_children())
     check_pool(Inline, case(name))
-    assert set(multiprocessing.active_children()) == before, "a closed pool leaves no process behind"
+    assert set(multiprocessing.active_children()) <= before, "a closed pool leaves no process behind"
 
 
 def but(answer: Answer, **parts: Any) -> Answer:

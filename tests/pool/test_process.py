@@ -15,7 +15,7 @@ def test_conformance(name: str) -> None:
     before = set(multiprocessing.active_children())
     with pools() as make_pool:
         check_pool(make_pool, case(name))
-    assert set(multiprocessing.active_children()) == before, "a closed pool leaves no process behind"
+    assert set(multiprocessing.active_children()) <= before, "a closed pool leaves no process behind"
 
 
 def test_two_workers_share_the_draws() -> None:

@@ -31,7 +31,7 @@ class Flat(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64 * in_channels, 16), nn.ReLU(), nn.Linear(16, num_classes))
 """
 LOOP = "infer2train.training.loop"
-GONE_SECONDS = 15
+GONE_SECONDS = 90
 """Until a worker that is still importing its packages notices that nobody is there."""
 
 
@@ -59,7 +59,7 @@ def lose_the_oracle() -> None:
 
 def look_and_kill() -> None:
     """Write down which processes there are and what named memory they have; then end as if killed."""
-    end = time.monotonic() + 1
+    end = time.monotonic() + 60
     while len(pids := family(Path.cwd())) < 2 and time.monotonic() < end:
         pass  # one that is just being started has no command line for a moment
     maps = [(Path("/proc") / str(pid) / "maps").read_text() for pid in pids]
