@@ -24,7 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:the oracle gets new weights ever
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 LAUNCHED = {"ddp": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 PACKAGE = Path(infer2train.__file__).parent
-NEEDS_A_FOLDER = ("infer2train.reporting.report", "infer2train.reporting.summary")
+NEEDS_A_FOLDER = (
+    "infer2train.reporting.report",
+    "infer2train.reporting.summary",
+    "infer2train.studies.export.export",
+    "infer2train.studies.inspection.inspect",
+)
 """Whose examples read a run that somebody has trained."""
 MODULES = sorted(
     ".".join(("infer2train", *path.relative_to(PACKAGE).with_suffix("").parts))

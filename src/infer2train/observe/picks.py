@@ -124,10 +124,6 @@ def rows_of(draw: Draw, is_of_views: bool) -> Rows:
     Args:
         draw: with `scores` and `chosen`.
         is_of_views: whether its candidates are views of each slot's sample.
-
-    Example:
-        >>> rows_of(loader.last, is_of_views=True)["score"].shape
-        (64,)
     """
     assert draw.scores is not None
     assert draw.chosen is not None

@@ -33,6 +33,7 @@ def class_shares(rows: Rows, labels: Mapping[int, int]) -> list[ClassShare]:
         labels: class by id; picks of other ids are left out.
 
     Example:
+        >>> rows = {"id": np.array([1, 1, 1, 0]), "is_picked": np.ones(4, dtype=bool)}
         >>> class_shares(rows, {0: 0, 1: 1})[0]
         ClassShare(label=1, of_data=0.5, of_picks=0.75)
     """
@@ -43,7 +44,11 @@ def class_shares(rows: Rows, labels: Mapping[int, int]) -> list[ClassShare]:
     known = [labels[id_] for id_ in picked.tolist() if id_ in labels]
     counts = np.bincount(known, minlength=len(there)) if known else np.zeros(len(there))
     shares = [
-        ClassShare(label=label, of_data=there[label] / there.sum(), of_picks=counts[label] / max(1, counts.sum()))
+        ClassShare(
+            label=label,
+            of_data=float(there[label] / there.sum()),
+            of_picks=float(counts[label] / max(1, counts.sum())),
+        )
         for label in range(len(there))
         if there[label]
     ]
