@@ -36,11 +36,10 @@ class Queues(Desk):
     def __init__(self, something_told: threading.Event) -> None:
         self.orders_in: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self.phase, self.beats, self.is_closed = "starting", 0, False
+        self.phase, self.is_closed = "starting", False
         self._something_told = something_told
 
     def orders(self, *, wait: bool) -> list[Order]:
-        self.beats += 1
         orders = [self.orders_in.get()] if wait else []
         if self.is_closed:
             raise LinkClosedError("it hung up")
@@ -62,7 +61,7 @@ class ThreadLink(Link):
     """A worker in a thread of this process."""
 
     def __init__(self, task: Work, post: Post, something_told: threading.Event) -> None:
-        self._desk = Queues(something_told)
+        self._desk, self._beats = Queues(something_told), 0
         worker = Worker(task, self._desk, post)
         self._thread = threading.Thread(target=worker.run, daemon=True)
         self._thread.start()
@@ -73,7 +72,9 @@ class ThreadLink(Link):
 
     @property
     def beats(self) -> int:
-        return self._desk.beats
+        """One more whenever somebody looks and the thread is there: it may start processes for any length of time."""
+        self._beats += self._thread.is_alive()
+        return self._beats
 
     @property
     def phase(self) -> str:
