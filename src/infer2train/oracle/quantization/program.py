@@ -53,7 +53,7 @@ def specify(
         tensors: from `graph.tensors()`.
         ranges: of activations, from `measure_ranges`.
         bits: of weights and activations.
-        scheme: an entry of `SCHEMES`.
+        scheme: an entry of `schemes.SCHEMES`.
         weight_bits: of weights, where they have fewer: some CPUs add products of 8 bits wrongly. Default: `bits`.
 
     Raises:
