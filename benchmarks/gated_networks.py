@@ -28,8 +28,9 @@ from infer2train.oracle.engines import build_engine
 from infer2train.oracle.fidelity import Fidelity, fidelity
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
-from infer2train.oracle.quantization.program import LONG_TAILS, Simulation, specify
+from infer2train.oracle.quantization.program import Simulation, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
+from infer2train.oracle.quantization.schemes import LONG_TAILS
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import parameters_and_buffers, snapshot
 from infer2train.sources.source import Source

@@ -106,7 +106,7 @@ def _like(tree: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
     if type(tree) is dict:
         return entries
     if not isinstance(tree, MutableMapping):
-        return type(tree)(entries)  # type: ignore[call-arg]
+        return type(tree)(entries)  # type: ignore[call-arg]  # a mapping is made of a dictionary
     result = copy.copy(tree)  # constructors differ, and a copy keeps what else the object carries
     for key, part in entries.items():
         result[key] = part

@@ -1,11 +1,7 @@
 """Mining under Accelerate: prepared loaders move batches and mine, and select what a loop of one's own selects."""
 
-import os
 import pickle
-import signal
-import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,8 @@ import infer2train
 from infer2train.draws.draw import Draw
 from infer2train.loader.loader import MinedLoader
 from infer2train.oracle.torch_engine import TorchEngine
-from integrations.host_runs import EPOCHS, SETTINGS, Told, are_the_same, own_loop, parts, run_of_ones_own
+from integrations.host_runs import EPOCHS, SETTINGS, Told, are_the_same, die, killed, own_loop, parts, run_of_ones_own
 from mined_runs import Jittered, equal, jittered, network, sgd, state_of
-from run_processes import SERVER
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_state")
 
@@ -215,46 +210,28 @@ def test_steps_that_its_scaler_skips_are_counted() -> None:
 # Resume
 
 
-def saving_run(folder: Path, every: int, stop_at: int | None, pipe: Connection) -> None:
-    """A run that saves after every draw: until it stands still to be killed, or from its folder to the end."""
-    torch.set_num_threads(1)
-    accelerator, model, optimizer, loader = prepared(every)
-    accelerator.register_for_checkpointing(loader)
-    if stop_at is None:
-        accelerator.load_state(str(folder))
-    told = []
-    for _ in range(loader.epoch, EPOCHS):
-        for draw in epoch(accelerator, loader, model, optimizer):
-            told.append(draw)
-            if draw.number + 1 == stop_at:
-                pipe.send("here")
-                time.sleep(60)
-            accelerator.save_state(str(folder))
-    pipe.send_bytes(pickle.dumps((told, state_of(model))))
-
-
-def started(*arguments: Any) -> tuple[Any, Connection]:
-    ours, theirs = SERVER.Pipe()
-    process = SERVER.Process(target=saving_run, args=(*arguments, theirs))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
 @pytest.mark.parametrize(("every", "draws"), [(1, 10), (4, 13)], ids=["mid-epoch", "mid-accumulation"])
 def test_a_killed_run_goes_on_in_the_same_bits(every: int, draws: int, tmp_path: Path) -> None:
     """Ten draws are a whole epoch and three; thirteen end after two of the four micro-batches of a step."""
     own, weights = run_of_ones_own(every)
-    process, pipe = started(tmp_path, every, draws + 1)
-    assert pipe.recv() == "here"
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    process, pipe = started(tmp_path, every, None)
-    told, others = pickle.loads(pipe.recv_bytes())
-    process.join()
+
+    def dies() -> None:
+        accelerator, model, optimizer, loader = prepared(every)
+        accelerator.register_for_checkpointing(loader)
+        for _ in range(EPOCHS):
+            for draw in epoch(accelerator, loader, model, optimizer):
+                if draw.number == draws:
+                    die()
+                accelerator.save_state(str(tmp_path))
+
+    killed(dies)
+    accelerator, model, optimizer, loader = prepared(every)
+    accelerator.register_for_checkpointing(loader)
+    accelerator.load_state(str(tmp_path))
+    epochs = range(loader.epoch, EPOCHS)
+    told = [draw for _ in epochs for draw in epoch(accelerator, loader, model, optimizer)]
     assert are_the_same(told, own[draws:])
-    assert equal(others, weights)
+    assert equal(state_of(model), weights)
 
 
 def test_what_a_checkpoint_holds_of_the_loader_is_data_alone(tmp_path: Path) -> None:

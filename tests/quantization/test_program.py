@@ -16,17 +16,14 @@ from infer2train.batches import call_model, tensors_of
 from infer2train.oracle.quantization.affine import affine_of_range
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import (
-    LONG_TAILS,
-    SCHEMES,
     SMALLEST_CHANNEL,
     Program,
-    Scheme,
     Simulation,
     deviation,
-    get_scheme,
     specify,
 )
 from infer2train.oracle.quantization.ranges import measure_ranges
+from infer2train.oracle.quantization.schemes import LONG_TAILS, SCHEMES, Scheme, get_scheme
 
 WEIGHT, SITES = "0.weight", {"0.weight/input", "0.weight/output", "4.weight/input"}
 

@@ -161,7 +161,7 @@ def words(seed: Any, purpose: Purpose, *, epoch: Any = 0, draw: Any = 0, slot: A
         # NumPy turns what it computes from 0-d arrays into scalars, which warn where arrays wrap around.
         seed, epoch, draw, slot, view = (np.atleast_1d(array) for array in arrays)
     else:
-        seed, epoch, draw, slot, view = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+        seed, epoch, draw, slot, view = torch.broadcast_tensors(  # type: ignore[no-untyped-call]  # torch has no types for it
             *(torch.as_tensor(a, dtype=torch.int64, device=device) for a in arguments)
         )
     counter = (draw & MASK32, slot & MASK32, view & MASK32, (epoch << _PURPOSE_BITS) | int(purpose))

@@ -105,7 +105,7 @@ def _rng_state() -> dict[str, Any]:
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

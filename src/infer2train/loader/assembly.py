@@ -25,7 +25,7 @@ from infer2train.loader.rehearsal import Rehearsal, rehearse
 from infer2train.machine.device import device_of
 from infer2train.oracle.engines import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
-from infer2train.oracle.quantization.program import get_scheme
+from infer2train.oracle.quantization.schemes import get_scheme
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.scorer import Scorer
 from infer2train.pool.pool import Pool

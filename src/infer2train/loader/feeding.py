@@ -5,7 +5,6 @@ step is what its first draws take; then whoever asks for more candidates than ca
 """
 
 import math
-import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,6 +178,6 @@ class FeedWatch:
 
     def _judge(self) -> None:
         self._is_done = True
-        training, waiting = (statistics.median(seconds[UNJUDGED:]) for seconds in (self._training, self._waiting))
+        training, waiting = (float(np.median(seconds[UNJUDGED:])) for seconds in (self._training, self._waiting))
         if (said := self._feed.warning(training * self._feed.mining.mine_every, waiting)) is not None:
             warnings.warn(said, RuntimeWarning, stacklevel=2)

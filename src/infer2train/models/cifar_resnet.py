@@ -81,7 +81,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, images_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x_BCHW = self.blocks(F.relu(self.norm(self.conv(images_BCHW))))
-        return self.classifier(x_BCHW.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.classifier(x_BCHW.mean((2, 3)))  # type: ignore[no-any-return]  # what a module returns is Any
 
 
 def resnet8(num_classes: int, in_channels: int = 3) -> CifarResNet:

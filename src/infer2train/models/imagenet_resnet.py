@@ -89,7 +89,7 @@ class ImageNetResNet(nn.Module):
 
     def forward(self, images_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x_BCHW = self.pool(F.relu(self.norm(self.conv(images_BCHW))))
-        return self.classifier(self.blocks(x_BCHW).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.classifier(self.blocks(x_BCHW).mean((2, 3)))  # type: ignore[no-any-return]  # what a module returns is Any
 
 
 def resnet18(num_classes: int, in_channels: int = 3) -> ImageNetResNet:

@@ -45,7 +45,7 @@ class Meter:
     def add(self, **amounts: float) -> None:
         """Add to totals."""
         for name, amount in amounts.items():
-            self._totals[name] += amount  # type: ignore[assignment]
+            self._totals[name] += amount  # type: ignore[assignment]  # a Counter's numbers are whole to mypy
 
     def totals(self, **others: float) -> Totals:
         """A mark: today's totals, joined with totals that are kept elsewhere."""

@@ -63,7 +63,7 @@ class Timeline:
         """Take in what was done."""
         with self._lock:
             self.recent.append(span)
-            self._seconds.setdefault(span.lane, Counter())[span.name] += span.seconds  # type: ignore[assignment]
+            self._seconds.setdefault(span.lane, Counter())[span.name] += span.seconds  # type: ignore[assignment]  # a Counter's numbers are whole to mypy
             for listener in self._listeners:
                 listener(span)
 

@@ -3,18 +3,19 @@
 import importlib.util
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from infer2train.machine.device import torch_device
 from infer2train.oracle.engine import Engine
-from infer2train.oracle.lowered_engine import LoweredEngine
-from infer2train.oracle.quantization.graph import GraphError
 from infer2train.oracle.reduced_engine import ReducedEngine, ReducedSamples
 from infer2train.oracle.samples import Samples
 from infer2train.settings import resolve, unknown
+
+if TYPE_CHECKING:
+    from infer2train.oracle.lowered_engine import LoweredEngine
 
 ENGINES = {
     "torch": "infer2train.oracle.torch_engine:TorchEngine",
@@ -138,7 +139,7 @@ def build_engine(
         model: the trainer's model, which the engine copies.
         device: where the torch engine runs, if the name does not say it. Default: the model's own.
         samples: calibration samples and probe; every engine but torch needs them.
-        scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
+        scheme: how S and Z are chosen, an entry of `quantization.schemes.SCHEMES`.
         rows: that it is going to be called with. Default: the engine's own.
 
     Returns:
@@ -180,6 +181,9 @@ def _first_good(specs: list[str], model: nn.Module, **how: Any) -> Engine:
     Raises:
         ValueError: none can run it; what the first one said.
     """
+    from infer2train.oracle.lowered_engine import LoweredEngine
+    from infer2train.oracle.quantization.graph import GraphError
+
     built: list[tuple[LoweredEngine, list[warnings.WarningMessage]]] = []
     failures: dict[str, ValueError] = {}
     for spec in specs:
@@ -208,12 +212,12 @@ def _first_good(specs: list[str], model: nn.Module, **how: Any) -> Engine:
     return best
 
 
-def _goodness(engine: LoweredEngine) -> tuple[bool, float, float]:
+def _goodness(engine: "LoweredEngine") -> tuple[bool, float, float]:
     trial = engine.trial
     return (True, 1.0, 1.0) if trial is None else (trial.has_passed, trial.int8_share, trial.rank_correlation)
 
 
-def _weakness(engine: LoweredEngine) -> str:
+def _weakness(engine: "LoweredEngine") -> str:
     """What was found wrong with an engine that was not taken."""
     assert engine.trial is not None
     if not engine.trial.has_passed:

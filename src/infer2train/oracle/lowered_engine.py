@@ -20,8 +20,9 @@ from infer2train.batches import as_float32, batch_size, map_tensors, pad_batch, 
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
 from infer2train.oracle.quantization.graph import WeightGraph
-from infer2train.oracle.quantization.program import LONG_TAILS, Program, get_scheme, specify
+from infer2train.oracle.quantization.program import Program, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
+from infer2train.oracle.quantization.schemes import LONG_TAILS, get_scheme
 from infer2train.oracle.samples import Samples, other_sizes
 from infer2train.oracle.snapshot import NotFiniteError, Record, RecordGate, snapshot
 from infer2train.oracle.trial import LEAST_SHARE, Trial, judged
@@ -68,7 +69,7 @@ class LoweredEngine(Engine):
         samples: calibration samples and probe.
         bits: of weights and activations; None runs in floating point.
         weight_bits: of weights, where they have fewer. Default: `bits`.
-        scheme: how S and Z are chosen, an entry of `quantization.program.SCHEMES`.
+        scheme: how S and Z are chosen, an entry of `quantization.schemes.SCHEMES`.
         rows: of every call; other batches are padded and cut to it.
         device: where weights are folded and ranges measured, and where compiled programs take their inputs.
 

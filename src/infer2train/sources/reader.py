@@ -40,7 +40,7 @@ class Reader(Source):
         return {"_source": self._source, "_workers": self._workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_source"], state["_workers"])  # type: ignore[misc]
+        self.__init__(state["_source"], state["_workers"])  # type: ignore[misc]  # made anew, of the same class
 
     @property
     def dataset(self) -> Any:

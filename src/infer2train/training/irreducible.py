@@ -114,7 +114,7 @@ def _by_halves(config: RunConfig, train: Train) -> Irreducible:
     held = balanced_ids(images.targets, len(images) // 2, config.seed, Purpose.HOLDOUT)
     parts = {"rest": np.setdiff1d(np.arange(len(images)), held), "held": held}
     halves = {
-        part: irreducible_losses(replace(config, holdout=len(held), train_on=part), train)  # type: ignore[arg-type]
+        part: irreducible_losses(replace(config, holdout=len(held), train_on=part), train)  # type: ignore[arg-type]  # a part is one of two words
         for part in parts
     }
     losses = np.empty(len(images), dtype=np.float32)

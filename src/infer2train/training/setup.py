@@ -211,7 +211,7 @@ def assembled(
     home = torch.device("cpu") if config.num_workers or config.oracle_num_workers else device
     training_home = torch.device("cpu") if pool_of(config).runs_beside else home
     training_images = views_of(train, make_view(config.view, size), training_home)
-    model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     forward = model if config.compile == "none" else compiled(model, device, "pass --compile none", config.compile)
     optimizer = SGD(
         parameter_groups(model, config.weight_decay),

@@ -82,7 +82,7 @@ def train_step(
     logits = logits.float()
     penalty = run.loader.penalty(logits)
     loss = mean_loss(logits, targets, run.loader.last, run.config.label_smoothing) + penalty
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
     loss = loss.detach()
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)

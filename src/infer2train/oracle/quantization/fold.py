@@ -193,7 +193,7 @@ def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
         return False
     # Pruning, and the older weight and spectral normalisation, make the weight at each call in a hook.
     hooks = [hook for module in (layer, norm) for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
-    return not hooks and len(layer.weight) == norm.num_features  # type: ignore[arg-type]
+    return not hooks and len(layer.weight) == norm.num_features  # type: ignore[arg-type]  # a layer has a weight, a module need not
 
 
 def _replace(skeleton: nn.Module, pair: FoldedPair) -> None:

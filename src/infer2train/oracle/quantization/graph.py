@@ -174,8 +174,8 @@ def export(
         free: of each tensor of the last argument, in order.
     """
     dims = iter(free)
-    moving = map_tensors(lambda tensor: dict.fromkeys(next(dims), torch.export.Dim.AUTO), arguments[-1])  # type: ignore[arg-type,return-value]
-    fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]
+    moving = map_tensors(lambda tensor: dict.fromkeys(next(dims), torch.export.Dim.AUTO), arguments[-1])  # type: ignore[arg-type,return-value]  # no tensors, but whatever stands for them
+    fixed = tuple(map_tensors(lambda tensor: None, argument) for argument in arguments[:-1])  # type: ignore[arg-type,return-value]  # no tensors, but whatever stands for them
     with (
         warnings.catch_warnings(),
         untyped(),

@@ -125,7 +125,7 @@ def _name(target: Any) -> Any:
     if isinstance(target, torch._ops.OpOverload):
         return (*target._schema.name.split("::"), target._overloadname)
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return ("higher_order", target.name())  # type: ignore[no-untyped-call]
+        return ("higher_order", target.name())  # type: ignore[no-untyped-call]  # torch has no types for it
     return target
 
 

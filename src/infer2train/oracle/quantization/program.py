@@ -16,51 +16,12 @@ from torch import Tensor
 from infer2train.batches import tensors_of
 from infer2train.oracle.quantization.affine import Affine, affine_of_range, symmetric
 from infer2train.oracle.quantization.graph import WeightGraph
-from infer2train.settings import unknown
+from infer2train.oracle.quantization.schemes import Scheme, get_scheme
 
 SMALLEST_CHANNEL = 2.0**-12
 """A channel's range is at least this part of its weight's: a dead channel's S would overflow the integer bias."""
 INTEGER_BITS, BIAS_LIMIT = 8, 2**31 - 1
 """Where integers are computed with, biases have 32 bits; at other widths, which are simulated, they stay real."""
-LONG_TAILS = 3.0
-"""Standard deviations by which ranges are widened where a mean over samples would cut off what makes a view hard."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How S and Z are chosen.
-
-    Args:
-        per_channel: weights have one S for each output channel, around Z = 0; else one S and Z for the whole tensor.
-        percentile: of activation ranges, see `measure_ranges`; None for the extremes.
-        tails: of activation ranges, see `measure_ranges`; None for `LONG_TAILS` where the network's activations have
-            them, and 0 elsewhere.
-        source: where it is from.
-    """
-
-    per_channel: bool = True
-    percentile: float | None = None
-    tails: float | None = None
-    source: str = "Krishnamoorthi 2018, arXiv 1806.08342"
-
-
-SCHEMES = {
-    "default": Scheme(),
-    "paper": Scheme(per_channel=False, tails=0.0, source="paper, section 4"),
-    "percentile": Scheme(percentile=99.9, tails=0.0, source="Wu et al. 2020, arXiv 2004.09602"),
-    "tails": Scheme(tails=LONG_TAILS, source="docs/oracles.md"),
-}
-
-
-def get_scheme(name: str) -> Scheme:
-    """The scheme of that name.
-
-    Raises:
-        ValueError: there is none; it names the nearest.
-    """
-    if name not in SCHEMES:
-        raise unknown("quantisation scheme", name, SCHEMES)
-    return SCHEMES[name]
 
 
 @dataclass(frozen=True)
@@ -92,7 +53,7 @@ def specify(
         tensors: from `graph.tensors()`.
         ranges: of activations, from `measure_ranges`.
         bits: of weights and activations.
-        scheme: an entry of `SCHEMES`.
+        scheme: an entry of `schemes.SCHEMES`.
         weight_bits: of weights, where they have fewer: some CPUs add products of 8 bits wrongly. Default: `bits`.
 
     Raises:

@@ -174,7 +174,7 @@ def subject(
     view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)
     channels = pixels.shape[3]
     network = pixel_model(RunConfig(model=model), classes, channels)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     steps = 0
     if weights is not None:
         network.load_state_dict(weights)

@@ -89,7 +89,7 @@ class _Trainer:
         pixels = generator.integers(0, 256, (IMAGES, PIXELS, PIXELS, 3), dtype=np.uint8)
         source = ImageViews(pixels, generator.integers(0, 10, IMAGES), PadCropFlip(4))
         network = pixel_model(RunConfig(model=model), 10, 3)
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
         self._optimizer = SGD(self._network.parameters(), lr=0.01, momentum=0.9)
         base: DataLoader[Any] = DataLoader(source, batch_size=batch_size, shuffle=True, drop_last=True)
         self.loader = mine(

@@ -49,7 +49,7 @@ def training_ways(model: nn.Module, images: Tensor, targets: Tensor, *, compiled
     for mode in ("eager", "compile") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):
             for layout in (torch.contiguous_format, torch.channels_last):
-                trained = copy.deepcopy(model).train().to(memory_format=layout)  # type: ignore[call-overload]
+                trained = copy.deepcopy(model).train().to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
                 batch = images.contiguous(memory_format=layout) if images.ndim == 4 else images
                 step = _Step(trained, batch, targets, precision, mode == "compile")
                 if mode == "compile":

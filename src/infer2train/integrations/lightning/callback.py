@@ -1,37 +1,29 @@
-"""Mining with Lightning: a callback, by which a trainer iterates mined draws; module and data module stay as they are.
+"""The callback: from the start of `fit` to its end, and its checkpoints.
 
 It stands between the loop of `fit` and wherever that has its training loader from: the user's DataLoader is asked for
-as ever, and what mines in front of it is iterated. Lightning fetches nothing ahead from a loader that has a length: a
-draw is asked for when the step before it is done, as in a plain loop, and scored by the same weights. Where an epoch
-begins, and where a resumed one goes on, Lightning's own progress says. Validation, testing and prediction are left
-alone.
+as ever, and what mines in front of it is iterated. Where an epoch begins, and where a resumed one goes on, Lightning's
+own progress says. Validation, testing and prediction are left alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch import nn
 
-from infer2train.batches import Split, logits_of, split_batch
+from infer2train.batches import Split, split_batch
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining as Settings
 from infer2train.draws.randomness import rng_state
-from infer2train.loader.admission import check_loader, check_model
+from infer2train.integrations.lightning.batches import Batches, MinedSource, progress
+from infer2train.integrations.lightning.refusals import refuse_batch_hooks, refuse_forward, refuse_trainer
+from infer2train.loader.admission import check_model
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
-from infer2train.loader.order import draws_in_epoch
-from infer2train.loader.ranks import Ranks
 from infer2train.settings import changed
 
-BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
-"""Where a module or data module may do something to a batch that comes from the loader."""
 PENALTY = "loss = loss + self.trainer.train_dataloader.penalty(outputs)"
 """The line that distils."""
 
@@ -92,11 +84,11 @@ class Mining(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        _refuse_trainer(trainer)
+        refuse_trainer(trainer)
         if trainer.global_step == 0 or pl_module is not self._module:
             self._state = {}  # else it goes on from where this trainer's last `fit` has ended, as Lightning does
         self.loader, self._trainer, self._module = None, trainer, pl_module
-        trainer.fit_loop._data_source = _MinedSource(trainer.fit_loop._data_source, trainer, self)
+        trainer.fit_loop._data_source = MinedSource(trainer.fit_loop._data_source, trainer, lambda: self.loader)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Not before: the sanity check, and a search for a learning rate or a batch size, are no training.
@@ -104,9 +96,9 @@ class Mining(Callback):
         settings = self._settings(trainer, pl_module)
         if choices_of(settings).looks_at_candidates:
             if self._model is None:
-                _refuse_forward(pl_module)
+                refuse_forward(pl_module)
             if self._split is None:
-                _refuse_batch_hooks(pl_module, trainer.datamodule)
+                refuse_batch_hooks(pl_module, trainer.datamodule)
         self.loader = mine(
             trainer.train_dataloader.base,
             pl_module if self._model is None else self._model(pl_module),
@@ -132,7 +124,7 @@ class Mining(Callback):
         assert self.loader is not None
         if (metrics := self._metrics())["mining/draws"]:
             pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
-        if _progress(trainer).completed >= trainer.num_training_batches:
+        if progress(trainer).completed >= trainer.num_training_batches:
             self.loader.end_epoch()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -150,7 +142,7 @@ class Mining(Callback):
         self._leave(trainer)
 
     def _leave(self, trainer: Any) -> None:
-        if isinstance(source := trainer.fit_loop._data_source, _MinedSource):
+        if isinstance(source := trainer.fit_loop._data_source, MinedSource):
             trainer.fit_loop._data_source = source.source
         if self.loader is None or not self._is_running:
             return
@@ -173,7 +165,7 @@ class Mining(Callback):
             )
         return replace(self._mining, accumulation_steps=steps)
 
-    def _require_penalty(self, batches: "Batches") -> None:
+    def _require_penalty(self, batches: Batches) -> None:
         assert self.loader is not None
         last = self.loader.last
         if last is not None and last.log_probabilities is not None and not batches.is_penalty_asked:
@@ -191,7 +183,7 @@ class Mining(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.loader is None or not self._is_running:
             return dict(self._state)
-        is_batch_open = self.loader.position > _progress(self._trainer).processed
+        is_batch_open = self.loader.position > progress(self._trainer).processed
         return {"loader": self.loader.state_dict(), "is_batch_open": is_batch_open}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -202,144 +194,3 @@ class Mining(Callback):
         if self._state["is_batch_open"]:
             loader.take_back()
         self._state = {}
-
-
-class Batches:
-    """What Lightning iterates instead of the user's DataLoader: `trainer.train_dataloader`.
-
-    Whatever else is asked of it is asked of the `MinedLoader`, or of the DataLoader before that is made.
-
-    Args:
-        base: the user's.
-        trainer: iterates this.
-        mining: has the loader that this hands out.
-    """
-
-    is_penalty_asked = False
-    """Whether the module has asked for the penalty."""
-
-    def __init__(self, base: "DataLoader[Any]", trainer: Any, mining: Mining) -> None:
-        self.base, self._trainer, self._mining = base, trainer, mining
-
-    def __len__(self) -> int:
-        return draws_in_epoch(self.base, Ranks.here())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._mining.loader or self.base, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        # Lightning calls this before training starts. Nothing happens until the first batch is asked for.
-        loader = self._mining.loader
-        if loader is None:
-            yield from self.base
-        elif _progress(self._trainer).completed < self._trainer.num_training_batches:  # else a resumed epoch is over
-            self._join(loader)
-            yield from loader
-
-    def penalty(self, outputs: Any) -> Tensor:
-        """What the method adds to the loss, see `MinedLoader.penalty`."""
-        self.is_penalty_asked, loader = True, self._mining.loader
-        return logits_of(outputs).new_zeros(()) if loader is None else loader.penalty(outputs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the callback has it. Of a loader without this method, Lightning warns that it is not resumed."""
-        return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Nothing, likewise."""
-
-    def _join(self, loader: MinedLoader) -> None:
-        """Bring the loader to where Lightning stands in its epoch.
-
-        Raises:
-            ValueError: it cannot be there.
-        """
-        trainer, mined = self._trainer, loader.mining.accumulation_steps
-        if trainer.lightning_module.automatic_optimization and mined != trainer.accumulate_grad_batches:
-            raise ValueError(
-                "all steps of a mined run have the same number of batches: got accumulate_grad_batches="
-                f"{trainer.accumulate_grad_batches} after {mined}; leave out the GradientAccumulationScheduler"
-            )
-        if (done := _progress(trainer).completed) == loader.position:
-            return
-        if done > 0:
-            raise ValueError(
-                f"an epoch under way is resumed from a checkpoint of a mined run: got batch {done} of Lightning's "
-                f"epoch and {loader.position} of what is mined; resume from a checkpoint that was saved at the end of "
-                "an epoch, or by a trainer with this callback and the same limit_train_batches"
-            )
-        loader.end_epoch()
-
-
-class _MinedSource:
-    """Where `fit` has its training loader from, with what mines in front of it."""
-
-    def __init__(self, source: Any, trainer: Any, mining: Mining) -> None:
-        self.source, self._trainer, self._mining = source, trainer, mining
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
-
-    def dataloader(self) -> Batches:
-        base = self.source.dataloader()
-        check_loader(base)
-        if self._trainer.overfit_batches and not isinstance(base.sampler, SequentialSampler):
-            raise ValueError(
-                "overfit_batches needs a loader that does not shuffle: got one that does; pass shuffle=False"
-            )
-        return Batches(base, self._trainer, self._mining)
-
-
-def _progress(trainer: Any) -> Any:
-    """Batches of the trainer's epoch, as far as they are processed and completed."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current
-
-
-def _refuse_trainer(trainer: Any) -> None:
-    """Refuse what a trainer cannot do with mining.
-
-    Raises:
-        ValueError: the rule, what was got, the remedy.
-    """
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-        raise ValueError(
-            "several ranks that are mined have all weights each: got "
-            f"{type(trainer.strategy).__name__} for {trainer.world_size} ranks; pass strategy='ddp', or devices=1"
-        )
-    if (every := trainer.reload_dataloaders_every_n_epochs) > 0:
-        raise ValueError(
-            f"a mined run reads one data set: got reload_dataloaders_every_n_epochs={every}; leave it out, and change "
-            "what is read by the sampler"
-        )
-
-
-def _refuse_forward(module: nn.Module) -> None:
-    """Refuse a module whose `forward` a copy of it would not have.
-
-    Raises:
-        ValueError: it has none, or one that is bound to this very module, as `torch.compile(module)` makes.
-    """
-    own = MethodType(type(module).forward, module)  # which DDP's strategy may have set on the module itself
-    is_another = vars(module).get("forward", own) != own
-    if not is_overridden("forward", module) or is_another:
-        got = "one that is set on the module (torch.compile?)" if is_another else "none"
-        raise ValueError(
-            f"an oracle runs a copy of what is trained, by its forward: got {got}; pass model=lambda module: "
-            "module.network, the part that gives the outputs (and compile that part alone)"
-        )
-
-
-def _refuse_batch_hooks(*owners: Any) -> None:
-    """Refuse hooks that change a batch behind the oracle's back.
-
-    Raises:
-        ValueError: a module or data module has one.
-    """
-    for owner in owners:
-        for hook in BATCH_HOOKS:
-            if owner is not None and is_overridden(hook, owner):
-                raise ValueError(
-                    f"an oracle must see a batch as the model does: got {type(owner).__name__}.{hook}, which it does "
-                    "not call; do that in the data set, or pass split=, a function batch -> (inputs, targets) that "
-                    "does it too, without anything random"
-                )

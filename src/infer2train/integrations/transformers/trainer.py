@@ -1,4 +1,4 @@
-"""Mining with the Hugging Face Trainer: between its DataLoader and its training loop.
+"""The Trainer that mines: between its DataLoader and its training loop.
 
 The Trainer makes its DataLoader, with its own sampler, columns, collator and workers; a mined loader stands over it,
 and the training loop reads draws where it would have read batches:
@@ -15,25 +15,21 @@ Accelerate's own loader, which fetches one batch ahead, is never iterated: its s
 
 import copy
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.data_loader import DataLoaderShard
-from safetensors import safe_open
-from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_NAME
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 
 from infer2train.batches import Split, split_batch
 from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from infer2train.draws.draw import Draw
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
+from infer2train.integrations.transformers.draws import DrawLoader, Draws
+from infer2train.integrations.transformers.weights import mend_weights
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
 from infer2train.loader.order import draws_in_epoch
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
     Host = Trainer
 else:
     Host = object
-
-__all__ = ["MinedTrainer", "Mining", "MiningMixin"]
 
 FOLDER = "mining"
 """Of a loader's state, in the folder of a Trainer's checkpoint."""
@@ -73,7 +67,7 @@ class MiningMixin(Host):
 
     loader: MinedLoader | None = None
     """The mined loader of the training under way, or of the last one; None before the first."""
-    _draws: "_Draws | None" = None
+    _draws: Draws | None = None
     _is_training = False
 
     def __init__(
@@ -121,8 +115,8 @@ class MiningMixin(Host):
         model = self.accelerator.unwrap_model(copy.copy(self.model), keep_fp32_wrapper=False)
         self.loader = mine(base, model, mining=self._mining_for(draws_in_epoch(base, Ranks.here())), **self._of_mine)
         set_epoch = getattr(prepared, "set_epoch", None)
-        self._draws = _Draws(self.loader, self.args.gradient_accumulation_steps, set_epoch)
-        return _DrawLoader(self._draws)
+        self._draws = Draws(self.loader, self.args.gradient_accumulation_steps, set_epoch)
+        return DrawLoader(self._draws)
 
     def _mining_for(self, draws: int) -> Mining:
         """The settings, with what the Trainer's arguments say.
@@ -214,20 +208,8 @@ class MiningMixin(Host):
                 f"a mined training resumes from a checkpoint of one: got {checkpoint}, which has no folder {FOLDER!r}; "
                 "to mine from its weights on, load them by from_pretrained() and start a new training"
             )
-        self._mend_weights(Path(checkpoint))
+        mend_weights(self.model, Path(checkpoint))
         self._draws.resume(saved.state)
-
-    def _mend_weights(self, checkpoint: Path) -> None:
-        """Load what the Trainer has passed over: it saves some models (ViT) under other names than they have, and loads
-        only what is named alike (huggingface/transformers, issue 43701). `from_pretrained` knows both."""
-        file = checkpoint / SAFE_WEIGHTS_NAME
-        if not isinstance(self.model, PreTrainedModel) or not file.is_file():
-            return
-        with safe_open(file, framework="pt") as saved:
-            is_named_alike = set(saved.keys()) <= self.model.state_dict().keys()
-        if not is_named_alike:
-            loaded = type(self.model).from_pretrained(checkpoint, config=self.model.config)
-            self.model.load_state_dict(loaded.state_dict())
 
 
 class MinedTrainer(MiningMixin, Trainer):
@@ -254,102 +236,3 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._trainer.loader is not None and (control.should_evaluate or control.should_save):
             self._trainer.loader.journal.pause()
-
-
-class _Draws(Dataset[Any]):
-    """The draws of a mined loader by their places in an epoch; only ever read one after the other.
-
-    Args:
-        loader: makes them.
-        micro: how many the Trainer fetches before it trains on them.
-        set_epoch: tells the Trainer's own sampler which epoch begins; None where it asks for no such thing.
-    """
-
-    def __init__(self, loader: MinedLoader, micro: int, set_epoch: Callable[[int], None] | None) -> None:
-        self.loader, self._set_epoch = loader, set_epoch
-        self.trained_on: Draw | None = None
-        """The draw of the training step under way."""
-        self._fetched: deque[Draw] = deque(maxlen=micro)
-        self._batches: Iterator[Any] = iter(())
-        self._place, self._start = 0, 0
-
-    def __len__(self) -> int:
-        """Samples, as the Trainer counts them for its speed."""
-        return len(self.loader.dataset)
-
-    def __getitem__(self, place: int) -> Any:
-        if place != self._place:
-            raise ValueError(
-                f"a resumed epoch goes on where it was saved: got draw {place} of the epoch, the state is before draw "
-                f"{self._place}; resume with the batch size and gradient_accumulation_steps of the checkpoint"
-            )
-        self.loader.journal.go_on()
-        batch = next(self._batches)
-        self._place += 1
-        assert self.loader.last is not None
-        self._fetched.append(self.loader.last)
-        return batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the Trainer's sampler which epoch begins."""
-        if self._set_epoch is not None:
-            self._set_epoch(epoch)
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch, or go on where a resumed one was."""
-        self._batches = iter(self.loader)
-        self._place, self._start = self._start, 0
-        self._fetched.clear()
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Have the next epoch go on from a loader's state."""
-        self.loader.load_state_dict(state)
-        self._start = state["position"]
-        self.set_epoch(self.loader.epoch)  # what skips places for the Trainer hides that the sampler has epochs
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Within, a training step on the oldest draw that was fetched."""
-        self.trained_on = self._fetched.popleft() if self._fetched else None
-        try:
-            yield
-        finally:
-            self.trained_on = None
-
-    def step_done(self) -> None:
-        """Acknowledge a step."""
-        self.loader.step_done()
-        if self._place == len(self.loader):  # the Trainer asks for no draw after the last: what it saves is an end
-            next(self._batches, None)
-
-
-class _Places:
-    """Where the draws of an epoch stand in it, one by one: a host that resumes skips these, and no draw is made."""
-
-    def __init__(self, draws: _Draws) -> None:
-        self._draws = draws
-        self.set_epoch = draws.set_epoch
-
-    def __len__(self) -> int:
-        return len(self._draws.loader)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._draws.begin_epoch()
-        return ([place] for place in range(len(self)))
-
-
-class _DrawLoader(DataLoader[Any]):
-    """What the training loop iterates."""
-
-    def __init__(self, draws: _Draws) -> None:
-        super().__init__(
-            draws,
-            batch_sampler=_Places(draws),
-            collate_fn=_only,
-            generator=torch.Generator(),  # so that beginning an epoch does not move the user's random state
-        )
-        self.set_epoch = draws.set_epoch
-
-
-def _only(batches: list[Any]) -> Any:
-    return batches[0]
