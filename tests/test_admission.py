@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from infer2train import mine
@@ -105,6 +107,28 @@ def test_what_makes_views_itself_needs_no_transform() -> None:
 
 def mine_fsdp1() -> None:
     mine(jittered(), FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
+
+
+def mine_in_tensor_parallel() -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    mine(jittered(), parallelize_module(network(), mesh, {"5": ColwiseParallel()}))
+
+
+def test_a_model_in_tensor_parallel_is_refused(tmp_path: Path) -> None:
+    (said,) = in_processes(1, mine_in_tensor_parallel, tmp_path)
+    assert "must train on batches of their own: got DTensor parameters that fully_shard has not made" in said
+
+
+def shard_after_mine() -> None:
+    model = network()
+    loader = mine(jittered(), model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    next(iter(loader))
+
+
+def test_a_model_that_is_sharded_after_mine_is_refused(tmp_path: Path) -> None:
+    (said,) = in_processes(1, shard_after_mine, tmp_path)
+    assert "must be sharded before its weights are copied: got fully_shard() after mine(); call it before, and" in said
 
 
 def test_a_model_of_flattened_parameters_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.sharding import is_sharded, own_shard
 from infer2train.loader.surroundings import is_fabrics
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -39,7 +40,8 @@ def check_model(model: nn.Module) -> nn.Module:
     wrap.
 
     Raises:
-        ValueError: the model is sharded by FSDP1, or has no weights (yet), or its processes have not joined.
+        ValueError: the model is sharded otherwise than by `fully_shard`, or has no weights (yet), or its processes have
+            not joined.
     """
     if _is_flat(model):
         raise ValueError(
@@ -61,6 +63,11 @@ def check_model(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"mine() needs a model whose weights are there: got lazy ones without a shape ({', '.join(lazy[:3])}); run "
             "the model once on a batch before mine()"
+        )
+    if not is_sharded(model) and any(own_shard(parameter) is not parameter for parameter in parameters.values()):
+        raise ValueError(
+            "all ranks must train on batches of their own: got DTensor parameters that fully_shard has not made "
+            "(tensor parallelism); shard the model by fully_shard alone, or use DistributedDataParallel"
         )
     return model
 

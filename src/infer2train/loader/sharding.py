@@ -34,7 +34,16 @@ class Weights:
         """A module with all of them: the model itself, or a copy that is as old as the last `gather`."""
 
     def gather(self) -> None:
-        """Have `whole` hold the weights that the model has now. A collective where it is sharded."""
+        """Have `whole` hold the weights that the model has now. A collective where it is sharded.
+
+        Raises:
+            ValueError: it was sharded since.
+        """
+        if is_sharded(self.model) != self._is_sharded:
+            raise ValueError(
+                "a model must be sharded before its weights are copied: got fully_shard() after mine(); call it "
+                "before, and make the optimizer and mine() after it"
+            )
         if not self._is_sharded:
             return
         _reshard(self.model)
