@@ -202,7 +202,7 @@ class Passes:
                 f"place: {filled.skipped} items were skipped. A data set with state_dict() and load_state_dict() (and "
                 "without a shuffle buffer) goes on at once",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=8,
             )
 
     # Resume
