@@ -164,8 +164,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
     def _submit_ahead(self) -> None:
         """Put every draw on its way whose version is published, as far ahead as views are made."""
         while len(self._picker) < min(self._picker.depth, self._course.left):
-            draw = self._planner.ready(ahead=len(self._picker))
-            if draw is None:
+            if (draw := self._planner.ready(ahead=len(self._picker))) is None:
                 return
             self._picker.submit(draw)
 
