@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn import functional as F
 
 from infer2train import MinedLoader, mine
@@ -218,6 +219,29 @@ def test_two_optimizer_steps_a_draw_are_refused() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match=r"got step 2 after 1 draws.*call loader.step_done\(\) once"):
         optimizer.step()
+
+
+def test_the_step_by_which_an_optimizer_is_given_its_state_is_not_counted() -> None:
+    """One that has none is stepped each time that it is asked for."""
+    for momentum in (0.9, 0.0):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+        loader = mine(jittered(), model, optimizer, gamma=2, update_every=1)
+        stepped: list[int] = []
+        optimizer.register_step_post_hook(lambda *_, stepped=stepped: stepped.append(0))
+        weights, state = get_state_dict(model, optimizer)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+        for _ in draws(loader, model, optimizer):
+            get_state_dict(model, optimizer)
+        assert loader.steps == 6
+        assert len(stepped) == (7 if momentum else 14)
+
+
+def test_a_first_step_at_a_learning_rate_of_nothing_is_counted() -> None:
+    model = network()
+    optimizer = sgd(model, lr=0.0)
+    loader = mine(jittered(), model, optimizer, gamma=2, update_every=1)
+    assert len(list(draws(loader, model, optimizer))) == loader.steps == 6
 
 
 def test_a_step_before_the_first_draw_is_refused() -> None:

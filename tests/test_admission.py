@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from infer2train import mine
@@ -104,28 +105,37 @@ def test_what_makes_views_itself_needs_no_transform() -> None:
 # Models
 
 
-def mine_fsdp2() -> None:
-    model = network()
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    mine(jittered(), model)
-
-
-def mine_fsdp2_inside() -> None:
-    model = nn.Sequential(network(), nn.Linear(3, 3))
-    fully_shard(model[1], mesh=init_device_mesh("cpu", (1,)))
-    mine(jittered(), model)
-
-
 def mine_fsdp1() -> None:
     mine(jittered(), FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
 
 
-@pytest.mark.parametrize("task", [mine_fsdp2, mine_fsdp2_inside, mine_fsdp1])
-def test_a_sharded_model_is_refused(task: Callable[[], Any], tmp_path: Path) -> None:
-    (said,) = in_processes(1, task, tmp_path)
+def mine_in_tensor_parallel() -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    mine(jittered(), parallelize_module(network(), mesh, {"5": ColwiseParallel()}))
+
+
+def test_a_model_in_tensor_parallel_is_refused(tmp_path: Path) -> None:
+    (said,) = in_processes(1, mine_in_tensor_parallel, tmp_path)
+    assert "must train on batches of their own: got DTensor parameters that fully_shard has not made" in said
+
+
+def shard_after_mine() -> None:
+    model = network()
+    loader = mine(jittered(), model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    next(iter(loader))
+
+
+def test_a_model_that_is_sharded_after_mine_is_refused(tmp_path: Path) -> None:
+    (said,) = in_processes(1, shard_after_mine, tmp_path)
+    assert "must be sharded before its weights are copied: got fully_shard() after mine(); call it before, and" in said
+
+
+def test_a_model_of_flattened_parameters_is_refused(tmp_path: Path) -> None:
+    (said,) = in_processes(1, mine_fsdp1, tmp_path)
     assert said == (
-        "ValueError: mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; "
-        "use DistributedDataParallel, or one device"
+        "ValueError: mine() needs parameters by their names: got a FullyShardedDataParallel model, which holds them "
+        "flattened; use fully_shard(model), or DistributedDataParallel"
     )
 
 

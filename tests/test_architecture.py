@@ -23,8 +23,9 @@ ROOMS = {
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
-    "loader": "ranks order passes acknowledgement surroundings likeness accumulation admission remedies rehearsal "
-    "course parts publisher picking health measured journal loader feeding assembly mine",
+    "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "
+    "remedies rehearsal course parts publisher planning picking health measured journal progress saving loader "
+    "feeding assembly mine",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -301,6 +301,19 @@ def test_a_resumed_loader_of_another_method_is_refused() -> None:
         Run(method="nm-sample").loader.load_state_dict(state)
 
 
+def test_a_state_of_another_format_is_refused_with_what_it_lacks() -> None:
+    run = Run()
+    state = run.loader.state_dict()
+    older = {name: part for name, part in state.items() if name not in ("format", "ranks", "gradients")}
+    with pytest.raises(
+        ValueError, match="got format 1 without ranks, gradients; go on with the infer2train that saved"
+    ):
+        run.loader.load_state_dict(older)
+    with pytest.raises(ValueError, match="must be of format 1, with all of its parts: got format 2; go on"):
+        run.loader.load_state_dict({**state, "format": 2})
+    run.loader.load_state_dict({name: part for name, part in state.items() if name != "format"})
+
+
 class Backwards(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(23, -1, -1))

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from difflib import ndiff
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector
@@ -62,9 +65,16 @@ def loader_of(kind: str, *, n: int = N, batch_size: int = BATCH, ranks: int = 2,
 class Run:
     """A user's training: its model computes in float64, so that summing gradients in another order moves no score."""
 
-    def __init__(self, base: "DataLoader[Any]", *, norm: bool = False, **settings: Any) -> None:
-        self.inner = network(norm=norm).double()
-        self.model: nn.Module = DistributedDataParallel(self.inner) if world() > 1 else self.inner
+    def __init__(
+        self, base: "DataLoader[Any]", *, norm: bool = False, is_sharded: bool = False, **settings: Any
+    ) -> None:
+        self.inner: Any = network(norm=norm).double()
+        self.model: nn.Module = self.inner
+        if is_sharded:
+            fully_shard(self.inner[0])
+            fully_shard(self.inner)
+        elif world() > 1:
+            self.model = DistributedDataParallel(self.inner)
         self.optimizer = sgd(self.inner)
         self.every = settings.get("accumulation_steps", 1)
         self.loader: MinedLoader = mine(base, self.model, self.optimizer, **{"update_every": 2, **settings})
@@ -73,14 +83,14 @@ class Run:
         """One epoch of the loop that users have; tells of each draw after its step."""
         if isinstance(sampler := self.loader.sampler, DistributedSampler):
             sampler.set_epoch(self.loader.epoch)
-        for place, (x, y) in enumerate(self.loader):
+        for x, y in self.loader:
             last = self.loader.last
             assert last is not None
             outputs = self.model(x.double())
             losses = F.cross_entropy(outputs, y, reduction="none")
             loss = (losses if last.weights is None else losses * last.weights).mean() / self.every
             (loss + self.loader.penalty(outputs)).backward()
-            if (place + 1) % self.every == 0 or place + 1 == len(self.loader):
+            if self.loader.position % self.every == 0 or self.loader.position == len(self.loader):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             yield last
@@ -241,6 +251,48 @@ def test_another_global_batch_is_refused(tmp_path: Path) -> None:
         assert said.endswith("10 on 2 here; pass batch_size=4 if that divides it")
 
 
+def accumulating(draws: int, saved: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the state after so many draws of a run whose ranks exchange gradients in the last of each step.
+
+    What went before is in the state that this rank has saved.
+    """
+    run = Run(loader_of("plain"), method="nm-augment", accumulation_steps=3, **OPTIONS["nm-augment"])
+    parts = {"model": run.inner, "optimizer": run.optimizer, "loader": run.loader}
+    if saved is not None:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    for x, y in run.loader:
+        is_last = run.loader.position % 3 == 0
+        with nullcontext() if is_last else run.model.no_sync():  # type: ignore[operator]
+            (F.cross_entropy(run.model(x.double()), y) / 3).backward()
+        if is_last:
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        if run.loader.position == draws:
+            break
+    return run.inner.state_dict(), {name: part.state_dict() for name, part in parts.items()}
+
+
+def test_each_rank_goes_on_in_an_accumulated_step_from_a_state_of_its_own(tmp_path: Path) -> None:
+    whole = in_processes(2, partial(accumulating, 6), tmp_path)
+    saved = [state for _, state in in_processes(2, partial(accumulating, 5), tmp_path)]
+    assert not equal(saved[0]["loader"]["gradients"], saved[1]["loader"]["gradients"])
+    resumed = in_processes(2, lambda: accumulating(6, saved[Ranks.here().rank]), tmp_path)
+    assert all(equal(found[0], expected[0]) for found, expected in zip(resumed, whole, strict=True)), resumed
+    assert not resumed[1][1]["loader"]["gradients"], "after a step one state will do for all"
+    refused = in_processes(
+        2,
+        lambda: Run(
+            loader_of("plain"), method="nm-augment", accumulation_steps=3, **OPTIONS["nm-augment"]
+        ).loader.load_state_dict(saved[0]["loader"]),
+        tmp_path,
+    )
+    assert refused[0] is None
+    assert (
+        "those of one rank: got a state of rank 0 of 2 on rank 1 of 2; have each rank save its own state" in refused[1]
+    )
+
+
 def test_only_the_first_rank_writes_a_log(tmp_path: Path) -> None:
     def logged() -> list[Row]:
         folder = tmp_path / "run"
@@ -249,6 +301,62 @@ def test_only_the_first_rank_writes_a_log(tmp_path: Path) -> None:
     in_processes(2, logged, tmp_path)
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [one["step"] for one in steps if one["kind"] == "step"] == [2, 4, 6]
+
+
+# Sharded models
+
+WHOLE = StateDictOptions(full_state_dict=True)
+
+
+def sharded(draws: int, state: Any = None, every: int = 1) -> tuple[list[Row], dict[str, Any]]:
+    """So many draws of a model that is sharded if there are ranks, and what is saved after them.
+
+    After an epoch it is evaluated, which leaves a part of it whole.
+    """
+    options = {**OPTIONS["nm-sample"], "accumulation_steps": every}
+    run = Run(loader_of("plain"), is_sharded=world() > 1, method="nm-sample", **options)
+    if state is not None:
+        parts = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        set_state_dict(run.inner, run.optimizer, **parts, options=WHOLE)
+        run.loader.load_state_dict(state["loader"])
+    found: list[Row] = []
+    while len(found) < draws:
+        for draw in run.epoch():
+            found.append(row(draw))
+            if len(found) == draws:
+                break
+        else:
+            with torch.no_grad():
+                run.model(torch.zeros(2, 1, 6, 6).double())
+    model, optimizer = get_state_dict(run.inner, run.optimizer, options=WHOLE)
+    return found, {"model": model, "optimizer": optimizer, "loader": run.loader.state_dict()}
+
+
+def test_a_sharded_model_selects_what_a_whole_one_does_and_goes_on(tmp_path: Path) -> None:
+    rows, whole = sharded(18)
+    said = in_processes(2, partial(sharded, 18), tmp_path)
+    assert together([found for found, _ in said]) == rows
+    first, last = (max(state["loader"]["records"], key=int) for state in (said[0][1], whole))
+    assert first == last
+    records = [state["loader"]["records"][last]["tensors"] for state in (said[0][1], said[1][1], whole)]
+    assert equal(records[0], records[1])
+    assert {name: tensor.shape for name, tensor in records[0].items()} == {
+        name: tensor.shape for name, tensor in records[2].items()
+    }, "an oracle gets whole weights"
+    for name, tensor in records[2].items():
+        torch.testing.assert_close(records[0][name], tensor, rtol=1e-9, atol=1e-9)
+    saved = in_processes(2, partial(sharded, 8), tmp_path)[0]
+    resumed = in_processes(2, partial(sharded, 10, saved[1]), tmp_path)
+    assert [found for found, _ in resumed] == [found[8:] for found, _ in said]
+    assert equal(resumed[0][1]["model"], said[0][1]["model"])
+
+
+def test_a_sharded_model_goes_on_in_an_accumulated_step(tmp_path: Path) -> None:
+    whole = in_processes(2, partial(sharded, 6, every=3), tmp_path)
+    states = [state for _, state in in_processes(2, partial(sharded, 5, every=3), tmp_path)]
+    assert states[0]["loader"]["gradients"]
+    resumed = in_processes(2, lambda: sharded(1, states[Ranks.here().rank], every=3), tmp_path)
+    assert equal(resumed[0][1]["model"], whole[0][1]["model"])
 
 
 # What goes wrong

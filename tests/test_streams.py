@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train import mine
+from infer2train.draws.addresses import Purpose, seeds
 from infer2train.loader.loader import MinedLoader
+from infer2train.loader.ranks import Ranks
 from infer2train.observe.runlog import read_rows
-from infer2train.sources.window import HEAD, WindowItems, item_id, write_items
+from infer2train.sources.window import HEAD, WindowItems, item_id, pass_and_place, write_items
 from mined_runs import CLASSES, SIZE, Jittered, draws, equal, network, sgd, state_of
+from rank_processes import in_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -243,6 +247,85 @@ def test_another_stream_than_before_the_resume_is_refused() -> None:
     with pytest.raises(ValueError, match="got window=12 -> 8; restore it"):
         narrow.load_state_dict(state)
     narrow.close()
+
+
+# Several ranks
+
+
+class Shared(Fixed):
+    """A third of it is one rank's, two thirds are another's."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self.item(i) for i in range(self.n) if (i % 3 > 0) == self.rank)
+
+
+Told = tuple[list[Any], dict[str, Any]]
+"""Of each draw its candidates and what was trained on; and what there is to save."""
+
+
+def ranked(rank: int, until: int = 8, state: dict[str, Any] | None = None, lr: float = 0.1, **settings: Any) -> Told:
+    """Two passes of a rank's share, or what is left of them from a state on, up to so many draws of all."""
+    inner = network().double()
+    model = DistributedDataParallel(inner) if Ranks.here().world > 1 else inner
+    optimizer = sgd(inner, lr)
+    loader = mine(streamed(Shared(rank)), model, optimizer, **{**MINED, "update_every": 2, **settings})
+    parts = {"model": inner, "optimizer": optimizer, "loader": loader}
+    for name, part in parts.items() if state is not None else ():
+        part.load_state_dict(state[name])
+    found: list[Any] = []
+    while loader.epoch < 2 and loader.steps < until:
+        for x, y in loader:
+            torch.nn.functional.cross_entropy(model(x.double()), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert loader.last is not None
+            found.append([list(part) for part in (loader.last.candidates, loader.last.addresses)])
+            if loader.steps == until:
+                break
+    saved = {name: part.state_dict() for name, part in parts.items()}
+    loader.close()
+    return found, saved
+
+
+def on_rank(**options: Any) -> Told:
+    return ranked(Ranks.here().rank, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*use_fork|.*fork.*:DeprecationWarning")
+def test_each_rank_picks_from_its_own_share_until_one_has_no_draw_left(tmp_path: Path) -> None:
+    """Weights that do not move are those of a rank alone, which then picks the same."""
+    for rank, (found, saved) in enumerate(in_processes(2, partial(on_rank, lr=0.0), tmp_path)):
+        seed = int(seeds(0, Purpose.RANK, slot=1)) if rank else 0
+        alone, _ = ranked(rank, until=4, lr=0.0, seed=seed)
+        assert found[:4] == alone[:4], "rank 0 has 15 items, four draws of them"
+        assert {pass_and_place(address[0])[0] for _, picked in found[4:] for address in picked} == {1}
+        assert (len(found), saved["loader"]["epoch"], saved["loader"]["position"]) == (8, 1, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*use_fork|.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("draws", [2, 6])
+def test_each_rank_goes_on_in_its_own_share(draws: int, tmp_path: Path) -> None:
+    whole = in_processes(2, on_rank, tmp_path)
+    first = in_processes(2, partial(on_rank, until=draws), tmp_path)
+    states = [saved for _, saved in first]
+    rest = in_processes(2, lambda: on_rank(state=states[Ranks.here().rank]), tmp_path)
+    for rank in range(2):
+        assert first[rank][0] + rest[rank][0] == whole[rank][0]
+        assert equal(rest[rank][1]["model"], whole[rank][1]["model"])
+    tensors = [{v: record["tensors"] for v, record in state["loader"]["records"].items()} for state in states]
+    assert equal(*tensors), "all publish what the first rank has"
+    said = in_processes(2, lambda: on_rank(state=states[0]), tmp_path)[1]
+    assert "each rank reads a stream of its own: got a state of rank 0 of 2 on rank 1 of 2; have each rank save" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*use_fork|.*fork.*:DeprecationWarning")
+def test_ranks_that_read_the_same_stream_are_refused(tmp_path: Path) -> None:
+    for said in in_processes(2, partial(ranked, 1), tmp_path):
+        assert "a share of the stream that is its own: got the same items on ranks [0, 1]; share it out by rank" in said
 
 
 # Streams of `datasets`

@@ -71,6 +71,8 @@ class Purpose(IntEnum):
     """The view of each sample on which its irreducible loss is measured."""
     HOLDOUT = 19
     """Which training samples `--holdout` keeps for the irreducible model."""
+    RANK = 20
+    """The seed of a rank whose draws are its own, at (slot: its number)."""
 
 
 @dataclass(frozen=True)

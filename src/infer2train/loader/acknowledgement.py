@@ -14,8 +14,10 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from infer2train.loader.sharding import own_shard
 
 Optimizers = Optimizer | Sequence[Optimizer]
 
@@ -120,10 +122,11 @@ class _Count:
         self._is_stopped = False
         self.undo: list[Callable[[], None]] = []
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, optimizer: Optimizer | None = None, *_: Any) -> None:
         step = self._step()
-        if step is not None and not self._is_stopped:
-            step()
+        if step is None or self._is_stopped or (optimizer is not None and _only_makes_state(optimizer)):
+            return
+        step()
 
     def stop(self) -> None:
         self._is_stopped = True  # and no more: an optimiser's hooks may be running
@@ -134,6 +137,17 @@ class _Count:
         self.stop()
         while self.undo:
             self.undo.pop()()
+
+
+def _only_makes_state(optimizer: Optimizer) -> bool:
+    """Whether a step was none of training, but one by which `torch.distributed.checkpoint` has an optimiser make its
+    state: with a learning rate of 0, and gradients of 0."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    # Its rate is a number or on the CPU; to look at one on another device would wait for that in each step.
+    if any(rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0 for rate in rates):
+        return False
+    gradients = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+    return not any(bool(own_shard(gradient).any()) for gradient in gradients if gradient is not None)
 
 
 _COUNTS: "WeakKeyDictionary[Optimizer, _Count]" = WeakKeyDictionary()

@@ -9,12 +9,16 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader
 
+from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.sharding import is_sharded, own_shard
 from infer2train.loader.surroundings import is_fabrics
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
+REMEMBERING = ("pruned", "learnable", "trusted")
+"""Picks that depend on what is known of a sample id."""
 
 
 def check_loader(dataloader: "DataLoader[Any]") -> None:
@@ -36,12 +40,13 @@ def check_model(model: nn.Module) -> nn.Module:
     wrap.
 
     Raises:
-        ValueError: the model is sharded, or has no weights (yet), or its processes have not joined.
+        ValueError: the model is sharded otherwise than by `fully_shard`, or has no weights (yet), or its processes have
+            not joined.
     """
-    if _is_sharded(model):
+    if _is_flat(model):
         raise ValueError(
-            "mine() needs whole weights in one process: got an FSDP model, whose weights are sharded; use "
-            "DistributedDataParallel, or one device"
+            "mine() needs parameters by their names: got a FullyShardedDataParallel model, which holds them flattened; "
+            "use fully_shard(model), or DistributedDataParallel"
         )
     require_group()
     if _is_compiled(model):
@@ -58,6 +63,11 @@ def check_model(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"mine() needs a model whose weights are there: got lazy ones without a shape ({', '.join(lazy[:3])}); run "
             "the model once on a batch before mine()"
+        )
+    if not is_sharded(model) and any(own_shard(parameter) is not parameter for parameter in parameters.values()):
+        raise ValueError(
+            "all ranks must train on batches of their own: got DTensor parameters that fully_shard has not made "
+            "(tensor parallelism); shard the model by fully_shard alone, or use DistributedDataParallel"
         )
     return model
 
@@ -92,15 +102,39 @@ def check_ranks(mining: Mining) -> None:
         )
 
 
+def check_stream(mining: Mining, *, has_transform: bool) -> None:
+    """Refuse methods by which a stream cannot be mined.
+
+    Args:
+        mining: the settings.
+        has_transform: whether items are transformed after they were read.
+
+    Raises:
+        ValueError: it knows samples by their ids, or makes several views where there is one.
+    """
+    choices = choices_of(mining)
+    if choices.pick in REMEMBERING:
+        raise ValueError(
+            f"{mining.method} knows samples by their ids, which a stream gives only once: got an IterableDataset; use "
+            "nm-sample, or a map-style data set"
+        )
+    if choices.candidates in ("views", "anchors") and not has_transform:
+        raise ValueError(
+            f"{mining.method} looks at several views of an item, and an item of a stream is read once: got an "
+            "IterableDataset without transform=; take the random transform out of the stream and pass it as "
+            "mine(..., transform=...), or use nm-sample"
+        )
+
+
 # These modules take long to import, and a model of theirs cannot be there before somebody has imported them.
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def _is_flat(model: nn.Module) -> bool:
     if "torch.distributed.fsdp" not in sys.modules:
         return False
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
-    return any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules())
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -10,36 +10,37 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from infer2train.batches import logits_of
 from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
-from infer2train.draws.randomness import restore_rng, rng_state
-from infer2train.loader.accumulation import gradients_of, restore_gradients
+from infer2train.loader.accumulation import Gradients
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import Course
 from infer2train.loader.journal import Journal
 from infer2train.loader.likeness import LikeDataLoader
 from infer2train.loader.measured import Measured
-from infer2train.loader.order import draws_in_epoch, global_batch_size, require_same_global_batch, require_same_run
+from infer2train.loader.order import draws_in_epoch, require_same_run
 from infer2train.loader.parts import Parts
 from infer2train.loader.passes import Passes
-from infer2train.loader.picking import Picker, planned
+from infer2train.loader.picking import Picker
+from infer2train.loader.planning import Planner
+from infer2train.loader.progress import Counted, Progress
 from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.saving import RunState
+from infer2train.loader.sharding import Weights
 from infer2train.loader.surroundings import OwnLoop, Surroundings
 from infer2train.observe.metrics import Meter
-from infer2train.observe.timeline import TRAINER, Span
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.pool import Pool, at_exit
-from infer2train.settings import as_plain, decisive, differences
 from infer2train.sources.pipeline import AddressPipeline
 
 
-class MinedLoader(LikeDataLoader, Measured):
+class MinedLoader(LikeDataLoader, Measured, Counted):
     """A loader of picked draws; made by `mine()`.
 
     Iterate it once an epoch, as the DataLoader it was made from. `last` tells of the draw handed out last, `metrics()`
@@ -48,14 +49,11 @@ class MinedLoader(LikeDataLoader, Measured):
 
     notes: tuple[str, ...] = ()
     """What was decided when the loader was made that its user did not say, one line each."""
-    last: Draw | None = None
-    """The draw handed out last; of several ranks, this one's part of it. Its `candidates` and `scores` are those of all
-    ranks where picks are among all (samples), and those of its own slots where picks are within a slot (views)."""
 
     def __init__(
         self,
         dataloader: "DataLoader[Any]",
-        model: nn.Module,
+        weights: Weights,
         mining: Mining,
         method: Method,
         pool: Pool,
@@ -64,43 +62,31 @@ class MinedLoader(LikeDataLoader, Measured):
         surroundings: Surroundings | None = None,
         passes: Passes | None = None,
     ) -> None:
-        self.mining, self._method = mining, method
-        self._has_oracle = method.choices.has_oracle
-        self._pool, self._model = pool, model
-        LikeDataLoader.__init__(self, dataloader, has_copies=self._has_oracle and pool.runs_beside)
-        self._surroundings = surroundings or OwnLoop(model)
-        self._meter, self._ranks = Meter(), Ranks.here()
-        self._course = Course(self.mining, self._has_oracle, self._ranks, passes)
-        self._publisher = Publisher(model, pool, self.mining, live, self._meter, self._ranks)
         assert mining.oracle_chunk is not None
-        parts = Parts(self._ranks, method.choices, mining.oracle_chunk)
-        self._picker = Picker(method, pool, trainer, self._meter, parts)
-        self._iteration = 0
-        self._is_step_due = False
-        self._handed_out: float | None = None
-        Measured.__init__(self, self._meter, pool)
-        draws_per_epoch = partial(self._course.draws_per_epoch, dataloader)
+        self.mining, self._method, self._pool = mining, method, pool
+        self._has_oracle = method.choices.has_oracle
+        LikeDataLoader.__init__(self, dataloader, has_copies=self._has_oracle and pool.runs_beside)
+        Measured.__init__(self, meter := Meter(), pool)
+        self._surroundings, self._ranks = surroundings or OwnLoop(weights.model), Ranks.here()
+        course = Course(mining, self._has_oracle, self._ranks, passes)
+        is_shared = passes is None  # of a stream, each rank has its own draws, and its own probe
+        self._publisher = publisher = Publisher(
+            weights, pool, mining, live, meter, self._ranks, has_one_probe=is_shared
+        )
+        self._planner = Planner(method, course, publisher, mining.seed if passes is None else passes.seed)
+        parts = Parts(self._ranks if is_shared else Ranks(), method.choices, mining.oracle_chunk)
+        self._picker = Picker(method, pool, trainer, meter, parts)
+        gradients = Gradients(weights.model, is_accumulated=mining.accumulation_steps > 1)
+        self._state = RunState(dataloader, mining, self._ranks, course, publisher, method, gradients)
+        draws_per_epoch = partial(course.draws_per_epoch, dataloader)
         self.journal = Journal(mining, method.choices, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
+        scored = publisher if self._has_oracle else None
+        Counted.__init__(self, course, Progress(course, scored, gradients, self.journal, meter, self.timeline))
+        self._iteration, self._is_closed = 0, False
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
-        self._is_closed = False
 
     # The epoch
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, or the next one (counted from 0): start `for epoch in range(loader.epoch, n)` here."""
-        return self._course.epoch
-
-    @property
-    def position(self) -> int:
-        """Draws of that epoch that were handed out."""
-        return self._course.position
-
-    @property
-    def steps(self) -> int:
-        """Steps acknowledged so far."""
-        return self._course.steps
 
     def __len__(self) -> int:
         """Draws in an epoch."""
@@ -123,7 +109,7 @@ class MinedLoader(LikeDataLoader, Measured):
         """Have the epoch under way end here, also one that a resumed loop does not finish: the next iteration begins
         another. A loop that takes all draws, or breaks off, need not call it."""
         if self._course.is_open:
-            self._settle()
+            self._progress.ask()
             self.journal.end_epoch()
             self._course.end_epoch()
 
@@ -142,9 +128,8 @@ class MinedLoader(LikeDataLoader, Measured):
         require_group()
         self._surroundings.begin()
         self._picker.stop()
-        self._count_what_is_due()
-        self._handed_out = None
-        require_same_run(self._dataloader, self._ranks, {**self._settings(), **self._course.place})
+        self._progress.begin()
+        require_same_run(self._dataloader, self._ranks, {**self._state.settings, **self._course.place})
         if self._surroundings.tells_epochs:
             self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
@@ -159,24 +144,15 @@ class MinedLoader(LikeDataLoader, Measured):
     # One draw
 
     def _next_batch(self) -> Any:
-        started = perf_counter()
+        asked = perf_counter()
         self._require_open()
-        self._note_training()
-        self._settle()
+        self._progress.note_training()
+        self._progress.ask()
         if not len(self._picker):
-            draw = self._planned()
-            self._publisher.require(draw, self.steps)
-            self._picker.submit(draw)
+            self._picker.submit(self._planner.next())
         self._submit_ahead()
-        self.last, batch = self._picker.take()
-        assert self.last.number == self._course.draws, (self.last.number, self._course.draws)
-        self._publisher.saw(self.last)
-        self.journal.drawn(self.last)
-        self._course.hand_out()
-        # A loop may break off before it trains on its last draw; the next epoch then begins at the steps done.
-        self._publisher.retire(min(self._course.step_of(self._course.draws), self._course.steps))
-        self._handed_out = perf_counter()
-        self._meter.add(draws=1, examples=len(self.last.addresses), waiting_seconds=self._handed_out - started)
+        draw, batch = self._picker.take()
+        self._progress.hand_out(draw, asked)
         return batch
 
     def _require_open(self) -> None:
@@ -186,67 +162,12 @@ class MinedLoader(LikeDataLoader, Measured):
                 "called again with its optimizer; iterate the loader made last, or call mine() again"
             )
 
-    def _note_training(self) -> None:
-        """What the host did with the draw that it was handed last."""
-        if self._handed_out is not None and self.last is not None:
-            details = {"draw": self.last.number, "step": self.last.step}
-            seconds = perf_counter() - self._handed_out
-            self._pool.timeline.add(Span(TRAINER, "train", self._handed_out, seconds, details))
-        self._handed_out = None
-
-    def _planned(self, ahead: int = 0) -> Draw:
-        """The draw that comes after so many others of the epoch."""
-        course = self._course
-        step = course.step_of(course.draws + ahead)
-        return planned(
-            self._method,
-            number=course.draws + ahead,
-            epoch=course.epoch,
-            step=step,
-            ids=course.ids(ahead),
-            epoch_ids=course.offered(ahead),
-            version=self._publisher.version_for(step),
-        )
-
     def _submit_ahead(self) -> None:
         """Put every draw on its way whose version is published, as far ahead as views are made."""
         while len(self._picker) < min(self._picker.depth, self._course.left):
-            draw = self._planned(ahead=len(self._picker))
-            if not self._publisher.has(draw):
+            if (draw := self._planner.ready(ahead=len(self._picker))) is None:
                 return
             self._picker.submit(draw)
-
-    # Steps and versions
-
-    def step_due(self) -> None:
-        """Take note of a step that goes on, by another optimiser: it is counted when the next draw is asked for."""
-        self._is_step_due = True
-
-    def _count_what_is_due(self) -> None:
-        if self._is_step_due:
-            self._is_step_due = False
-            self.step_done()
-
-    def _settle(self) -> None:
-        """Count the step before the draw that the host asks for, where it is over without an acknowledgement."""
-        self._count_what_is_due()
-        if self._course.has_skipped():
-            self._meter.add(skipped_steps=1)
-            self._course.warn_of_skips()
-            self.step_done()
-
-    def step_done(self) -> None:
-        """Acknowledge one step: call it after each optimiser attempt, unless `mine()` was given the optimiser.
-
-        Raises:
-            RuntimeError: more steps were done than draws were handed out for.
-        """
-        self._course.step_done()
-        self._note_training()
-        if self._has_oracle:
-            self._publisher.publish_if_due(self.steps)
-        if self.last is not None:
-            self.journal.step(self.steps, self.last)
 
     # The loss
 
@@ -302,32 +223,16 @@ class MinedLoader(LikeDataLoader, Measured):
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on exactly needs besides model, optimiser and scheduler: counters, the published
         records still needed, the random state of torch, NumPy and `random`, and where gradients are accumulated those
-        that there are. Tensors and plain values only.
+        that no step has used yet. Tensors and plain values only.
 
         Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
-        finishes the epoch under way, also where the saved loop had left it by a `break`. Where gradients are
-        accumulated, take it after `zero_grad()`: those that a step has used would be added to again. Every rank has
-        the same but for its random state and unfinished gradients, so after a step one of them may save it for all;
-        another number of ranks goes on from it where the global batch is the same.
+        finishes the epoch under way, also where the saved loop had left it by a `break`. Every rank has the same but
+        for its random state and unfinished gradients, so after a step one of them may save it for all; another number
+        of ranks goes on from it where the global batch is the same.
         """
-        self._count_what_is_due()
+        self._progress.count_due()
         self.journal.flush()
-        return {
-            **self._course.state_dict(),
-            **self._publisher.state_dict(),
-            "mining": self._settings(),
-            "method": self._method.state_dict(),
-            "ranks": self._ranks.world,
-            "global_batch": global_batch_size(self._dataloader, self._ranks),
-            "rank": self._ranks.rank,
-            "rng": rng_state(),
-            # Whether a step is unfinished is the host's to know: some carry gradients into the next epoch.
-            "gradients": gradients_of(self._model) if self.mining.accumulation_steps > 1 else {},
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        """What a result depends on, by which two loaders are compared."""
-        return decisive(Mining, as_plain(self.mining, Mining))
+        return self._state.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`: the next iteration continues the epoch where it stood.
@@ -335,21 +240,12 @@ class MinedLoader(LikeDataLoader, Measured):
         Random state is taken back by the rank that saved it; others keep their own.
 
         Raises:
-            ValueError: the state is of a loader with other settings, or of ranks with another global batch.
+            ValueError: the state is of a loader with other settings, or of ranks with another global batch; or it has
+                gradients of another rank.
         """
-        differ = differences(state["mining"], self._settings())
-        if differ:
-            raise ValueError(
-                f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
-            )
-        require_same_global_batch(self._dataloader, self._ranks, state["ranks"], state["global_batch"])
+        self._state.check(state)
         self._picker.stop()
-        self._is_step_due = False
-        self._course.load_state_dict(state)
-        self._method.load_state_dict(state["method"])
+        self._progress.forget_due()
+        self._state.load_state_dict(state)
         self.journal.begin(self._course.is_new, self.steps)
         self.journal.take_back(self.steps, self.epoch)
-        self._publisher.load_state_dict(state)
-        restore_gradients(self._model, state["gradients"])
-        if state["rank"] == self._ranks.rank:
-            restore_rng(state["rng"])

@@ -22,6 +22,7 @@ from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
 from infer2train.loader.passes import passes_of
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.sharding import Weights
 from infer2train.loader.surroundings import OwnLoop, taken_apart
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
@@ -113,14 +114,15 @@ def mine(
     read = base
     if passes is not None:
         read, wanted = passes.readable(), replace(wanted, window=passes.width)
+    weights = Weights(model)
     trained_on, scored = sources(read, transform, score_collate, wanted)
     with closing(Reader(scored, ViewWorkers.of(read))) as reader:  # few engines read on here, and begin anew
-        host = Host(dataloader=read, model=model, split=split, source=scored, reader=reader)
+        host = Host(dataloader=read, model=weights.whole, split=split, source=scored, reader=reader)
         method.survey(host.read, readable_ids(read))
         assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
-    live = None if assembly.monitor is None else LiveModel(model, assembly.monitor, wanted.update_every)
+    live = None if assembly.monitor is None else LiveModel(weights.whole, assembly.monitor, wanted.update_every)
     trainer = AddressPipeline(trained_on, like=read)
-    loader = MinedLoader(base, model, assembly.mining, method, assembly.pool, trainer, live, surroundings, passes)
+    loader = MinedLoader(base, weights, assembly.mining, method, assembly.pool, trainer, live, surroundings, passes)
     loader.notes = told + assembly.notes
     if assembly.feed is not None:
         loader.timeline.listen(FeedWatch(assembly.feed).add)

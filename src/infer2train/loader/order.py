@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.draws.randomness import seeded
@@ -94,7 +94,7 @@ def draws_in_epoch(dataloader: "DataLoader[Any]", ranks: Ranks) -> int:
     Lightning) or `num_processes` (Accelerate)."""
     samplers = _samplers(dataloader)
     is_part = any(getattr(s, name, None) for s in samplers for name in ("num_replicas", "num_processes"))
-    if ranks.world == 1 or is_part:
+    if ranks.world == 1 or is_part or isinstance(dataloader.dataset, IterableDataset):
         return len(dataloader)
     return len(dataloader) // ranks.world if _drops_last(dataloader) else -(-len(dataloader) // ranks.world)
 
@@ -118,7 +118,9 @@ def require_same_run(dataloader: "DataLoader[Any]", ranks: Ranks, what: Mapping[
     """
     ranks.require_joined()
     if ranks.world > 1:
-        data = {"samples": len(dataloader.dataset), "batch_size": usual_batch_size(dataloader)}  # type: ignore[arg-type]
+        dataset = dataloader.dataset  # of a stream, each rank has its own
+        samples = None if isinstance(dataset, IterableDataset) else len(dataset)  # type: ignore[arg-type]
+        data = {"samples": samples, "batch_size": usual_batch_size(dataloader)}
         remedy = "call mine() alike on every rank (oracle='auto' named), load one state on all, and loop alike"
         ranks.require_same({**what, **data}, remedy)
 

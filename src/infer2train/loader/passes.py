@@ -1,7 +1,8 @@
 """The order of an epoch over a stream: one pass, batch by batch as the items come, known a window ahead.
 
 Whereas a sampler is asked for an epoch at once (`order`), here the next window is read while draws use up the one
-before. What was used up is deleted, so that two windows are there at most.
+before. What was used up is deleted, so that two windows are there at most. Of several ranks each reads a share of its
+own and makes draws of its own; they agree, a window at a time, on how many.
 """
 
 import os
@@ -18,10 +19,11 @@ import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, IterableDataset
 
-from infer2train.draws.addresses import Addresses
-from infer2train.draws.methods.table import choices_of
+from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.mining import Mining
+from infer2train.loader.admission import check_stream
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.shares import Shares
 from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.streaming import Filled, HeadReading, Mark, StreamReading
@@ -29,8 +31,6 @@ from infer2train.sources.window import WindowItems, item_id, window_name
 
 WINDOW = 2048
 """Items in a window, where nobody says how many."""
-REMEMBERING = ("pruned", "learnable", "trusted")
-"""Picks that depend on what is known of a sample id."""
 
 
 class Passes:
@@ -46,15 +46,12 @@ class Passes:
     """
 
     def __init__(self, dataloader: "DataLoader[Any]", mining: Mining, *, has_transform: bool) -> None:
-        _check_method(mining, has_transform)
-        if (world := Ranks.here().world) > 1:
-            raise ValueError(
-                f"a stream is read by one training process: got {world} ranks; train on one device, or give the data "
-                "set __getitem__ and __len__"
-            )
+        check_stream(mining, has_transform=has_transform)
         assert dataloader.batch_size is not None
         self._batch_size, self._drop_last, self._seed = dataloader.batch_size, dataloader.drop_last, mining.seed
-        self._dataset, self._loader = dataloader.dataset, dataloader
+        self._dataset, self._loader, rank = dataloader.dataset, dataloader, Ranks.here().rank
+        self.seed = int(seeds(mining.seed, Purpose.RANK, slot=rank)) if rank else mining.seed
+        """Of this rank's draws. The stream itself is read with the run's, which may be what ranks share it out by."""
         wanted = mining.window or WINDOW
         self.width = -(-wanted // self._batch_size) * self._batch_size
         """Items in a window: whole batches."""
@@ -75,6 +72,7 @@ class Passes:
         self._number, self._count, self._start = 0, 0, 0
         self._marks: dict[int, Mark] = {}
         self._is_whole = False
+        self._shares = Shares(Ranks.here(), self.draws_per_window)
 
     @property
     def _stream(self) -> Iterable[Any]:
@@ -117,32 +115,28 @@ class Passes:
         for path in self._folder.glob("*.window"):
             path.unlink()
         self._number, self._is_whole, self._marks = number, False, {}
+        self._shares.begin()
         mark = self._mark
         is_near = mark is not None and mark.number == number and mark.place <= position * self._batch_size
         self._count = mark.place if mark is not None and is_near else self._window_of(position)
         self._start = self._count // self._batch_size
         self.reach(position)
+        self._shares.require_apart(next((mark.digest for mark in self._marks.values()), []))
         if len(self) == 0:
+            where = "" if self._known == 0 else ", of which another rank's share has none"
             raise ValueError(
                 f"an epoch needs at least one batch: got none from a stream of {self._count} items at batch_size="
-                f"{self._batch_size}; lower the batch size or turn drop_last off"
+                f"{self._batch_size}{where}; lower the batch size or turn drop_last off"
             )
 
     def reach(self, position: int) -> None:
-        """Know whether there is a draw at this position; the window after is read from its window's half on."""
-        while not self._is_whole:
-            if position < self._start:
-                return
-            if not self._pipeline.waiting:
-                self._ask()
-            if position < (self._start + len(self)) // 2:
-                return
-            self._take_over(self._pipeline.get())
+        """Know whether every rank has a draw at this position; the window after is read from its window's half on."""
+        self._read_for(position)
+        self._shares.reach(position, self._known)
 
     def __len__(self) -> int:
-        """Draws known."""
-        rest = 0 if self._drop_last else self._count % self._batch_size > 0
-        return self._count // self._batch_size + rest
+        """Draws known: no more than every rank has, where one has come to its end."""
+        return self._known if self._shares.end is None else self._shares.end
 
     def __getitem__(self, position: int) -> Int64[np.ndarray, " b"]:
         """The ids of a draw: consecutive items."""
@@ -153,7 +147,7 @@ class Passes:
 
         The last window of a pass is filled up with the items before it.
         """
-        last = min(self._window_of(position) + self.width, len(self) * self._batch_size)
+        last = min(self._window_of(position) + self.width, self._known * self._batch_size)
         return self._ids(max(0, last - self.width), last)
 
     def close(self) -> None:
@@ -162,6 +156,20 @@ class Passes:
         self._finalizer()
 
     # Windows
+
+    @property
+    def _known(self) -> int:
+        """Draws that this rank's items make."""
+        rest = 0 if self._drop_last else self._count % self._batch_size > 0
+        return self._count // self._batch_size + rest
+
+    def _read_for(self, position: int) -> None:
+        while not self._is_whole and position >= self._start:
+            if not self._pipeline.waiting:
+                self._ask()
+            if position < (self._start + self._known) // 2:
+                return
+            self._take_over(self._pipeline.get())
 
     def _window_of(self, position: int) -> int:
         """The place where the window of a draw begins."""
@@ -194,7 +202,7 @@ class Passes:
                 f"place: {filled.skipped} items were skipped. A data set with state_dict() and load_state_dict() (and "
                 "without a shuffle buffer) goes on at once",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=8,
             )
 
     # Resume
@@ -236,22 +244,6 @@ def passes_of(dataloader: "DataLoader[Any]", mining: Mining, *, has_transform: b
             "read at any time; drop it"
         )
     return None
-
-
-def _check_method(mining: Mining, has_transform: bool) -> None:
-    """Refuse what a stream cannot be mined by."""
-    choices = choices_of(mining)
-    if choices.pick in REMEMBERING:
-        raise ValueError(
-            f"{mining.method} knows samples by their ids, which a stream gives only once: got an IterableDataset; use "
-            "nm-sample, or a map-style data set"
-        )
-    if choices.candidates in ("views", "anchors") and not has_transform:
-        raise ValueError(
-            f"{mining.method} looks at several views of an item, and an item of a stream is read once: got an "
-            "IterableDataset without transform=; take the random transform out of the stream and pass it as "
-            "mine(..., transform=...), or use nm-sample"
-        )
 
 
 def _reader_workers(dataloader: "DataLoader[Any]") -> ViewWorkers:

@@ -2,7 +2,7 @@
 
     ids of an epoch, from the user's sampler        loader/order.py
         |
-    planned: kind of draw, version, candidates      here; draws/draw.py, draws/methods/
+    planned: kind of draw, version, candidates      loader/planning.py; draws/draw.py, draws/methods/
         |  addresses, version                       of several ranks each its part: loader/parts.py
     pool: view -> engine -> score                   pool/, sources/, oracle/, draws/scores.py
         |  scores, targets                          gathered where a pick is among all
@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.collapse import ClassShare, CollapseWatch, largest_class
 from infer2train.draws.draw import Draw, Kind
 from infer2train.draws.methods.method import Method
@@ -35,58 +34,13 @@ from infer2train.draws.methods.samples import has_classes
 from infer2train.draws.ramp import ALWAYS
 from infer2train.draws.selection import count_nonfinite
 from infer2train.loader.parts import Parts
+from infer2train.loader.planning import as_given
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
 from infer2train.oracle.scorer import Scores
 from infer2train.pool.pool import OracleLostError, Pool, check_answer
 from infer2train.pool.task import Answer
 from infer2train.sources.pipeline import AddressPipeline
-
-
-def planned(
-    method: Method,
-    *,
-    number: int,
-    epoch: int,
-    step: int,
-    ids: Int64[np.ndarray, " b"],
-    epoch_ids: Int64[np.ndarray, " e"],
-    version: int,
-) -> Draw:
-    """A draw that is to be made: everything about it but what the oracle will say.
-
-    Args:
-        method: decides what kind of draw it is.
-        number: counted over the run.
-        epoch: counted from 0.
-        step: that trains on it.
-        ids: as the user's loader gave them.
-        epoch_ids: of the whole epoch.
-        version: of the weights that may score it, where the oracle does.
-    """
-    choices, seed = method.choices, method.mining.seed
-    share = method.share(epoch)
-    kind = method.kind_of(step, share, len(ids))
-    given = Addresses(ids, seeds(seed, Purpose.VIEW, epoch=epoch, draw=number, slot=np.arange(len(ids))))
-    draw = Draw(
-        number=number,
-        epoch=epoch,
-        step=step,
-        kind=kind,
-        share=share,
-        seed=seed,
-        ids=ids,
-        epoch_ids=epoch_ids,
-        version=version if choices.has_oracle and kind is not Kind.GIVEN else None,
-        candidates=given[:0],
-        addresses=given,
-    )
-    return replace(draw, candidates=method.candidates(draw)) if kind.is_scored else draw
-
-
-def as_given(draw: Draw) -> Draw:
-    """A planned draw as the batch that the user's loader gave: nobody scores it any more."""
-    return replace(draw, kind=Kind.GIVEN, version=None, candidates=draw.candidates[:0])
 
 
 def remedy_of(method: Method) -> str:

@@ -5,12 +5,11 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from torch import nn
-
 from infer2train.draws.draw import Draw
 from infer2train.draws.mining import Mining
 from infer2train.loader.course import REMEDIES
 from infer2train.loader.ranks import Ranks
+from infer2train.loader.sharding import Weights
 from infer2train.machine.device import device_of
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
@@ -23,19 +22,28 @@ class Publisher:
     """Copies weights out of the model into records.
 
     Args:
-        model: the trainer's.
+        weights: of the trainer's model.
         pool: gets the records.
         mining: says when.
         live: asks the model for its own scores; None where nobody compares.
         meter: where the time that it takes is counted.
         ranks: of the run; all publish what the first of them has.
+        has_one_probe: whether oracles of all ranks are measured on the same samples.
     """
 
     def __init__(
-        self, model: nn.Module, pool: Pool, mining: Mining, live: LiveModel | None, meter: Meter, ranks: Ranks
+        self,
+        weights: Weights,
+        pool: Pool,
+        mining: Mining,
+        live: LiveModel | None,
+        meter: Meter,
+        ranks: Ranks,
+        *,
+        has_one_probe: bool = True,
     ) -> None:
-        self._model, self._pool, self._rule, self._live, self._meter = model, pool, mining.rule, live, meter
-        self._ranks = ranks
+        self._weights, self._pool, self._rule, self._live, self._meter = weights, pool, mining.rule, live, meter
+        self._ranks, self._has_one_probe = ranks, has_one_probe
         self._is_freshest = mining.staleness == "freshest"
         self._newest_scored = -1
 
@@ -68,7 +76,8 @@ class Publisher:
             return
         with self._pool.timeline.span(TRAINER, "publish", version=steps):
             started = perf_counter()
-            record = snapshot(self._model, steps, self._pool.room)
+            self._weights.gather()
+            record = snapshot(self._weights.whole, steps, self._pool.room)
             if self._live is not None:
                 record = replace(record, probe_scores=self._live.scores(steps))
                 self._meter.add(outgrown_versions=self._live.is_outgrown)
@@ -78,7 +87,7 @@ class Publisher:
 
     def _take_from_first(self, record: Record) -> None:
         """Make a record that nobody has seen yet that of rank 0: buffers of other ranks saw other batches."""
-        probe = () if record.probe_scores is None else (record.probe_scores,)
+        probe = () if record.probe_scores is None or not self._has_one_probe else (record.probe_scores,)
         self._ranks.take_from_first([*record.tensors.values(), *probe])
 
     def saw(self, draw: Draw) -> None:
@@ -113,7 +122,7 @@ class Publisher:
         """Publish these records instead of what there is."""
         self._newest_scored = state["newest_scored"]
         self._pool.retire(max(self._pool.records, default=0) + 1)
-        device = device_of(self._model)
+        device = device_of(self._weights.whole)
         for version, saved in sorted(state["records"].items(), key=lambda item: int(item[0])):
             tensors = {name: tensor.to(device) for name, tensor in saved["tensors"].items()}
             self._pool.publish(Record(int(version), tensors, saved["ranges"], saved["probe_scores"]))
