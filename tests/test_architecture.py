@@ -21,7 +21,7 @@ ROOMS = {
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
     "openvino_engine onnxruntime_engine engines measurement",
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
-    "segment channel pulse process_desk worker_process process",
+    "segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order passes acknowledgement surroundings likeness accumulation admission remedies rehearsal "
     "course parts publisher picking health measured journal loader feeding assembly mine",
