@@ -28,7 +28,7 @@ ROOMS = {
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
-    "studies": "advise compare gamma reproduce demo",
+    "studies": "advise compare gamma plan reproduce demo",
     "cli": "arguments arms verbs main __main__",
 }
 """In the way of the data; behind each room its modules in theirs."""

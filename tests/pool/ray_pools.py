@@ -13,12 +13,19 @@ from infer2train.pool.ray_pool import RayPool
 from pool.process_pools import scoring_task
 
 STORE_BYTES = 200 << 20
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # other tests' memory is none of its business
+    # Of a node's own processes: a busy machine is no broken one.
+    "RAY_raylet_start_wait_time_s": "150",
+    "RAY_agent_register_timeout_ms": "150000",
+    "RAY_health_check_timeout_ms": "60000",
+}
 
 
 def require_ray() -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'infer2train[ray]'")
-    # Neither other tests' memory nor a page of the system's statistics is any of its business.
-    os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= SETTINGS
 
 
 @contextmanager

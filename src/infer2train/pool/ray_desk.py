@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import loads
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class Reply:
     taken: int
     """The number of the last order that has come, as have all before it."""
     news: list[tuple[int, News]]
+    clock: float
+    """Of its machine, by `perf_counter`, at about the moment when it said so."""
     is_over: bool
     """Whether the worker has ended, and no more news will come."""
 
@@ -109,6 +112,7 @@ class RayDesk(Desk):
                 phase=self._phase,
                 taken=self._taken,
                 news=list(self._news),
+                clock=perf_counter(),
                 is_over=self._is_over,
             )
 

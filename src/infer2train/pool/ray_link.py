@@ -1,18 +1,19 @@
 """One Ray actor as the trainer has it: asked for, talked to, listened to by a thread, ended."""
 
+import math
 import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from queue import SimpleQueue
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infer2train.pool.messages import News, Order, Take
+from infer2train.pool.messages import Done, News, Order, Take
 from infer2train.pool.ray_desk import Oracle, Reply, Sent, kept
 from infer2train.pool.transport import Link, LinkClosedError, Post
 
@@ -20,6 +21,8 @@ LOOK_SECONDS = 1.0
 """Between two looks of a waiting thread whether it is still wanted."""
 AGAIN_SECONDS = 0.2
 """Before an actor that could not be reached is called again."""
+SAME_CLOCK_SECONDS = 1.0
+"""Between two clocks that are nearer than that there is only the time that a message takes."""
 CALLS = 4
 """That an actor answers at a time: one that waits for news, others that bring orders."""
 
@@ -61,6 +64,7 @@ class RayLink(Link):
         self._said: Reply | None = None
         self._ended: str | None = None
         self._is_left = False
+        self._clock_behind = math.inf
         self._actor: Any = (
             ray.remote(Oracle)
             .options(
@@ -174,13 +178,21 @@ class RayLink(Link):
             while self._unacknowledged and self._unacknowledged[0].number <= reply.taken:
                 self._unacknowledged.popleft()
         self._said, self._beats = reply, self._beats + 1
+        self._clock_behind = min(self._clock_behind, perf_counter() - reply.clock)
         for number, news in reply.news:
             if number > heard:
-                self._inbox.put(news)
+                self._inbox.put(self._by_our_clock(news))
                 heard = number
         if reply.news:
             self._something_told.set()
         return heard
+
+    def _by_our_clock(self, news: News) -> News:
+        """With the times of what it did as they were here: another machine's clock began when that was started."""
+        if not isinstance(news, Done) or abs(self._clock_behind) < SAME_CLOCK_SECONDS:
+            return news
+        spans = [replace(span, started=span.started + self._clock_behind) for span in news.as_spans()]
+        return replace(news, spans=[[s.lane, s.name, s.started, s.seconds, s.details] for s in spans])
 
 
 def _in_words(error: Exception) -> str:
