@@ -167,7 +167,7 @@ def soak(options: argparse.Namespace) -> bool:
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
     nodes = [cluster.add_node(num_cpus=1, resources={"oracle": 1}, object_store_memory=STORE_BYTES) for _ in range(2)]
 

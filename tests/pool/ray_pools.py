@@ -15,6 +15,7 @@ from pool.process_pools import scoring_task
 STORE_BYTES = 200 << 20
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "RAY_memory_monitor_refresh_ms": "0",  # other tests' memory is none of its business
     # Of a node's own processes: a busy machine is no broken one.
     "RAY_raylet_start_wait_time_s": "150",

@@ -15,6 +15,11 @@ ORACLE = "oracle"
 PLACES = 1000
 """Of it in a Ray of this machine alone: cores are given by number there."""
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # an oracle with a core of its own steps back for nobody
+}
+"""Of a Ray of this machine alone, where the user has not set them."""
 _users = 0
 """Of a Ray that was started here."""
 
@@ -99,7 +104,7 @@ def _without_clusters() -> Iterator[None]:
     on all interfaces. What it starts reads the environment, what it has imported has read it."""
     from ray._private import ray_constants
 
-    variables = {_CLUSTERS: "0", "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")}
+    variables = {_CLUSTERS: "0"} | {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
     before, enabled = {name: os.environ.get(name) for name in variables}, ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(variables)
     ray_constants.ENABLE_RAY_CLUSTER = False
