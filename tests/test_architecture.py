@@ -21,7 +21,7 @@ ROOMS = {
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
     "openvino_engine onnxruntime_engine engines measurement",
     "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
-    "segment channel pulse process_desk worker_process process",
+    "segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "
     "remedies rehearsal course parts publisher planning picking health measured journal progress saving loader "
@@ -29,7 +29,7 @@ ROOMS = {
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
-    "studies": "advise compare export inspection gamma reproduce demo",
+    "studies": "advise compare export inspection gamma plan reproduce demo",
     "cli": "arguments arms verbs main __main__",
 }
 """In the way of the data; behind each room its modules in theirs."""

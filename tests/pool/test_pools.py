@@ -16,8 +16,13 @@ def test_every_pool_says_which_cores_it_keeps_from_the_trainer(name: str) -> Non
     assert issubclass(kind, Pool)
     oracles, trainers = kind.cores(mining)
     assert {*oracles, *trainers} == set(available_cores())
-    assert oracles == (available_cores()[-1:] if name == "process" else ())
-    assert kind.runs_beside == (name == "process")
+    assert oracles == (available_cores()[-1:] if name in ("process", "ray") else ())
+    assert kind.runs_beside == (name in ("process", "ray"))
+
+
+def test_a_clusters_cores_are_not_this_machines() -> None:
+    mining = Mining(pool="ray", ray_address="auto", oracle_workers=1000)
+    assert pool_of(mining).cores(mining) == ((), available_cores())
 
 
 def test_a_control_that_looks_at_no_candidate_has_no_oracle_to_put_anywhere() -> None:

@@ -62,6 +62,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
         "export", _export_parser(), help="write a trained network as ONNX, OpenVINO IR and safetensors"
     )
     verbs.add_subcommand("gamma", _gamma_parser(), help="measure what this machine can do, and whether mining pays")
+    verbs.add_subcommand("plan", _plan_parser(), help="how many oracles keep gamma fed, and what a step then costs")
     verbs.add_subcommand("advise", _advise_parser(), help="does mining pay for a baseline, by what was measured before")
     verbs.add_subcommand("reproduce", _reproduce_parser(), help="the paper's figures and tables, and whether it pays")
     verbs.add_subcommand("demo", _demo_parser(), help="what helps and what hurts, on real data, in minutes")
@@ -147,6 +148,29 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
         description="Measure trainer, int8 engines and views on this machine: γ, alone and end to end, and a verdict.",
         exit_on_error=False,
     )
+    _add_measuring(parser)
+    parser.add_argument("--json", type=str | None, default=None, help="Write everything measured to this file.")
+    return parser
+
+
+def _plan_parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description="Say how many oracle workers of which kind keep γ fed, and what a step then costs: measured as by "
+        "gamma, or from its file.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--measured", type=str | None, default=None, help="What gamma --json wrote. Default: it is measured now.")
+    add("--workers", type=int, nargs="+", default=[1, 2, 4, 8], help="Numbers of oracle workers to plan for.")
+    add("--update-every", type=int, default=100, help="Steps between refreshes of the oracle (T).")
+    add("--delay-steps", type=int, default=0, help="Extra steps of allowed staleness (D).")
+    add("--link-mbit", type=float, default=1000.0, help="Between trainer and oracles (megabits a second).")
+    _add_measuring(parser)
+    return parser
+
+
+def _add_measuring(parser: jsonargparse.ArgumentParser) -> None:
+    """What gamma measures."""
     add = parser.add_argument
     add("--model", type=str, default="resnet44", help="As for train.")
     add("--data", type=str | None, default=None, help="As for train. Default: random pixels.")
@@ -165,9 +189,7 @@ def _gamma_parser() -> jsonargparse.ArgumentParser:
     add("--compile", action="store_true", help="Try torch.compile for the trainer too (minutes).")
     add("--run", type=str | None, default=None, help="A run folder: its model, data and newest weights.")
     add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
-    add("--json", type=str | None, default=None, help="Write everything measured to this file.")
     add("--quiet", action="store_true", help="Show no progress.")
-    return parser
 
 
 def _advise_parser() -> jsonargparse.ArgumentParser:

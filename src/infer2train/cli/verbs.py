@@ -142,12 +142,42 @@ def _gamma(options: dict[str, Any]) -> None:
 
     from rich.console import Console
 
-    from infer2train.studies.gamma.measure import measure_gamma
     from infer2train.studies.gamma.report import print_gamma
+
+    report = _measured(options)
+    if options["json"] is not None:
+        Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    print_gamma(report, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
+
+
+def _plan(options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from infer2train.studies.plan import plan_of, print_plan, read_measured
+
+    file = options["measured"]
+    plan = plan_of(
+        read_measured(Path(file)) if file is not None else _measured(options).as_plain(),
+        gamma=options["gamma"],
+        workers=options["workers"],
+        update_every=options["update_every"],
+        delay_steps=options["delay_steps"],
+        link_megabits=options["link_mbit"],
+    )
+    console = Console()
+    print_plan(plan, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
+
+
+def _measured(options: dict[str, Any]) -> Any:
+    """What this machine can do, measured."""
+    from rich.console import Console
+
+    from infer2train.studies.gamma.measure import measure_gamma
 
     progress = Console(stderr=True)
     with progress.status("measuring …") as status:
-        report = measure_gamma(
+        return measure_gamma(
             model=options["model"],
             data=options["data"],
             data_cache=options["data_cache"],
@@ -164,10 +194,6 @@ def _gamma(options: dict[str, Any]) -> None:
             if options["quiet"]
             else (lambda line: _tell(f"measuring {line}", progress, status)),
         )
-    if options["json"] is not None:
-        Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
-    console = Console()
-    print_gamma(report, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
 
 
 def _tell(line: str, console: Any, status: Any) -> None:
@@ -235,6 +261,7 @@ VERBS = {
     "eval": _eval,
     "export": _export,
     "gamma": _gamma,
+    "plan": _plan,
     "advise": _advise,
     "reproduce": _reproduce,
     "demo": _demo,

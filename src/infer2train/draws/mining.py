@@ -70,13 +70,17 @@ class Mining:
     """Seed of everything random here (in [0, 2^63))."""
     pool: str = setting("inline", is_place=True)
     """inline: the oracle scores in the trainer's own time; process: in processes of its own, ahead of the trainer;
-    stream: in a CUDA stream beside the trainer's. What is selected is the same."""
+    stream: in a CUDA stream beside the trainer's; ray: in actors of a Ray cluster. What is selected is the same."""
     oracle_workers: int = setting(1, at_least=1, is_place=True)
-    """Processes of the oracle, with pool=process."""
+    """Processes of the oracle, with pool=process or pool=ray."""
     oracle_cores: str | None = setting(None, is_place=True)
     """Cores of the oracle, such as 1 or 4-7; the trainer gets the others. Default: the last ones, one a worker."""
     queue_depth: int = setting(4, at_least=0, is_place=True)
-    """How far the oracle scores ahead of the trainer, with pool=process, as far as versions are published (draws)."""
+    """How far the oracle scores ahead of the trainer, with pool=process or pool=ray, as far as versions are published
+    (draws)."""
+    ray_address: str | None = setting(None, is_place=True)
+    """With pool=ray, the cluster to join: HOST:PORT of its head, or auto on one of its machines. Default: a Ray of this
+    machine alone, started and stopped with the loader."""
     oracle_num_workers: int | None = setting(None, at_least=0, is_place=True)
     """Processes that read and transform candidates for the oracle, for each of its own. Default: as many as the
     DataLoader's num_workers."""

@@ -1,8 +1,10 @@
 """Which of the machine's cores are the oracle's and which the trainer's."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def available_cores() -> tuple[int, ...]:
@@ -109,3 +111,24 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def claimed_core() -> tuple[int, ...]:
+    """The last core that no other process has claimed in this way, claimed until this one ends; empty where none is.
+
+    For processes that were started without knowing of each other, as those of a cluster are.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return ()
+    import fcntl
+
+    for core in reversed(available_cores()):
+        file = Path(tempfile.gettempdir()) / f"infer2train-{os.getuid()}-core-{core}"
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+        else:
+            return (core,)  # the descriptor stays open, and with it the claim
+    return ()

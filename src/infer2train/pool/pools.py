@@ -9,6 +9,7 @@ POOLS = {
     "inline": "infer2train.pool.inline:InlinePool",
     "process": "infer2train.pool.process:ProcessPool",
     "stream": "infer2train.pool.stream:StreamPool",
+    "ray": "infer2train.pool.ray_pool:RayPool",
 }
 """Name -> a `Pool`, whose class says what others must know of it: `built`, `runs_beside`, `cores`."""
 

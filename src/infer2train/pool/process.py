@@ -85,16 +85,8 @@ class ProcessPool(SupervisedPool):
     ) -> None:
         if starting_again():
             raise RuntimeError(GUARD)
-        posts = [
-            Post(
-                lane=f"oracle {i}",
-                cores=tuple(cores[i::workers]),
-                threads=max(1, len(cores) // workers) if cores else torch.get_num_threads(),
-                is_freshest=is_freshest,
-                is_newest_first=is_newest_first,
-            )
-            for i in range(workers)
-        ]
+        threads = max(1, len(cores) // workers) if cores else torch.get_num_threads()
+        posts = Post.several(workers, cores, threads=threads, is_freshest=is_freshest, is_newest_first=is_newest_first)
         super().__init__(task, Processes(task), posts, queue_depth=queue_depth, patience=patience)
 
     @classmethod

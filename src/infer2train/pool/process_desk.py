@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from pickle import loads
 from socket import socket
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 
 from infer2train.pool.channel import Channel, wait_for
-from infer2train.pool.messages import Failed, News, Order, Warned
+from infer2train.pool.messages import Failed, News, Order
 from infer2train.pool.pulse import BEAT_SECONDS, Pulse
 from infer2train.pool.task import Task
 from infer2train.pool.transport import Desk, Post
-from infer2train.pool.worker import Worker
+from infer2train.pool.worker import Worker, pass_warnings_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ def work(end: socket, task: Any, pulse: Any, setting: Setting) -> None:
         desk.tell(Failed.by(error, None))
         desk.drain()
         return
-    _pass_warnings_on(desk)
+    pass_warnings_on(desk)
     worker.run()
     os._exit(0)  # without waiting for a program that is still being prepared
 
@@ -103,11 +102,3 @@ def _beat(pulse: Pulse, trainer: int) -> None:
         pulse.beat()
         time.sleep(BEAT_SECONDS)
     os._exit(1)  # the trainer is gone: nobody is left to clean up for
-
-
-def _pass_warnings_on(desk: Desk) -> None:
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, RuntimeWarning | UserWarning):
-            desk.tell(Warned(str(message)))
-
-    warnings.showwarning = show

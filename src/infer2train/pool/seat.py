@@ -53,9 +53,28 @@ class Seat:
         """Sit down."""
         now = time.monotonic()
         self.link, self.refused = link, None
-        self._has_hung_up, self._is_ready = False, False
+        self._is_there, self._has_hung_up, self._is_ready = False, False, False
         self._started = self._ready_since = self._answered = now
         self._beats, self._looked, self._silent_seconds = 0, now, 0.0
+
+    @property
+    def name(self) -> str:
+        """Its lane, and where that is, if it is elsewhere."""
+        where = "" if self.link is None else self.link.where
+        return f"{self.post.lane} ({where})" if where else self.post.lane
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody sits there who has a place to work, and was told of it."""
+        return self.link is not None and self._is_there
+
+    def comes(self) -> bool:
+        """Whether who was waiting for a place has got one since the last call: it has not been told anything yet."""
+        if self.link is None or self._is_there or not self.link.is_placed:
+            return False
+        self._is_there = True
+        self._started = self._looked = time.monotonic()
+        return True
 
     @property
     def is_ready(self) -> bool:
@@ -63,8 +82,8 @@ class Seat:
         return self.link is not None and self._is_ready
 
     def tell(self, order: Order) -> None:
-        """An order for who sits there, if anybody does; one who has ended is found out at the next look."""
-        if self.link is not None:
+        """An order for who is there, if anybody is; one who has ended is found out at the next look."""
+        if self.link is not None and self._is_there:
             with suppress(LinkClosedError):
                 self.link.tell(order)
 
@@ -106,6 +125,8 @@ class Seat:
             return self.refused
         if (ended := self.link.how_it_ended()) is not None or self._has_hung_up:
             return f"{ended or 'hung up'} while {phase}"
+        if not self._is_there:
+            return None
         if not self._is_ready:
             return None if now - self._started < patience.starting_seconds else "did not start in time"
         if self._silence(self.link.beats) > patience.silent_seconds:

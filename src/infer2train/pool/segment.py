@@ -43,8 +43,9 @@ class Segment(Mapping[str, Tensor]):
         """Lets go of the descriptor, and with it of sending the segment on. May be called twice."""
         # What is received is copied where it is written to, so that nobody can damage what others read.
         access = mmap.ACCESS_WRITE if descriptor is None else mmap.ACCESS_COPY
-        memory = memoryview(mmap.mmap(self.descriptor, nbytes, access=access))
-        self._tensors = {name: _tensor(memory, *place) for name, place in places.items()}
+        self.memory = memoryview(mmap.mmap(self.descriptor, nbytes, access=access))
+        """All of it, as bytes."""
+        self._tensors = {name: _tensor(self.memory, *place) for name, place in places.items()}
 
     @classmethod
     def like(cls, tensors: Mapping[str, Tensor]) -> "Segment":

@@ -68,6 +68,8 @@ class SupervisedPool(Pool):
 
     lost_hint = ""
     """What its user may have done wrong where workers end while they start."""
+    place_hint = ""
+    """What its user can do where there is no place for a worker."""
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class SupervisedPool(Pool):
         self._totals: dict[str, dict[str, float]] = {}
         self._gone: dict[str, float] = {}
         self._is_closed, self._has_started = False, False
+        self._placeless_since: float | None = None
         self._stay_at_exit = at_exit(self.close)
         for seat in self._seats:
             self._start(seat)
@@ -144,8 +147,8 @@ class SupervisedPool(Pool):
         try:
             while ticket not in self._answers:
                 self._look(LOOK_SECONDS)
-                if not self._sitting() and ticket not in self._answers:
-                    self._raise_lost()
+                if ticket not in self._answers:
+                    self._require_workers()
         finally:
             self._seconds["scoring"] += perf_counter() - started
         self._order.popleft()
@@ -200,19 +203,28 @@ class SupervisedPool(Pool):
     # Workers
 
     def workers(self) -> dict[str, int]:
-        """The processes that there are: lane -> process id."""
-        return {seat.post.lane: seat.link.pid for seat in self._seats if seat.link is not None}
+        """The processes that there are: lane -> process id, of the machine that it runs on."""
+        return {seat.post.lane: seat.link.pid for seat in self._seats if seat.link is not None and seat.is_there}
 
     def phases(self) -> dict[str, str]:
         """What each of them is doing right now."""
-        return {seat.post.lane: seat.link.phase for seat in self._seats if seat.link is not None}
+        return {seat.post.lane: seat.link.phase for seat in self._seats if seat.link is not None and seat.is_there}
 
     def _sitting(self) -> list[Seat]:
         return [seat for seat in self._seats if seat.link is not None]
 
+    def _there(self) -> list[Seat]:
+        return [seat for seat in self._seats if seat.is_there]
+
     def _start(self, seat: Seat) -> None:
-        """A new worker in a seat, which is told all that the one before it was told and had not answered."""
+        """A new worker in a seat."""
         seat.take(self._transport.start(seat.post))
+        self._receive(seat)
+
+    def _receive(self, seat: Seat) -> None:
+        """Tell one who comes to a seat all that the one before it was told and had not answered."""
+        if not seat.comes():
+            return
         for number, record in self._published.values():
             self._send_record(seat, number, record)
         for job in self._owed(seat):
@@ -222,10 +234,10 @@ class SupervisedPool(Pool):
         return [job for job in self._order if job.seat is seat and job.order.ticket not in self._answers]
 
     def _assign(self, job: _Job) -> None:
-        """Give a draw to the worker that has the fewest."""
+        """Give a draw to the worker that has the fewest; one who still waits for a place gets it with the place."""
         if not self._sitting():
             self._raise_lost()
-        job.seat = min(self._sitting(), key=lambda seat: len(self._owed(seat)))
+        job.seat = min(self._there() or self._sitting(), key=lambda seat: len(self._owed(seat)))
         self._send_job(job.seat, job)
 
     def _send_job(self, seat: Seat, job: _Job) -> None:
@@ -248,10 +260,20 @@ class SupervisedPool(Pool):
             for told in seat.heard():
                 self._hear(seat, told)
         for seat in self._sitting():
+            self._receive(seat)
             first = next(iter(self._owed(seat)), None)
             owed, since = (None, 0.0) if first is None else (first.order.draw, first.since)
             if why := seat.why_replaced(owed, since):
                 self._replace(seat, why)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Have draws of workers that wait for a place done by those that have one."""
+        now, there = time.monotonic(), self._there()
+        self._placeless_since = None if there else self._placeless_since or now
+        waiting = [seat for seat in self._sitting() if not seat.is_there] if there else []
+        for job in [job for seat in waiting for job in self._owed(seat)]:
+            self._assign(job)
 
     def _replace(self, seat: Seat, why: str) -> None:
         assert seat.link is not None
@@ -259,21 +281,31 @@ class SupervisedPool(Pool):
         is_hopeless = not self._has_started and seat.link.ended_by_itself()
         _add(self._gone, self._totals.pop(seat.post.lane, {}))
         _add(self._gone, {"oracle_available_seconds": seat.ready_seconds()})
-        link, seat.link = seat.link, None
+        name, link, seat.link = seat.name, seat.link, None
         link.end()
         seat.failures, seat.why = seat.failures + 1, why
         is_again = seat.failures <= self._patience.restarts and not is_hopeless
         self.timeline.add(Span(seat.post.lane, "lost", perf_counter(), 0.0, {"why": why, "again": is_again}))
         if is_again:
             _add(self._gone, {"worker_restarts": 1})
-            warnings.warn(f"{seat.post.lane} {why}; it is started again", RuntimeWarning)
+            warnings.warn(f"{name} {why}; it is started again", RuntimeWarning)
             self._start(seat)
             return
         times = f", {seat.failures} times in a row" if seat.failures > 1 else ""
-        warnings.warn(f"{seat.post.lane} {why}{times}; it is given up", RuntimeWarning)
+        warnings.warn(f"{name} {why}{times}; it is given up", RuntimeWarning)
         if self._sitting():
             for job in self._owed(seat):
                 self._assign(job)
+
+    def _require_workers(self) -> None:
+        if not self._sitting():
+            self._raise_lost()
+        since, patience = self._placeless_since, self._patience.starting_seconds
+        if since is not None and time.monotonic() - since > patience:
+            raise OracleLostError(
+                f"an oracle must have a place to run: got none within {patience:g} s "
+                f"({'; '.join(seat.name for seat in self._sitting())}). {self.place_hint}"
+            )
 
     def _raise_lost(self) -> None:
         told = "; ".join(f"{seat.post.lane} {seat.why}" for seat in self._seats)
@@ -312,12 +344,13 @@ class SupervisedPool(Pool):
         self._has_started = True
         if differ := differences(self._fingerprint, told.fingerprint):
             text = (
-                f"{seat.post.lane} must compute as the trainer's process does: got {'; '.join(differ)}; give both the "
+                f"{seat.name} must compute as the trainer's process does: got {'; '.join(differ)}; give both the "
                 "same environment and data"
             )
             if not self._is_freshest:
                 seat.refused = "computes otherwise than the trainer's process"
-                raise OracleError(text)
+                if not any(other.is_ready and other.refused is None for other in self._seats):
+                    raise OracleError(text)
             warnings.warn(text, RuntimeWarning)
 
     def _note_ranges(self, seat: Seat, told: Measured) -> None:
@@ -330,7 +363,7 @@ class SupervisedPool(Pool):
             seat.refused = "measured other ranges of activations"
             raise OracleError(
                 f"workers must measure the same ranges of activations for version {record.version}: got others from "
-                f"{seat.post.lane}; run them on cores of one kind, with the same number of threads"
+                f"{seat.name}; run them on cores of one kind, with the same number of threads"
             )
 
     def _note_failure(self, seat: Seat, told: Failed) -> None:

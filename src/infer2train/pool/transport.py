@@ -1,13 +1,15 @@
 """What carries records and draws to workers, and their answers back: who calls, when, and whose the memory is.
 
 A supervisor (`supervisor`) has one `Transport`, and one `Link` to each worker; a worker (`worker`) sits at one `Desk`.
-Processes are one transport (`process`), a cluster's actors may be another: neither supervisor nor worker knows which.
+Processes are one transport (`process`), a cluster's actors another (`ray_pool`): neither supervisor nor worker knows
+which.
 What is carried stands in `messages`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +40,29 @@ class Post:
     is_freshest: bool = False
     is_newest_first: bool = False
 
+    @classmethod
+    def several(cls, workers: int, cores: Sequence[int] = (), **settings: Any) -> list["Post"]:
+        """Posts of so many workers that share out these cores among them.
+
+        Example:
+            >>> [post.cores for post in Post.several(2, (1, 2, 3))]
+            [(1, 3), (2,)]
+        """
+        return [cls(lane=f"oracle {i}", cores=tuple(cores[i::workers]), **settings) for i in range(workers)]
+
 
 class Link(ABC):
     """One worker as its supervisor has it, from `Transport.start` to `end`; used by the supervisor's thread alone."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it has got where to run. One that waits for that is told nothing, and nothing is expected of it."""
+        return True
+
+    @property
+    def where(self) -> str:
+        """The machine that it runs on, or what it waits for, in words; empty where that is this machine."""
+        return ""
 
     @property
     @abstractmethod

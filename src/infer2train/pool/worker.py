@@ -4,6 +4,7 @@ One thread works; it looks for orders between chunks, so that a record is prepar
 the version before are still being done, and a draw that nobody wants any more is left.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,20 @@ from infer2train.observe.timeline import Span, Timeline
 from infer2train.oracle.refresher import Refresher
 from infer2train.oracle.snapshot import Record
 from infer2train.pool.fingerprint import fingerprint
-from infer2train.pool.messages import Cancel, Do, Done, Failed, Forget, Measured, Order, Ready, Retire, Stop, Take
+from infer2train.pool.messages import (
+    Cancel,
+    Do,
+    Done,
+    Failed,
+    Forget,
+    Measured,
+    Order,
+    Ready,
+    Retire,
+    Stop,
+    Take,
+    Warned,
+)
 from infer2train.pool.task import Answer, Task
 from infer2train.pool.transport import Desk, LinkClosedError, Post
 from infer2train.sources.pipeline import AddressPipeline
@@ -36,6 +50,16 @@ class _Numbered(dict[str, Tensor]):
     """A record's tensors, and the number under which they came."""
 
     number: int
+
+
+def pass_warnings_on(desk: Desk) -> None:
+    """Have the supervisor told what Python warns of in this process from now on."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, RuntimeWarning | UserWarning):
+            desk.tell(Warned(str(message)))
+
+    warnings.showwarning = show
 
 
 class _DroppedError(Exception):

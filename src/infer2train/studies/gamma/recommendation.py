@@ -73,21 +73,25 @@ def hybrid_step_seconds(
     delay_steps: int = 0,
     queue_depth: int = 4,
     publish_seconds: float = 0.0,
+    carry_seconds: float = 0.0,
+    workers: int = 1,
 ) -> float:
     """A step of a trainer whose oracle scores ahead on a device of its own: the mean over whole versions.
 
     The trainer and the oracle are followed draw by draw: a draw can be scored once its version is published and no more
     than `queue_depth` draws lie before it, a refresh comes before the first draw of a version, and a step begins when
-    its draw is scored.
+    its draw is scored. Of several workers the one that is free first takes a draw, and each is refreshed.
 
     Args:
         step_seconds: of the trainer alone.
-        draw_seconds: in which the oracle scores one draw, views included.
+        draw_seconds: in which one worker scores one draw, views included.
         refresh_seconds: in which it takes new weights.
         update_every: T.
         delay_steps: D.
         queue_depth: draws that are scored ahead.
         publish_seconds: of the trainer, for new weights.
+        carry_seconds: between trainer and worker, for one draw there and back.
+        workers: of the oracle, each on a device of its own.
 
     Example:
         >>> hybrid_step_seconds(step_seconds=1.0, draw_seconds=0.5, refresh_seconds=0.5, update_every=10)
@@ -95,19 +99,20 @@ def hybrid_step_seconds(
     """
     rule = VersionRule(update_every=update_every, delay_steps=delay_steps)
     versions = 3 + -(-delay_steps // update_every)
-    trainer = oracle = measured_from = 0.0
+    trainer = measured_from = 0.0
     begun: list[float] = []
     published = {0: 0.0}
-    refreshed = None
+    free, refreshed = [0.0] * workers, [-1] * workers
     for step in range(versions * update_every):
         if step == (versions - 1) * update_every:
             measured_from = trainer
         version = rule.version_of_step(step)
         asked = begun[step - queue_depth - 1] if step > queue_depth else 0.0
-        if version != refreshed:
-            oracle, refreshed = max(oracle, published[version]) + refresh_seconds, version
-        oracle = max(oracle, published[version], asked) + draw_seconds
-        begun.append(max(trainer, oracle))
+        at = min(range(workers), key=free.__getitem__)
+        if version != refreshed[at]:
+            free[at], refreshed[at] = max(free[at], published[version]) + refresh_seconds, version
+        free[at] = max(free[at], published[version], asked) + draw_seconds
+        begun.append(max(trainer, free[at] + carry_seconds))
         trainer = begun[-1] + step_seconds
         if rule.is_published(step + 1):
             trainer += publish_seconds

@@ -1,0 +1,79 @@
+"""`infer2train plan`: what follows from what was measured, and its table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infer2train.cli.main import main
+from infer2train.studies.plan import Costs, bytes_of_a_draw, bytes_of_a_record, enough, plan_of, planned, recommended
+
+KIND = {"oracle": "int8", "step": 1.0, "refresh": 0.0}
+MEASURED: dict[str, Any] = {
+    "model": "resnet20",
+    "batch_size": 64,
+    "training_images_per_second": 64.0,
+    "views_per_second": 1e9,
+    "engines": [
+        {"name": "fast", "images_per_second": 160.0, "refresh_seconds": 0.0, "captured_gain": 0.9, "chunk": 32},
+        {"name": "wrong", "images_per_second": 1e6, "refresh_seconds": 0.0, "captured_gain": 0.1, "chunk": 32},
+    ],
+}
+"""A step takes 1 s, and the oracle that chooses well 4 s for a draw of 640 candidates."""
+
+
+def rows(*workers: int, **settings: Any) -> list[Any]:
+    return [planned(Costs(**(KIND | settings)), n, update_every=100, delay_steps=10) for n in workers]
+
+
+def test_workers_share_the_draws_until_the_trainer_is_the_slower_one() -> None:
+    assert [row.ratio for row in rows(1, 2, 4, 8, draw=4.0)] == pytest.approx([4.0, 2.0, 1.0, 1.0], rel=0.02)
+    assert enough(rows(1, 2, 4, 8, draw=4.0)).workers == 4
+
+
+def test_what_no_number_of_workers_hides_is_in_the_step() -> None:
+    """The first draw of a version is begun when its weights are there, by D = 0, and publishing is the trainer's."""
+    alone = Costs(**KIND, draw=4.0, publish=0.5, carry=0.1)
+    step = planned(alone, 64, update_every=10).step
+    assert step == pytest.approx(1.0 + (4.0 + 0.1 + 0.5) / 10)
+
+
+def test_enough_workers_have_draws_enough() -> None:
+    assert [row.queue_depth for row in rows(1, 4, 8, draw=4.0)] == [4, 4, 8]
+
+
+def test_a_kind_that_chooses_otherwise_is_recommended_only_where_there_is_no_other() -> None:
+    plan = plan_of(MEASURED, gamma=10, delay_steps=10)
+    assert (plan.recommended.oracle, plan.recommended.workers) == ("fast", 4)
+    costs = [Costs(**KIND, draw=0.1, captured_gain=0.1)]
+    kinds = {"int8": [planned(costs[0], 1, update_every=100)]}
+    assert recommended(kinds, costs).oracle == "int8"
+
+
+def test_a_slow_link_makes_refresh_and_draws_slower() -> None:
+    slow, quick = (plan_of(MEASURED, gamma=10, link_megabits=m, update_every=10) for m in (1.0, 1e6))
+    assert slow.kinds["fast"][2].step > quick.kinds["fast"][2].step + 0.2
+
+
+def test_bytes_are_those_of_addresses_scores_and_weights() -> None:
+    assert 640 * 28 < bytes_of_a_draw(640, 32) < 640 * 28 + 8192
+    assert bytes_of_a_record("resnet20") == pytest.approx(4 * 272_474, rel=0.02)
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 0}, {"gamma": 1, "workers": []}, {"gamma": 1, "update_every": 0}])
+def test_what_cannot_be_planned_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        plan_of(MEASURED, **settings)
+
+
+def test_the_verb_reads_what_gamma_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "gamma.json"
+    file.write_text(json.dumps(MEASURED))
+    assert main(["plan", "--measured", str(file), "--delay-steps", "10", "--workers", "2", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "a step alone takes 1000 ms" in told
+    assert "recommended: --oracle fast --oracle-workers 4 --queue-depth 4; a step is predicted" in told
+    file.write_text("[]")
+    assert main(["plan", "--measured", str(file)]) == 2
+    assert "write it with gamma --json" in capsys.readouterr().err
