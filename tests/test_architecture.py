@@ -12,7 +12,7 @@ ROOMS = {
     "batches": "",
     "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
-    "sources": "albumentations source bits pipeline views collation reader trial replay window streaming",
+    "sources": "albumentations source bits pipeline views collation reader trial replay seeded window streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics runlog",
@@ -24,7 +24,7 @@ ROOMS = {
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order passes acknowledgement surroundings likeness accumulation admission remedies rehearsal "
-    "course parts publisher picking health measured journal loader feeding assembly mine",
+    "course parts publisher picking health measured journal loader feeding assembly mine making made generate",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -71,6 +71,8 @@ class Purpose(IntEnum):
     """The view of each sample on which its irreducible loss is measured."""
     HOLDOUT = 19
     """Which training samples `--holdout` keeps for the irreducible model."""
+    INPUT = 20
+    """The seed of an input that a model makes training data of, at (epoch, draw, slot)."""
 
 
 @dataclass(frozen=True)
