@@ -12,7 +12,8 @@ ROOMS = {
     "batches": "",
     "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
-    "sources": "albumentations source bits pipeline views collation reader trial replay seeded window streaming",
+    "sources": "albumentations source bits pipeline views collation reader trial replay seeded held_out window "
+    "streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics runlog",
@@ -20,11 +21,12 @@ ROOMS = {
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
     "openvino_engine onnxruntime_engine engines measurement",
-    "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
+    "pool": "task validated pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order passes acknowledgement surroundings likeness accumulation admission remedies rehearsal "
-    "course parts publisher picking health measured journal loader feeding assembly mine making made generate",
+    "course parts publisher validation picking health measured journal loader feeding assembly mine "
+    "making made generate",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -31,6 +31,7 @@ from infer2train.loader.picking import Picker, planned
 from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.surroundings import OwnLoop, Surroundings
+from infer2train.loader.validation import Validation
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER, Span
 from infer2train.oracle.live import LiveModel
@@ -75,6 +76,8 @@ class MinedLoader(LikeDataLoader, Measured):
         assert mining.oracle_chunk is not None
         parts = Parts(self._ranks, method.choices, mining.oracle_chunk)
         self._picker = Picker(method, pool, trainer, self._meter, parts)
+        self.validation: Validation | None = None
+        """How good versions are on the data that was given to `mine()` as `validation`."""
         self._iteration = 0
         self._is_step_due = False
         self._handed_out: float | None = None
@@ -278,7 +281,12 @@ class MinedLoader(LikeDataLoader, Measured):
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.observe.metrics.window` lists them."""
         place = {"epoch": float(self.epoch), "steps": float(self.steps), "gamma": float(self.mining.gamma)}
-        return {**place, **self._method.metrics(), **self._since_last()}
+        validated = {} if self.validation is None else self.validation.metrics()
+        return {**place, **self._method.metrics(), **self._since_last(), **validated}
+
+    def validate_by(self, validation: Validation) -> None:
+        """Have the oracle evaluate versions in its idle time, from the first draw on."""
+        self.validation = self._picker.validation = validation
 
     # The end
 
@@ -321,6 +329,7 @@ class MinedLoader(LikeDataLoader, Measured):
             "rng": rng_state(),
             # Whether a step is unfinished is the host's to know: some carry gradients into the next epoch.
             "gradients": gradients_of(self._model) if self.mining.accumulation_steps > 1 else {},
+            **({} if self.validation is None else {"validation": self.validation.state_dict()}),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -349,5 +358,7 @@ class MinedLoader(LikeDataLoader, Measured):
         self.journal.take_back(self.steps, self.epoch)
         self._publisher.load_state_dict(state)
         restore_gradients(self._model, state["gradients"])
+        if self.validation is not None and "validation" in state:
+            self.validation.load_state_dict(state["validation"])
         if state["rank"] == self._ranks.rank:
             restore_rng(state["rng"])
