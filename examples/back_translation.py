@@ -2,7 +2,7 @@
 
     python examples/back_translation.py                                 # seconds; BLEU near 0
     python examples/back_translation.py --arms none inline hybrid --seeds 0 1 2 --stage 50 --reverse-steps 500 \\
-        --steps 3000 --held-out 300 --folder runs/translation
+        --steps 2000 --held-out 300 --folder runs/translation
     ... --steps 99999 --seconds 600 --folder runs/translation-timed
 
 English to German (Sennrich et al. 2016): a reverse model, in inference mode, draws English sources for German sentences

@@ -1,7 +1,8 @@
 """A GAN whose fakes an oracle makes: a stale, low-precision copy of the generator, while the discriminator trains.
 
     python examples/gan.py                                              # digits, both arms, seconds
-    python examples/gan.py --data FOLDER --steps 4000 --seeds 0 1 2 --width 32 --oracle openvino:int8 --folder runs/gan
+    python examples/gan.py --data FOLDER --seeds 0 1 2 --steps 4000 --width 32 --oracle openvino:int8 \\
+        --update-every 20 --delay-steps 20 --looked-at 5000 --classifier-epochs 3 --folder runs/gan
 
 Two arms, the same seeds. `alternating` is what GANs do: each step of the discriminator has the generator make fakes, in
 the trainer's time. In `hybrid` they come from `infer2train.generate()`, made ahead on other cores. The generator's own

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch.utils.data import default_collate
 
 from infer2train.draws.addresses import Addresses
-from infer2train.draws.randomness import seeded
+from infer2train.draws.randomness import VIEW, four_words, seed_global, state_kept
 from infer2train.sources.source import Source
 
 
@@ -40,11 +40,12 @@ class FromSeeds(Source):
         return self._count
 
     def batch(self, addresses: Addresses) -> Any:
-        return default_collate([self._item(seed) for seed in addresses.seeds.tolist()])
-
-    def _item(self, seed: int) -> Any:
-        with seeded(seed):
-            return self._function(seed)
+        items = []
+        with state_kept():
+            for seed, four in zip(addresses.seeds.tolist(), four_words(addresses.seeds, VIEW), strict=True):
+                seed_global(four)
+                items.append(self._function(seed))
+        return default_collate(items)
 
 
 class WithSeeds(Source):
