@@ -2,7 +2,7 @@
 
     python examples/gan.py                                              # digits, both arms, seconds
     python examples/gan.py --data FOLDER --seeds 0 1 2 --steps 4000 --width 32 --oracle openvino:int8 \\
-        --update-every 20 --delay-steps 20 --looked-at 5000 --classifier-epochs 3 --folder runs/gan
+        --update-every 4 --delay-steps 4 --looked-at 5000 --classifier-epochs 3 --folder runs/gan
 
 Two arms, the same seeds. `alternating` is what GANs do: each step of the discriminator has the generator make fakes, in
 the trainer's time. In `hybrid` they come from `infer2train.generate()`, made ahead on other cores. The generator's own
@@ -240,8 +240,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="channels at the full size")
     parser.add_argument("--oracle", default="torch:fp32")
     parser.add_argument("--pool", default="process")
-    parser.add_argument("--update-every", type=int, default=10, help="steps")
-    parser.add_argument("--delay-steps", type=int, default=10, help="steps")
+    parser.add_argument("--update-every", type=int, default=2, help="steps")
+    parser.add_argument("--delay-steps", type=int, default=2, help="steps")
     parser.add_argument("--look-every", type=int, default=500, help="steps between distances, and saves")
     parser.add_argument("--looked-at", type=int, default=500, help="fakes of a distance")
     parser.add_argument("--classifier-epochs", type=int, default=5)
