@@ -12,7 +12,8 @@ ROOMS = {
     "batches": "",
     "machine": "cores memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
-    "sources": "albumentations source bits pipeline views collation reader trial replay window streaming",
+    "sources": "albumentations source bits pipeline views collation reader trial replay seeded held_out window "
+    "streaming",
     "models": "initialisation pixels cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics picks runlog",
@@ -20,12 +21,12 @@ ROOMS = {
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
     "openvino_engine onnxruntime_engine engines measurement",
-    "pool": "task pool pools inline stream fingerprint messages transport worker seat supervisor "
+    "pool": "task validated pool pools inline stream fingerprint messages transport worker seat supervisor "
     "segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "
-    "remedies rehearsal course parts publisher planning picking health measured journal progress saving loader "
-    "feeding assembly mine",
+    "remedies rehearsal course parts publisher planning validation picking health measured journal progress saving "
+    "loader feeding assembly mine making made generate",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

@@ -15,16 +15,30 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from infer2train.draws.mining import Mining
+    from infer2train.loader.generate import generate
     from infer2train.loader.loader import MinedLoader
+    from infer2train.loader.made import MadeLoader
     from infer2train.loader.mine import mine
     from infer2train.sources.replay import Replay
     from infer2train.sources.views.image_views import ImageViews
     from infer2train.studies.inspection.inspect import inspect
 
-__all__ = ["mine", "inspect", "Mining", "MinedLoader", "Replay", "ImageViews", "__version__"]
+__all__ = [
+    "mine",
+    "generate",
+    "inspect",
+    "Mining",
+    "MinedLoader",
+    "MadeLoader",
+    "Replay",
+    "ImageViews",
+    "__version__",
+]
 
 _PUBLIC = {
     "mine": "infer2train.loader.mine:mine",
+    "generate": "infer2train.loader.generate:generate",
+    "MadeLoader": "infer2train.loader.made:MadeLoader",
     "MinedLoader": "infer2train.loader.loader:MinedLoader",
     "Mining": "infer2train.draws.mining:Mining",
     "Replay": "infer2train.sources.replay:Replay",

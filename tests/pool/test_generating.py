@@ -22,6 +22,7 @@ from infer2train.pool.stream import StreamPool
 from infer2train.pool.task import GeneratingTask, Task
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
+from infer2train.sources.seeded import WithSeeds
 from infer2train.sources.source import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +71,9 @@ def addresses(draw: int) -> Addresses:
 def task() -> GeneratingTask:
     source, workers = Noise(), ViewWorkers()
     engine = TorchEngine(decoder(0.0))
-    return GeneratingTask(source=source, reader=Reader(source, workers), view_workers=workers, engine=engine, rows=ROWS)
+    return GeneratingTask(
+        source=WithSeeds(source), reader=Reader(source, workers), view_workers=workers, engine=engine, rows=ROWS
+    )
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -73,6 +73,8 @@ class Purpose(IntEnum):
     """Which training samples `--holdout` keeps for the irreducible model."""
     RANK = 20
     """The seed of a rank whose draws are its own, at (slot: its number)."""
+    INPUT = 21
+    """The seed of an input that a model makes training data of, at (epoch, draw, slot)."""
 
 
 @dataclass(frozen=True)

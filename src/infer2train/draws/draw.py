@@ -27,6 +27,8 @@ class Kind(Enum):
     """A batch that is picked among candidates, in part or whole."""
     DISTILLED = "distilled"
     """The batch as given; the oracle tells what it thinks of other views of it."""
+    MADE = "made"
+    """What a model makes of the inputs that the user's loader gave."""
 
     @property
     def is_scored(self) -> bool:

@@ -155,6 +155,8 @@ SCORES: dict[str, Score] = {
     "squared-error": squared_error,
 }
 """The first four are of classes, the others of targets that are real numbers."""
+OF_NUMBERS = ("multi-label-loss", "soft-loss", "squared-error")
+"""Those others."""
 
 
 def _without_target(probabilities_NK: Float32[Tensor, "n k"], targets_N: Int64[Tensor, " n"]) -> Float32[Tensor, "n k"]:

@@ -18,6 +18,7 @@ from infer2train.draws.addresses import Addresses, check_seed
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.methods.table import choices_of, get_score
 from infer2train.draws.mining import Mining
+from infer2train.draws.scores import OF_NUMBERS, Score
 from infer2train.loader.admission import check_ranks
 from infer2train.loader.feeding import Feed, measured_feed
 from infer2train.loader.order import readable_ids, usual_batch_size
@@ -31,6 +32,7 @@ from infer2train.oracle.scorer import Scorer
 from infer2train.pool.pool import Pool
 from infer2train.pool.pools import pool_of
 from infer2train.pool.task import ScoringTask
+from infer2train.pool.validated import validated
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.replay import Replay
@@ -120,7 +122,7 @@ def sources(
     return Replay(data, collate_fn, check=False, may_mix=True, **tried), Replay(data, score_collate, **tried)
 
 
-def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
+def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool, held_out: Source | None = None) -> Assembly:
     """The pool that scores for a loop.
 
     Args:
@@ -150,13 +152,20 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool) -> Assembly:
         notes += task.engine.notes
         if mining.oracle == "int8":
             mining = replace(mining, oracle=task.engine.name)
-    pool, more = kind.built(task, mining, device_of(host.model))
+    whole = task if held_out is None else validated(task, held_out, host.split, _measure(mining))
+    pool, more = kind.built(whole, mining, device_of(host.model))
     return Assembly(mining=mining, pool=pool, monitor=task.monitor, feed=feed, notes=notes + more)
 
 
 def _default_chunk(host: Host, gamma: int) -> int:
     is_on_cpu = device_of(host.model).type == "cpu"
     return CHUNK_ON_CPU if is_on_cpu else gamma * (usual_batch_size(host.dataloader) or CHUNK_ON_CPU)
+
+
+def _measure(mining: Mining) -> Score | None:
+    """The loss of held-out samples, where their targets are no classes: the score that the user has named for them."""
+    is_named = callable(mining.score) or mining.score in OF_NUMBERS
+    return get_score(mining) if is_named else None
 
 
 def _named(oracle: str, choices: Choices) -> str:

@@ -34,6 +34,7 @@ from infer2train.loader.ranks import Ranks
 from infer2train.loader.saving import RunState
 from infer2train.loader.sharding import Weights
 from infer2train.loader.surroundings import OwnLoop, Surroundings
+from infer2train.loader.validation import Validation
 from infer2train.observe.metrics import Meter
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.pool import Pool, at_exit
@@ -76,6 +77,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
         self._planner = Planner(method, course, publisher, mining.seed if passes is None else passes.seed)
         parts = Parts(self._ranks if is_shared else Ranks(), method.choices, mining.oracle_chunk)
         self._picker = Picker(method, pool, trainer, meter, parts)
+        self.validation: Validation | None = None
+        """How good versions are on the data that was given to `mine()` as `validation`."""
         gradients = Gradients(weights.model, is_accumulated=mining.accumulation_steps > 1)
         self._state = RunState(dataloader, mining, self._ranks, course, publisher, method, gradients)
         draws_per_epoch = partial(course.draws_per_epoch, dataloader)
@@ -200,7 +203,12 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.observe.metrics.window` lists them."""
         place = {"epoch": float(self.epoch), "steps": float(self.steps), "gamma": float(self.mining.gamma)}
-        return {**place, **self._method.metrics(), **self._since_last()}
+        validated = {} if self.validation is None else self.validation.metrics()
+        return {**place, **self._method.metrics(), **self._since_last(), **validated}
+
+    def validate_by(self, validation: Validation) -> None:
+        """Have the oracle evaluate versions in its idle time, from the first draw on."""
+        self.validation = self._picker.validation = validation
 
     # The end
 
@@ -232,7 +240,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
         """
         self._progress.count_due()
         self.journal.flush()
-        return self._state.state_dict()
+        validated = {} if self.validation is None else {"validation": self.validation.state_dict()}
+        return {**self._state.state_dict(), **validated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`: the next iteration continues the epoch where it stood.
@@ -247,5 +256,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
         self._picker.stop()
         self._progress.forget_due()
         self._state.load_state_dict(state)
+        if self.validation is not None and "validation" in state:
+            self.validation.load_state_dict(state["validation"])
         self.journal.begin(self._course.is_new, self.steps)
         self.journal.take_back(self.steps, self.epoch)

@@ -24,10 +24,13 @@ from infer2train.loader.passes import passes_of
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.sharding import Weights
 from infer2train.loader.surroundings import OwnLoop, taken_apart
+from infer2train.loader.validation import Validation, held_out_of, require_idle_time
 from infer2train.machine.device import device_of
 from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.oracle.live import LiveModel
+from infer2train.pool.supervisor import SupervisedPool
 from infer2train.settings import as_plain, changed
+from infer2train.sources.held_out import WithHeldOut
 from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
 from infer2train.sources.reader import Reader
 
@@ -42,6 +45,7 @@ def mine(
     score_collate: Callable[[list[Any]], Any] | None = None,
     split: Split = split_batch,
     scaler: "torch.amp.GradScaler | None" = None,
+    validation: Any = None,
     log_dir: str | Path | None = None,
     **settings: Any,
 ) -> MinedLoader:
@@ -68,6 +72,9 @@ def mine(
             loop, after the loader. Default: `collate_fn`, which must make the same of a sample in every batch.
         split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
         scaler: your GradScaler, whose skipped steps count too. Default: that of an optimiser which Accelerate prepared.
+        validation: held-out data, a map-style data set or a DataLoader, on which the oracle evaluates the versions that
+            it has, in time in which no draw waits for it: `loader.validation`. Needs `pool="process"`, and changes
+            nothing of what is selected.
         log_dir: writes config.yaml, metrics.jsonl and, on `loader.close()`, report.html there.
         settings: fields of `Mining`, instead of what `mining` has. `loader.mining` holds all of them, with what was
             left to the machine decided (`oracle="auto"`): pass that to resume.
@@ -110,6 +117,7 @@ def mine(
         wanted = replace(wanted, accumulation_steps=surroundings.accumulation_steps)
         told = (f"accumulation_steps is {wanted.accumulation_steps}, as Accelerate accumulates gradients",)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
+    require_idle_time(validation, wanted)
     passes = passes_of(base, wanted, has_transform=transform is not None)
     read = base
     if passes is not None:
@@ -119,7 +127,8 @@ def mine(
     with closing(Reader(scored, ViewWorkers.of(read))) as reader:  # few engines read on here, and begin anew
         host = Host(dataloader=read, model=weights.whole, split=split, source=scored, reader=reader)
         method.survey(host.read, readable_ids(read))
-        assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on)
+        held_out = None if validation is None else held_out_of(validation)
+        assembly = assembled(host, wanted, is_scored_apart=scored is not trained_on, held_out=held_out)
     live = None if assembly.monitor is None else LiveModel(weights.whole, assembly.monitor, wanted.update_every)
     trainer = AddressPipeline(trained_on, like=read)
     loader = MinedLoader(base, weights, assembly.mining, method, assembly.pool, trainer, live, surroundings, passes)
@@ -129,12 +138,18 @@ def mine(
     if passes is not None:
         loader.on_close(passes.close)
     loader.on_close(reader.close)
+    if held_out is not None:
+        assert isinstance(assembly.pool, SupervisedPool)
+        assert loader.mining.oracle_chunk is not None
+        at = WithHeldOut.at(scored, held_out.ids)
+        loader.validate_by(Validation(assembly.pool, at, loader.mining.oracle_chunk))
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due
     loader.on_close(acknowledge_steps(step, loader.close, optimizers, scaler or scaler_of(optimizer)))
     if log_dir is not None and Ranks.here().is_first:
         config = as_plain(loader.mining, Mining)
-        loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model))
+        more = dict if loader.validation is None else loader.validation.metrics
+        loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model), more=more)
     return loader
 
 

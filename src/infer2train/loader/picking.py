@@ -35,6 +35,7 @@ from infer2train.draws.ramp import ALWAYS
 from infer2train.draws.selection import count_nonfinite
 from infer2train.loader.parts import Parts
 from infer2train.loader.planning import as_given
+from infer2train.loader.validation import Validation
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
 from infer2train.oracle.scorer import Scores
@@ -74,6 +75,8 @@ class Picker:
         self._picked: deque[Draw] = deque()
         self._shares: dict[int, ClassShare] = {}
         self._is_lost = False
+        self.validation: Validation | None = None
+        """What evaluates the versions that score draws, if anything does."""
 
     def __len__(self) -> int:
         """Draws on their way."""
@@ -88,11 +91,15 @@ class Picker:
         """Take in a planned draw, whose version is published."""
         if self._is_asked(draw) and not self._is_lost:
             with self._surviving():
+                if self.validation is not None:
+                    self.validation.follow(draw.version)
                 self._pool.submit(draw.number, self._parts.looked_at(draw), draw.version)
         self._submitted.append(draw)
 
     def take(self) -> tuple[Draw, Any]:
         """This rank's part of the oldest draw on its way, and its batch; waits for its scores and its views."""
+        if self.validation is not None:
+            self.validation.advance()
         while self._submitted and self._is_wanted(self._submitted[0]):
             self._picked.append(self._pick(self._submitted[0]))
             self._submitted.popleft()
@@ -120,6 +127,8 @@ class Picker:
     def stop(self) -> None:
         """Forget all draws on their way. May be called twice."""
         self._pool.forget()
+        if self.validation is not None:
+            self.validation.forget()
         self._trainer.forget()
         self._submitted.clear()
         self._picked.clear()

@@ -44,6 +44,8 @@ class Do:
     version: int | None
     ids: Int64[np.ndarray, " n"]
     seeds: Int64[np.ndarray, " n"]
+    is_aside: bool = False
+    """Whether it may wait until no draw is to be done."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from infer2train.oracle.snapshot import Record
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.pool import Pool, require_published
 from infer2train.pool.task import Answer, Task
-from infer2train.sources.replay import Replay
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ class StreamPool(Pool):
 
     def __init__(self, task: Task, device: torch.device, *, queue_depth: int = 4) -> None:
         super().__init__()
-        if isinstance(task.source, Replay) and task.view_workers.num_workers == 0:
+        if task.source.moves_random_state and task.view_workers.num_workers == 0:
             raise ValueError(
                 "pool='stream' needs views that leave the trainer's random state alone: got a data set whose "
                 "transforms draw from it, and num_workers=0; pass oracle_num_workers=1 or more"

@@ -90,6 +90,7 @@ class SupervisedPool(Pool):
         self._published: dict[int, tuple[int, Record]] = {}
         self._numbers, self._tickets = 0, 0
         self._order: deque[_Job] = deque()
+        self._asides: dict[int, _Job] = {}
         self._answers: dict[int, Answer | Exception] = {}
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
         self._totals: dict[str, dict[str, float]] = {}
@@ -171,6 +172,54 @@ class SupervisedPool(Pool):
     def seconds(self) -> dict[str, float]:
         return dict(self._seconds)
 
+    # What may wait
+
+    @property
+    def num_asides(self) -> int:
+        """Asides that are not answered, or whose answers were not taken."""
+        return len(self._asides)
+
+    def aside(self, number: int, addresses: Addresses, version: int) -> None:
+        """Ask for something that workers do only while no draw waits for them, and never wait for it.
+
+        Args:
+            number: by which its answer is known, of any order.
+            addresses: of one chunk, since a draw that comes meanwhile waits for the whole of it.
+            version: in use, or newer: workers do not go back without need.
+        """
+        require_published(number, version, self.records)
+        self._tickets += 1
+        job = _Job(Do(self._tickets, number, version, addresses.ids, addresses.seeds, is_aside=True))
+        self._asides[self._tickets] = job
+        self._give_aside(job)
+
+    def answered_asides(self) -> list[Answer]:
+        """What came of those that were answered since the last call; waits for nobody.
+
+        Raises:
+            Exception: what failed in a worker.
+        """
+        self._look(0.0)
+        answered = [ticket for ticket in self._asides if ticket in self._answers]
+        answers = [(self._asides.pop(ticket), self._answers.pop(ticket))[1] for ticket in answered]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Answer)]
+
+    def cancel_asides(self) -> None:
+        """Do without those that were not taken."""
+        for ticket in self._asides:
+            self._answers.pop(ticket, None)
+            self._tell(Cancel(ticket))
+        self._asides.clear()
+
+    def _give_aside(self, job: _Job) -> None:
+        """Give it to the worker that has the fewest; nobody does it where nobody is left."""
+        if self._sitting():
+            job.seat = min(self._sitting(), key=lambda seat: sum(j.seat is seat for j in self._asides.values()))
+            job.seat.tell(job.order)
+
     def totals(self) -> dict[str, float]:
         total = dict(self._gone)
         for told in self._totals.values():
@@ -180,6 +229,7 @@ class SupervisedPool(Pool):
 
     def forget(self) -> None:
         self._order.clear()
+        self._asides.clear()
         self._answers.clear()
         self._tell(Forget())
 
@@ -196,6 +246,7 @@ class SupervisedPool(Pool):
             seat.link.end(patience_seconds=max(0.01, deadline - time.monotonic()) if seat.is_ready else 0.0)
             seat.link = None
         self._order.clear()
+        self._asides.clear()
         self._answers.clear()
         self._published.clear()
         self._transport.close()
@@ -229,6 +280,11 @@ class SupervisedPool(Pool):
             self._send_record(seat, number, record)
         for job in self._owed(seat):
             self._send_job(seat, job)
+        for job in self._owed_asides(seat):
+            seat.tell(job.order)
+
+    def _owed_asides(self, seat: Seat) -> list[_Job]:
+        return [job for ticket, job in self._asides.items() if job.seat is seat and ticket not in self._answers]
 
     def _owed(self, seat: Seat) -> list[_Job]:
         return [job for job in self._order if job.seat is seat and job.order.ticket not in self._answers]
@@ -296,6 +352,8 @@ class SupervisedPool(Pool):
         if self._sitting():
             for job in self._owed(seat):
                 self._assign(job)
+            for job in self._owed_asides(seat):
+                self._give_aside(job)
 
     def _require_workers(self) -> None:
         if not self._sitting():
@@ -337,7 +395,8 @@ class SupervisedPool(Pool):
                 assert_never(told)
 
     def _note_answer(self, ticket: int, answer: Answer | Exception) -> None:
-        if any(job.order.ticket == ticket for job in self._order):  # it may have been forgotten meanwhile
+        is_draw = any(job.order.ticket == ticket for job in self._order)
+        if is_draw or ticket in self._asides:  # it may have been forgotten meanwhile
             self._answers[ticket] = answer
 
     def _note_ready(self, seat: Seat, told: Ready) -> None:

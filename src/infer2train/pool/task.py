@@ -8,18 +8,28 @@ import pickle
 import pickletools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, final
 
-from infer2train.batches import Split, batch_size, map_tensors, split_batch
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from infer2train.batches import Split, batch_size, map_tensors, pad_batch, split_batch, take_rows
 from infer2train.draws.addresses import Addresses
+from infer2train.draws.randomness import seeded
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.scorer import Scorer, chunks, joined, outputs_of
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.source import Source
+
+Sample = Callable[[Callable[..., Any], Any, Int64[np.ndarray, " n"]], Any]
+"""(model, inputs, seeds) -> what is made of inputs, row by row: `model(inputs)`, called as often as is needed and for
+no more rows, gives the engine's outputs, and what is drawn from them follows the seeds."""
 
 _WORDS = {
     "source": "the data set (with its transforms and its collate_fn)",
@@ -28,6 +38,8 @@ _WORDS = {
     "engine": "the model",
     "scorer": "score= and split=",
     "monitor": "score= and split=",
+    "split": "split=",
+    "sample": "sample=",
 }
 
 
@@ -99,28 +111,53 @@ class ScoringTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratingTask(Task):
-    """Keeps the engine's outputs: training data that a model makes, from given inputs or from noise of a seed.
+    """Keeps what a model makes: its outputs, or what a function draws from them.
 
-    The tree is `{"outputs": …, "targets": …}`, each as if the draw were one batch.
+    The source gives each batch with its seeds, see `infer2train.sources.seeded.WithSeeds`. The tree is
+    `{"outputs": …, "targets": …}`, each as if the draw were one batch.
     """
 
     rows: int
-    """Inputs that the engine is given at a time."""
+    """Inputs that the engine is given at a time; fewer are padded."""
     split: Split = split_batch
     """batch -> (inputs, targets)."""
+    sample: Sample | None = None
 
     @property
     def chunk(self) -> int:
         return self.rows
 
     def run(self, batches: Iterable[Any]) -> dict[str, Any]:
-        assert self.engine is not None, "nothing is generated without an engine"
         outputs, targets, rows = [], [], []
-        for inputs, target in map(self.split, batches):
-            outputs.append(map_tensors(lambda t: t.detach().clone(), outputs_of(self.engine, inputs, self.rows)))
+        for batch, seeds in batches:
+            inputs, target = self.split(batch)
+            count = batch_size(inputs)
+            made = self._made(pad_batch(inputs, self.rows), np.pad(seeds, (0, self.rows - count), mode="edge"))
+            outputs.append(map_tensors(_copy, take_rows(made, count)))
             targets.append(target)
-            rows.append(batch_size(inputs))
+            rows.append(count)
         return {"outputs": joined(outputs, rows), "targets": joined(targets, rows)}
+
+    def _made(self, inputs: Any, seeds: Int64[np.ndarray, " n"]) -> Any:
+        """What comes of a whole chunk."""
+        if self.sample is None:
+            return self._asked(inputs)
+
+        def model(*arguments: Any, **named: Any) -> Any:
+            inputs = named or (arguments[0] if len(arguments) == 1 else arguments)
+            return map_tensors(_copy, self._asked(inputs))
+
+        # What it draws from the global generators follows the addresses too, and moves nothing of the trainer's.
+        with torch.no_grad(), seeded(int(seeds[-1])):
+            return self.sample(model, inputs, seeds)
+
+    def _asked(self, inputs: Any) -> Any:
+        assert self.engine is not None, "nothing is generated without an engine"
+        return outputs_of(self.engine, inputs, self.rows)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def packed(task: Task) -> bytes:

@@ -82,6 +82,7 @@ class Worker:
         self._spans: list[Span] = []
         self._timeline.listen(self._spans.append)
         self._jobs: deque[_Job] = deque()
+        self._asides: deque[_Job] = deque()
         self._current: _Job | None = None
         self._is_stopped = False
         self._refresher: Refresher | None = None
@@ -103,6 +104,10 @@ class Worker:
             while not self._is_stopped:
                 if self._jobs:
                     self._do(self._jobs.pop() if self._post.is_newest_first else self._jobs.popleft())
+                elif self._asides:
+                    self._look()
+                    if self._asides and not self._jobs:
+                        self._do(self._asides.popleft())
                 else:
                     self._desk.enter("idle")
                     self._look(wait=True)
@@ -123,7 +128,8 @@ class Worker:
             case Take():
                 self._take(order)
             case Do():
-                self._jobs.append(_Job(order, self._task.pieces(Addresses(order.ids, order.seeds))))
+                waiting = self._asides if order.is_aside else self._jobs
+                waiting.append(_Job(order, self._task.pieces(Addresses(order.ids, order.seeds))))
             case Cancel():
                 self._cancel(order.ticket)
             case Forget():
@@ -144,6 +150,7 @@ class Worker:
         self._refresher.publish(Record(order.version, tensors, order.ranges, order.probe_scores))
 
     def _cancel(self, ticket: int) -> None:
+        self._asides = deque(job for job in self._asides if job.order.ticket != ticket)
         for job in [job for job in self._jobs if job.order.ticket == ticket]:
             job.is_wanted = False
             if not job.is_put:
@@ -151,6 +158,7 @@ class Worker:
 
     def _forget(self) -> None:
         self._jobs.clear()
+        self._asides.clear()
         self._pipeline.forget()
         if self._current is not None:
             self._current.is_wanted = False
@@ -181,9 +189,8 @@ class Worker:
         draw, version = job.order.draw, job.order.version
         if version is not None:
             self._use(version)
-        watched = self._timeline.watch(
-            self._batches(job), self._post.lane, "views", "forward", draw=draw, version=version
-        )
+        making, using = ("validate", "validate") if job.order.is_aside else ("views", "forward")
+        watched = self._timeline.watch(self._batches(job), self._post.lane, making, using, draw=draw, version=version)
         return self._task.answer(draw, watched)
 
     def _put(self, job: _Job) -> None:

@@ -24,6 +24,7 @@ LOOKS = {
     (True, "publish"): ("publishing weights", "#8b44ad"),
     (False, "views"): ("candidates’ views", "#0b7f81"),
     (False, "forward"): ("scoring", "#2063ca"),
+    (False, "validate"): ("validation", "#9aa7b8"),
     (False, "refresh"): ("new weights", "#b86a01"),
     (False, "prepare"): ("preparing new weights", "#e0a64f"),
 }

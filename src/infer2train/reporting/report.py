@@ -123,12 +123,14 @@ STEP_FIGURES = (
     ("loss", "training loss", 200),
     ("lag", "lag, steps", 50),
     ("captured_gain", "captured gain of the oracle", 100),
+    ("oracle_validation_loss", "validation loss of the oracle", 100),
+    ("oracle_validation_error", "validation error of the oracle", 100),
 )
 """Field of the step rows, its label, and about how many points are drawn."""
 
 
 def _step_figures(shown: dict[str, list[RunFolder]], looks: dict[str, plots.Style]) -> dict[str, str]:
-    """Loss, lag and captured gain over steps, where any method logged them."""
+    """What `STEP_FIGURES` names over steps, where any method logged it."""
     figures = {}
     for name, label, points in STEP_FIGURES:
         if curves := step_curves(shown, name, points=points):

@@ -88,6 +88,10 @@ class Replay(Itemwise):
         return super().ids if self._ids is None else self._ids
 
     @property
+    def moves_random_state(self) -> bool:
+        return True
+
+    @property
     def has_transform(self) -> bool:
         """Whether the random transform is apart from the data set."""
         return self._transform is not None

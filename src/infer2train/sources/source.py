@@ -32,6 +32,11 @@ class Source(ABC):
         """The ids that may be read, ascending: all, but for a source that a run reads only a part of."""
         return np.arange(len(self))
 
+    @property
+    def moves_random_state(self) -> bool:
+        """Whether reading sets the global generators for a while: no other thread may draw from them meanwhile."""
+        return False
+
     @abstractmethod
     def __len__(self) -> int:
         """How many samples there are; ids are in [0, len)."""
