@@ -74,6 +74,7 @@ def _start() -> None:
 
     with _without_clusters():
         ray.init(
+            address="local",  # or it would join whatever cluster this machine is in
             num_cpus=1,
             resources={ORACLE: PLACES},
             include_dashboard=False,
