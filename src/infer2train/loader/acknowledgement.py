@@ -146,8 +146,10 @@ def _only_makes_state(optimizer: Optimizer) -> bool:
     # Its rate is a number or on the CPU; to look at one on another device would wait for that in each step.
     if any(rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0 for rate in rates):
         return False
-    gradients = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
-    return not any(bool(own_shard(gradient).any()) for gradient in gradients if gradient is not None)
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # It makes gradients first; a loop that has none, at a rate of 0, has stepped by itself.
+    return bool(gradients) and not any(bool(own_shard(gradient).any()) for gradient in gradients)
 
 
 _COUNTS: "WeakKeyDictionary[Optimizer, _Count]" = WeakKeyDictionary()
