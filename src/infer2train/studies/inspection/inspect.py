@@ -170,7 +170,8 @@ def _element(show: Show, inputs: Any, run: Subject, target: Any, sample: int) ->
 
 def _extremes(run: Subject, show: Show) -> list[Beside]:
     rows = run.rows
-    places = extremes(rows)[:SHOWN_EXTREMES]
+    places = extremes(rows)
+    places = places[np.sort(np.unique(rows["id"][places], return_index=True)[1])][:SHOWN_EXTREMES]
     samples = run.samples(Addresses(rows["id"][places], rows["seed"][places]))
     return [
         Beside(
