@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infer2train.draws.addresses import Addresses
-from infer2train.sources.source import Source
+from infer2train.sources.source import Around, Source
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class HeldOut:
     batch: Any
 
 
-class WithHeldOut(Source):
+class WithHeldOut(Around):
     """A source, and behind it another: a batch is of one of them.
 
     Args:
@@ -26,7 +26,8 @@ class WithHeldOut(Source):
     """
 
     def __init__(self, source: Source, held_out: Source) -> None:
-        self._source, self._held_out = source, held_out
+        super().__init__(source)
+        self._held_out = held_out
 
     @staticmethod
     def at(source: Source, ids: Int64[np.ndarray, " n"]) -> Addresses:
@@ -34,19 +35,8 @@ class WithHeldOut(Source):
         return Addresses(len(source) + ids, np.zeros(len(ids), dtype=np.int64))
 
     @property
-    def dataset(self) -> Any:
-        return self._source.dataset
-
-    @property
-    def ids(self) -> Int64[np.ndarray, " n"]:
-        return self._source.ids
-
-    @property
     def moves_random_state(self) -> bool:
         return self._source.moves_random_state or self._held_out.moves_random_state
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def batch(self, addresses: Addresses) -> Any:
         first = len(self._source)

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.randomness import VIEW, four_words, seed_global, state_kept
-from infer2train.sources.source import Source
+from infer2train.sources.source import Around, Source
 
 
 class FromSeeds(Source):
@@ -48,30 +48,8 @@ class FromSeeds(Source):
         return default_collate(items)
 
 
-class WithSeeds(Source):
-    """Another source, each of whose batches comes with the seeds of its inputs.
-
-    Args:
-        source: what is read.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def dataset(self) -> Any:
-        return self._source.dataset
-
-    @property
-    def ids(self) -> Int64[np.ndarray, " n"]:
-        return self._source.ids
-
-    @property
-    def moves_random_state(self) -> bool:
-        return self._source.moves_random_state
-
-    def __len__(self) -> int:
-        return len(self._source)
+class WithSeeds(Around):
+    """Another source, each of whose batches comes with the seeds of its inputs."""
 
     def batch(self, addresses: Addresses) -> tuple[Any, Int64[np.ndarray, " n"]]:
         return self._source.batch(addresses), addresses.seeds

@@ -53,6 +53,32 @@ class Source(ABC):
         """
 
 
+class Around(Source):
+    """Another source under the same ids, with something about its batches changed.
+
+    Args:
+        source: what is read.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def dataset(self) -> Any:
+        return self._source.dataset
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        return self._source.ids
+
+    @property
+    def moves_random_state(self) -> bool:
+        return self._source.moves_random_state
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
 class Itemwise(Source):
     """A source that reads sample by sample and then makes a batch of them; the two can be told apart."""
 
