@@ -58,7 +58,7 @@ class Loop:
             except StopIteration:
                 self._batches = iter(self.loader)
                 x, y = next(self._batches)
-            torch.nn.functional.cross_entropy(self.model(x.float() / 255), y).backward()  # type: ignore[no-untyped-call]
+            torch.nn.functional.cross_entropy(self.model(x.float() / 255), y).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
         return (perf_counter() - started) / STEPS

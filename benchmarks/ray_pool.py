@@ -21,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -54,7 +55,7 @@ class Run:
         pixels = generator.integers(0, 256, (6_400, size, size, 3), dtype=np.uint8)
         source = ImageViews(pixels, generator.integers(0, 10, 6_400), PadCropFlip(4))
         self.network = Pixels(network, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), lr=0.01, momentum=0.9)
         torch.manual_seed(0)
         base: DataLoader[Any] = DataLoader(source, batch_size=options.batch_size, shuffle=True, drop_last=True)
@@ -118,7 +119,7 @@ class Counted:
 
 def loopback_bytes() -> int:
     """All that this machine has sent to itself, by whomever."""
-    with open("/proc/net/dev", encoding="utf-8") as file:  # noqa: PTH123
+    with Path("/proc/net/dev").open(encoding="utf-8") as file:
         line = next(line for line in file if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[0])
 
@@ -183,7 +184,7 @@ def soak(options: argparse.Namespace) -> bool:
     while perf_counter() - started < options.seconds:
         run.steps(10)
         steps += 10
-        workers = list(run.loader._pool.workers().values())  # type: ignore[attr-defined]
+        workers = list(run.loader._pool.workers().values())
         if workers and perf_counter() - killed > KILL_SECONDS:
             os.kill(workers[kills % len(workers)], signal.SIGKILL)
             killed, kills = perf_counter(), kills + 1

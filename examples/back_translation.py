@@ -115,11 +115,11 @@ class Translator(nn.Module):
         found = self.transformer(
             self.source(source) + self.place[: source.shape[1]],
             self.target(target) + self.place[:length],
-            tgt_mask=self.later[:length, :length],  # type: ignore[index]
+            tgt_mask=self.later[:length, :length],
             src_key_padding_mask=unread,
             memory_key_padding_mask=unread,
         )
-        return self.head(found)  # type: ignore[no-any-return]
+        return self.head(found)
 
 
 def loss_of(model: nn.Module, source: Tensor, target: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     made, numbers_drawn = None, np.random.default_rng(seed)
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, *batches: tuple[Tensor, Tensor]) -> None:
-        sum(loss_of(model, *batch) for batch in batches).backward()  # type: ignore[union-attr]
+        sum(loss_of(model, *batch) for batch in batches).backward()
         optimizer.step()
         optimizer.zero_grad()
 

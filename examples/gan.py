@@ -66,7 +66,7 @@ class Generator(nn.Module):
         self.rest = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.rest(self.first(latents).view(-1, self.widest, 4, 4))  # type: ignore[no-any-return]
+        return self.rest(self.first(latents).view(-1, self.widest, 4, 4))
 
 
 def convolutions(channels: int, side: int, width: int, outputs: int, *, norm: bool) -> nn.Sequential:

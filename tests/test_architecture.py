@@ -25,8 +25,8 @@ ROOMS = {
     "segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables sections plots report",
     "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "
-    "remedies rehearsal course parts publisher planning validation picking health measured journal progress saving "
-    "loader feeding assembly mine making made generate",
+    "remedies rehearsal course parts publisher planning validation picking health measured journal progress handing "
+    "saving loader feeding assembly mine making made generate",
     "integrations": "lightning transformers",
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",

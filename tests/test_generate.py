@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from infer2train import MadeLoader, generate
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.draws.draw import Draw, Kind
-from infer2train.loader.making import to_be_made
 from infer2train.machine.cores import as_text, available_cores
 from infer2train.oracle.engines import missing_packages
 from infer2train.pool.process import ProcessPool
@@ -365,7 +364,12 @@ def test_a_state_is_of_the_same_settings() -> None:
 
 
 def test_addresses_of_a_draw_are_its_own() -> None:
-    places = [{"number": 0, "epoch": 0}, {"number": 1, "epoch": 0}, {"number": 1, "epoch": 1}]
-    ids = np.arange(3)
-    found = [to_be_made(step=0, seed=0, ids=ids, epoch_ids=ids, version=0, **place).addresses.seeds for place in places]
-    assert len(np.unique(np.concatenate(found))) == 9
+    made = generate(noise, Teacher(), batch_size=3, draws_per_epoch=2, update_every=2)
+    found = []
+    for _ in range(2):
+        for _ in made:
+            assert made.last is not None
+            found.append(made.last.addresses.seeds)
+            made.step_done()
+    made.close()
+    assert len(np.unique(np.concatenate(found))) == 12

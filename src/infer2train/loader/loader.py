@@ -7,7 +7,6 @@ whose version needs a step that is not done raises, and never blocks.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import Course
+from infer2train.loader.handing import Handing
 from infer2train.loader.journal import Journal
 from infer2train.loader.likeness import LikeDataLoader
 from infer2train.loader.measured import Measured
@@ -41,13 +41,14 @@ from infer2train.pool.pool import Pool, at_exit
 from infer2train.sources.pipeline import AddressPipeline
 
 
-class MinedLoader(LikeDataLoader, Measured, Counted):
+class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
     """A loader of picked draws; made by `mine()`.
 
     Iterate it once an epoch, as the DataLoader it was made from. `last` tells of the draw handed out last, `metrics()`
     of what was measured, `state_dict()` is all that exact resumption needs besides model and optimiser.
     """
 
+    made_by = "mine()"
     notes: tuple[str, ...] = ()
     """What was decided when the loader was made that its user did not say, one line each."""
 
@@ -74,9 +75,10 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
         self._publisher = publisher = Publisher(
             weights, pool, mining, live, meter, self._ranks, has_one_probe=is_shared
         )
-        self._planner = Planner(method, course, publisher, mining.seed if passes is None else passes.seed)
+        planner = Planner(method, course, publisher, mining.seed if passes is None else passes.seed)
         parts = Parts(self._ranks if is_shared else Ranks(), method.choices, mining.oracle_chunk)
         self._picker = Picker(method, pool, trainer, meter, parts)
+        Handing.__init__(self, planner, self._picker)
         self.validation: Validation | None = None
         """How good versions are on the data that was given to `mine()` as `validation`."""
         gradients = Gradients(weights.model, is_accumulated=mining.accumulation_steps > 1)
@@ -86,7 +88,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
         """What is written of the run, if that was asked for."""
         scored = publisher if self._has_oracle else None
         Counted.__init__(self, course, Progress(course, scored, gradients, self.journal, meter, self.timeline))
-        self._iteration, self._is_closed = 0, False
+        self._iteration = 0
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     # The epoch
@@ -143,34 +145,6 @@ class MinedLoader(LikeDataLoader, Measured, Counted):
             self._method.begin_epoch(self._course.epoch)
         if self._has_oracle:
             self._publisher.publish_if_due(self._course.steps)
-
-    # One draw
-
-    def _next_batch(self) -> Any:
-        asked = perf_counter()
-        self._require_open()
-        self._progress.note_training()
-        self._progress.ask()
-        if not len(self._picker):
-            self._picker.submit(self._planner.next())
-        self._submit_ahead()
-        draw, batch = self._picker.take()
-        self._progress.hand_out(draw, asked)
-        return batch
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise RuntimeError(
-                "a loader that is closed has no more batches: got one that was closed, by close() or by mine() being "
-                "called again with its optimizer; iterate the loader made last, or call mine() again"
-            )
-
-    def _submit_ahead(self) -> None:
-        """Put every draw on its way whose version is published, as far ahead as views are made."""
-        while len(self._picker) < min(self._picker.depth, self._course.left):
-            if (draw := self._planner.ready(ahead=len(self._picker))) is None:
-                return
-            self._picker.submit(draw)
 
     # The loss
 

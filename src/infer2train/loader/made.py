@@ -7,20 +7,19 @@ own is read.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
 
-from infer2train.draws.draw import Draw
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.course import Course
+from infer2train.loader.handing import Handing
 from infer2train.loader.journal import Journal
-from infer2train.loader.making import Maker, to_be_made
+from infer2train.loader.making import MadePlan, Maker
 from infer2train.loader.measured import Measured
 from infer2train.loader.progress import Counted, Progress
 from infer2train.loader.publisher import Publisher
@@ -35,13 +34,14 @@ OF_SCORES = ("mined_draws", "mined_share", "score_mean", "score_chosen", "nonfin
 """Of `metrics()`, what there is only where candidates are scored."""
 
 
-class MadeLoader(Measured, Counted):
+class MadeLoader(Measured, Counted, Handing):
     """A loader of batches that a model in inference mode makes; made by `generate()`.
 
     Iterate it once an epoch, as the DataLoader of its inputs. `last` tells of the draw handed out last, `metrics()` of
     what was measured, `state_dict()` is all that exact resumption needs besides models and optimisers.
     """
 
+    made_by = "generate()"
     notes: tuple[str, ...] = ()
     """What was decided when the loader was made that its user did not say, one line each."""
 
@@ -51,12 +51,13 @@ class MadeLoader(Measured, Counted):
         course = Course(mining, True, ranks := Ranks())
         self._publisher = Publisher(Weights(generator), pool, mining, None, meter, ranks)
         self._maker = Maker(pool, meter, device_of(generator), is_strict=mining.staleness == "strict")
+        Handing.__init__(self, MadePlan(course, self._publisher, mining.seed), self._maker)
         nothing_written = Journal(mining, choices_of(mining), partial(len, inputs), self.timeline, self._totals)
         gradients = Gradients(generator, is_accumulated=False)
         Counted.__init__(
             self, course, Progress(course, self._publisher, gradients, nothing_written, meter, self.timeline)
         )
-        self._iteration, self._is_closed = 0, False
+        self._iteration = 0
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     def __len__(self) -> int:
@@ -91,49 +92,6 @@ class MadeLoader(Measured, Counted):
         self._course.warn_of_stale_weights()
         self._course.begin_epoch()
         self._publisher.publish_if_due(self.steps)
-
-    def _next_batch(self) -> Any:
-        asked = perf_counter()
-        self._require_open()
-        self._progress.note_training()
-        self._progress.ask()
-        if not len(self._maker):
-            draw = self._planned()
-            self._publisher.require(draw, self.steps)
-            self._maker.submit(draw)
-        self._submit_ahead()
-        draw, batch = self._maker.take()
-        self._progress.hand_out(draw, asked)
-        return batch
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise RuntimeError(
-                "a loader that is closed has no more batches: got one that was closed, by close() or by generate() "
-                "being called again with its optimizer; iterate the loader made last, or call generate() again"
-            )
-
-    def _planned(self, ahead: int = 0) -> Draw:
-        """The draw that comes after so many others of the epoch."""
-        course = self._course
-        step = course.step_of(course.draws + ahead)
-        return to_be_made(
-            number=course.draws + ahead,
-            epoch=course.epoch,
-            step=step,
-            seed=self.mining.seed,
-            ids=course.ids(ahead),
-            epoch_ids=course.offered(ahead),
-            version=self._publisher.version_for(step),
-        )
-
-    def _submit_ahead(self) -> None:
-        """Put every draw on its way whose version is published, as far ahead as is worth it."""
-        while len(self._maker) < min(self._maker.depth, self._course.left):
-            draw = self._planned(ahead=len(self._maker))
-            if not self._publisher.has(draw):
-                return
-            self._maker.submit(draw)
 
     def metrics(self) -> dict[str, float]:
         """Plain floats over what came since the last call; `infer2train.observe.metrics.window` lists them."""

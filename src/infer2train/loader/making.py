@@ -16,50 +16,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from infer2train.batches import to_device
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.draw import Draw, Kind
+from infer2train.loader.course import Course
+from infer2train.loader.planning import Plan
+from infer2train.loader.publisher import Publisher
 from infer2train.observe.metrics import Meter
 from infer2train.observe.timeline import TRAINER
 from infer2train.pool.pool import Pool, check_answer
 
 
-def to_be_made(
-    *,
-    number: int,
-    epoch: int,
-    step: int,
-    seed: int,
-    ids: Int64[np.ndarray, " b"],
-    epoch_ids: Int64[np.ndarray, " e"],
-    version: int,
-) -> Draw:
-    """A draw that a model is to make.
+class MadePlan(Plan):
+    """Plans draws that a model is to make.
 
     Args:
-        number: counted over the run.
-        epoch: counted from 0.
-        step: that trains on it.
+        course: knows their numbers, steps and ids.
+        publisher: knows their versions.
         seed: of the run.
-        ids: of its inputs, as the user's loader gave them.
-        epoch_ids: of the whole epoch.
-        version: of the weights that may make it.
     """
-    given = Addresses(ids, seeds(seed, Purpose.INPUT, epoch=epoch, draw=number, slot=np.arange(len(ids))))
-    return Draw(
-        number=number,
-        epoch=epoch,
-        step=step,
-        kind=Kind.MADE,
-        seed=seed,
-        ids=ids,
-        epoch_ids=epoch_ids,
-        version=version,
-        candidates=given[:0],
-        addresses=given,
-    )
+
+    def __init__(self, course: Course, publisher: Publisher, seed: int) -> None:
+        super().__init__(course, publisher)
+        self._seed = seed
+
+    def draw(self, ahead: int = 0) -> Draw:
+        course, seed = self._course, self._seed
+        number, epoch, ids = course.draws + ahead, course.epoch, course.ids(ahead)
+        step = course.step_of(number)
+        given = Addresses(ids, seeds(seed, Purpose.INPUT, epoch=epoch, draw=number, slot=np.arange(len(ids))))
+        return Draw(
+            number=number,
+            epoch=epoch,
+            step=step,
+            kind=Kind.MADE,
+            seed=seed,
+            ids=ids,
+            epoch_ids=course.offered(ahead),
+            version=self._publisher.version_for(step),
+            candidates=given[:0],
+            addresses=given,
+        )
 
 
 class Maker:

@@ -3,6 +3,7 @@
 Between the course, which knows where the run stands, and the picker, which takes planned draws in.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,38 @@ from infer2train.loader.course import Course
 from infer2train.loader.publisher import Publisher
 
 
-class Planner:
+class Plan(ABC):
+    """Knows the draws of an epoch before they are made.
+
+    Args:
+        course: knows their numbers, steps and ids.
+        publisher: knows their versions.
+    """
+
+    def __init__(self, course: Course, publisher: Publisher) -> None:
+        self._course, self._publisher = course, publisher
+
+    @abstractmethod
+    def draw(self, ahead: int = 0) -> Draw:
+        """The draw that comes after so many others of the epoch."""
+
+    def next(self) -> Draw:
+        """The draw that the host asks for.
+
+        Raises:
+            RuntimeError: its version needs a step that is not done.
+        """
+        draw = self.draw()
+        self._publisher.require(draw, self._course.steps)
+        return draw
+
+    def ready(self, ahead: int) -> Draw | None:
+        """The draw that comes after so many others of the epoch; None where its version is not there yet."""
+        draw = self.draw(ahead)
+        return draw if self._publisher.has(draw) else None
+
+
+class Planner(Plan):
     """Plans the draws of an epoch; the same on every rank, unless each reads a stream of its own.
 
     Args:
@@ -25,10 +57,10 @@ class Planner:
     """
 
     def __init__(self, method: Method, course: Course, publisher: Publisher, seed: int) -> None:
-        self._method, self._course, self._publisher, self._seed = method, course, publisher, seed
+        super().__init__(course, publisher)
+        self._method, self._seed = method, seed
 
     def draw(self, ahead: int = 0) -> Draw:
-        """The draw that comes after so many others of the epoch."""
         method, course = self._method, self._course
         number, epoch, ids = course.draws + ahead, course.epoch, course.ids(ahead)
         step, share, seed = course.step_of(number), method.share(epoch), self._seed
@@ -49,21 +81,6 @@ class Planner:
             addresses=given,
         )
         return replace(draw, candidates=method.candidates(draw)) if kind.is_scored else draw
-
-    def next(self) -> Draw:
-        """The draw that the host asks for.
-
-        Raises:
-            RuntimeError: its version needs a step that is not done.
-        """
-        draw = self.draw()
-        self._publisher.require(draw, self._course.steps)
-        return draw
-
-    def ready(self, ahead: int) -> Draw | None:
-        """The draw that comes after so many others of the epoch; None where its version is not there yet."""
-        draw = self.draw(ahead)
-        return draw if self._publisher.has(draw) else None
 
 
 def as_given(draw: Draw) -> Draw:

@@ -23,7 +23,7 @@ PICKS = "picks"
 PART_ROWS = 50_000
 """Rows that are held before they are written."""
 MOST_ROWS = 1_000_000
-"""Rows of a run: some 25 bytes each on the disk."""
+"""Rows of a run: less than 30 bytes each on the disk."""
 WHOLE_SLOTS = 2
 """Slots of a draw whose views all have a row."""
 STRIDE = b"infer2train.stride"
