@@ -199,6 +199,9 @@ def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         at = torch.from_numpy(numbers_drawn.integers(len(known), size=BATCH))
         return pairs[0][at], pairs[1][at]
 
+    def look() -> float:
+        return bleu(forward, english.tokens([e for e, _ in held_out]), [g for _, g in held_out], german)
+
     started = perf_counter()
     if arm != "none":
         for _ in range(options.reverse_steps):
@@ -218,18 +221,21 @@ def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             seed=seed,
         )
     batches = None if made is None else endless(made)
-    done = 0
-    while done < options.steps and (options.seconds is None or perf_counter() - started < options.seconds):
+    done, looked, curve = 0, 0.0, dict[str, float]()
+    while done < options.steps and (options.seconds is None or perf_counter() - started - looked < options.seconds):
         step(forward, optimizers[0], real(), *([next(batches)] if batches else []))
         done += 1
         if made is not None and done % options.stage == 0:
             for _ in range(options.stage // 2):
                 step(reverse, optimizers[1], real()[::-1])
-    seconds = perf_counter() - started
+        if options.look_every and done % options.look_every == 0:
+            looking = perf_counter()
+            curve[str(done)] = look()
+            looked += perf_counter() - looking
+    seconds = perf_counter() - started - looked
     if made is not None:
         made.close()
-    score = bleu(forward, english.tokens([e for e, _ in held_out]), [g for _, g in held_out], german)
-    return {"arm": arm, "seed": seed, "bleu": score, "steps": done, "seconds": seconds}
+    return {"arm": arm, "seed": seed, "bleu": look(), "steps": done, "seconds": seconds, "curve": curve}
 
 
 def main() -> None:
@@ -241,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of a training, at most")
     parser.add_argument("--stage", type=int, default=4, help="steps of the forward model between two of the reverse")
     parser.add_argument("--reverse-steps", type=int, default=4, help="of the reverse model before all")
+    parser.add_argument("--look-every", type=int, help="steps between BLEU scores of the curve that --folder keeps")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--oracle", default="torch:fp32")
     parser.add_argument("--pairs", type=int, default=400)
