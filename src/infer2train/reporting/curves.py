@@ -7,7 +7,7 @@ points than a page can show, and keeps their extremes as the band.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -109,7 +109,7 @@ def error_over_seconds(runs: Sequence[RunFolder]) -> Curve:
 
 def elapsed(run: RunFolder) -> dict[int, float]:
     """Seconds of wall-clock from the start of a run to the end of each epoch, its evaluation included."""
-    seconds = [(row.get("seconds") or {}).get("total") for row in run.epochs]
+    seconds: list[Any] = [(row.get("seconds") or {}).get("total") for row in run.epochs]
     timed = seconds[: seconds.index(None)] if None in seconds else seconds
     return {int(row["epoch"]): total for row, total in zip(run.epochs, accumulate(timed), strict=False)}
 

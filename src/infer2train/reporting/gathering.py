@@ -5,7 +5,7 @@ that was planned. Nothing is assumed of runs that were not planned together: the
 they wrote down agrees but the seed, and of a loop of the user's own only the mining is known, so each stands alone.
 """
 
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +135,8 @@ def _name(group: Group, rivals: Sequence[Group]) -> str:
     told = [tuple(repr(rival.config.get(name)) for name in apart) for rival in rivals]
     if len(apart) <= MOST_IN_A_NAME and len(set(told)) == len(told):
         return ", ".join([group.method, *(f"{name} {setting(group.config.get(name))}" for name in apart)])
-    folders = [folder.resolve().name for folder in group.given]
-    stem = os.path.commonprefix(folders) if len(set(folders)) > 1 else folders[0]
-    return f"{group.method}, {stem.removesuffix('-seed').rstrip('-_ ') or folders[0]}"
+    folder = group.given[0].resolve().name
+    return f"{group.method}, {re.sub(r'[-_]?(seed)?[-_]?[0-9]+$', '', folder) if len(group.runs) > 1 else folder}"
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:

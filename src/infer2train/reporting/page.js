@@ -12,6 +12,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
+    if (heading.classList.contains("picture")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...heading.childNodes);
@@ -19,7 +20,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     heading.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {
       const direction = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-      headings.forEach((other) => other.setAttribute("aria-sort", other === heading ? direction : "none"));
+      table.querySelectorAll("th[aria-sort]").forEach((other) => other.setAttribute("aria-sort", "none"));
+      heading.setAttribute("aria-sort", direction);
       const sign = direction === "ascending" ? 1 : -1;
       const keyed = [...body.rows].map((row) => [value(row.cells[column], heading.classList.contains("number")), row]);
       keyed.sort(([one], [other]) =>
