@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from run_folders import START, step_rows, write_comparison, write_rows, write_run
+from run_folders import write_comparison, write_run
 
 from infer2train import inspect, mine
 from infer2train.reporting.report import write_report
@@ -20,64 +19,19 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"),
     pytest.mark.filterwarnings("ignore:the oracle gets new weights every:RuntimeWarning"),
 ]
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 KINDS = ("run", "planned", "several", "inspected")
 DESKTOP, TELEPHONE, PAPER = 1280, 390, 688
 """CSS pixels; of A4 without its margins."""
-CONTRAST = """() => {
-  const channels = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const isOpaque = (text) => { const c = channels(text); return c.length === 3 || c[3] === 1; };
-  const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  const luminance = (c) => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
-  const ratio = (one, other) => {
-    const [low, high] = [one, other].map(channels).map(luminance).sort((a, b) => a - b);
-    return (high + 0.05) / (low + 0.05);
-  };
-  const paint = (element) => {
-    const style = getComputedStyle(element);
-    if (!(element instanceof SVGElement)) return isOpaque(style.backgroundColor) ? style.backgroundColor : null;
-    const fills = element instanceof SVGGeometryElement && style.fill !== "none" && style.fillOpacity === "1";
-    return fills && !element.closest("defs") ? style.fill : null;
-  };
-  const behind = (element, x, y) => {
-    const below = document.elementsFromPoint(x, y);
-    const from = below.indexOf(element);
-    const above = [];
-    for (let one = element; one; one = one.parentElement) above.push(one);
-    return (from < 0 ? above : below.slice(from)).map(paint).find((found) => found) ?? paint(document.body);
-  };
-  const found = { texts: 0, marks: 0, low: [] };
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement, range = document.createRange();
-    range.selectNodeContents(texts.currentNode);
-    const box = range.getBoundingClientRect();
-    if (!texts.currentNode.data.trim() || !box.width || element.closest("script, style, .spoken, .skip")) continue;
-    const style = getComputedStyle(element), size = parseFloat(style.fontSize);
-    const colour = element instanceof SVGElement ? style.fill : style.color;
-    const isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-    const got = ratio(colour, behind(element, box.x + box.width / 2, box.y + box.height / 2));
-    found.texts += 1;
-    if (got < (isLarge ? 3 : 4.5)) found.low.push([texts.currentNode.data.trim(), colour, got]);
-  }
-  const card = getComputedStyle(document.documentElement).getPropertyValue("--card"), probe = document.createElement("i");
-  probe.style.color = "var(--grid)";
-  probe.style.backgroundColor = "var(--card)";
-  document.body.append(probe);
-  const { color: grid, backgroundColor: paper } = getComputedStyle(probe);
-  probe.remove();
-  for (const shape of document.querySelectorAll("figure svg path, .legend i")) {
-    if (shape.closest("defs, clipPath")) continue;
-    const style = getComputedStyle(shape);
-    const colours = [paint(shape), style.stroke].filter((one) => one && one !== "none" && one !== grid);
-    found.marks += colours.length;
-    colours.filter((one) => ratio(one, paper) < 3).forEach((one) => found.low.push([shape.outerHTML, one, ratio(one, paper)]));
-  }
-  return found;
-}"""
+CONTRAST = Path(__file__).with_name("contrast.js").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +129,8 @@ def test_a_screen_reader_is_told_everything(page: Any) -> None:
         ":is(.scroll, pre, .within):not([tabindex][role=region][aria-label])",
     ):
         assert page.locator(nameless).count() == 0, nameless
-    assert page.evaluate(
-        "[...document.querySelectorAll('[aria-labelledby]')].every(s => document.getElementById(s.getAttribute('aria-labelledby')))"
-    )
+    named = "one => document.getElementById(one.getAttribute('aria-labelledby')) !== null"
+    assert page.evaluate(f"[...document.querySelectorAll('[aria-labelledby]')].every({named})")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -228,15 +181,12 @@ def test_tables_sort_by_numbers_and_by_words(opened: dict[str, tuple[Any, list[s
 def test_the_keyboard_reaches_headings_and_shows_where_it_is(page: Any) -> None:
     page.evaluate("document.activeElement.blur()")
     page.mouse.click(1, 1)
+    focused = """() => { const it = document.activeElement, style = getComputedStyle(it);
+      return [it.className, it.closest("th") !== null, style.outlineStyle, parseFloat(style.outlineWidth)] }"""
     seen = []
     for _ in range(60):
         page.keyboard.press("Tab")
-        seen.append(
-            page.evaluate(
-                """() => { const e = document.activeElement, style = getComputedStyle(e);
-                return [e.className || e.tagName, e.closest("th") !== null, style.outlineStyle, parseFloat(style.outlineWidth)] }"""
-            )
-        )
+        seen.append(page.evaluate(focused))
         if seen[-1][1] or page.locator("th button").count() == 0:
             break
     assert seen[0][0] == "skip"

@@ -197,12 +197,18 @@ def time_budget(seconds: Mapping[str, Mapping[str, float]], *, title: str = "Tim
     return drawn("budget", title, 0.7 + _height(seconds), draw)
 
 
-def difference_intervals(differences: Mapping[str, PairedDifference], looks: Mapping[str, Style]) -> str:
+def difference_intervals(
+    differences: Mapping[str, PairedDifference],
+    looks: Mapping[str, Style],
+    *,
+    title: str = "Differences from the baseline with 95 % intervals",
+) -> str:
     """Each method's difference from the baseline with its 95 % interval, beside the line of no difference.
 
     Args:
         differences: by method, of fractions.
         looks: the methods' styles.
+        title: what a screen reader says.
 
     Returns:
         One `<svg>` element.
@@ -223,7 +229,7 @@ def difference_intervals(differences: Mapping[str, PairedDifference], looks: Map
         axes.margins(x=0.08)
         axes.set_xlabel("difference in test error, points (left: fewer errors)")
 
-    return drawn("differences", "Differences from the baseline with 95 % intervals", 0.75 + _height(differences), draw)
+    return drawn("differences", title, 0.75 + _height(differences), draw)
 
 
 def parts_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

@@ -87,7 +87,7 @@ def context(runs: RunSet) -> dict[str, Any]:
             **(_seconds_figure(shown, looks) if runs.baseline else {}),
             **_difference_figure(lines, looks),
             **_step_figures(shown, looks),
-            **({"budget": plots.time_budget(seconds)} if seconds else {}),
+            **_budget_figure(seconds),
         },
         "parts": plots.parts_of(seconds),
         "timeline": _timeline(runs),
@@ -170,7 +170,22 @@ def _difference_figure(lines: Sequence[MethodSummary], looks: dict[str, plots.St
     differences = {line.method: line.difference for line in lines if line.difference is not None}
     if all(found.low is None for found in differences.values()):
         return {}
-    return {"differences": plots.difference_intervals(differences, looks)}
+    told = "; ".join(f"{method} {tables.difference(found)}" for method, found in differences.items())
+    title = f"Differences from the baseline in points, with 95 % intervals: {told}"
+    return {"differences": plots.difference_intervals(differences, looks, title=title)}
+
+
+def _budget_figure(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Where the wall-clock went."""
+    if not seconds:
+        return {}
+    told = []
+    for method, parts in seconds.items():
+        bar = plots.budget(parts)
+        total = sum(bar.values())
+        shares = ", ".join(f"{name} {tables.share(value / total)}" for name, value in bar.items())
+        told.append(f"{method} {tables.duration(total)}, of it {shares}")
+    return {"budget": plots.time_budget(seconds, title=f"Time budget: {'; '.join(told)}")}
 
 
 def _error_figures(shown: dict[str, list[RunFolder]], looks: dict[str, plots.Style]) -> dict[str, str]:
