@@ -55,7 +55,9 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("train", _train_parser(arguments), help="train a model with one method")
     verbs.add_subcommand("compare", _compare_parser(arguments), help="compare methods over paired seeds")
-    verbs.add_subcommand("report", _report_parser(), help="write the report of a run or comparison again")
+    verbs.add_subcommand(
+        "report", _report_parser(), help="write the report of a run or comparison again, or compare any runs"
+    )
     verbs.add_subcommand("inspect", _inspect_parser(), help="show what a run picked, and samples of doubtful labels")
     verbs.add_subcommand("eval", _eval_parser(), help="evaluate the newest checkpoint of a run")
     verbs.add_subcommand(
@@ -100,9 +102,18 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
 
 def _report_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
-        description="Write report.html of a run or comparison folder again.", exit_on_error=False
+        description="Write report.html of a run or comparison folder again; of several of them, one page that compares "
+        "all their runs: what differs, curves over steps and seconds, differences where seeds agree, and costs.",
+        exit_on_error=False,
     )
-    parser.add_argument("folder", type=str, help="A folder such as runs/NAME.")
+    add = parser.add_argument
+    add("folders", type=str, nargs="+", help="Folders such as runs/NAME, of runs and of comparisons.")
+    out_help = "File of the page. Default: report.html in the folder; of several, comparison.html beside the first."
+    add("--out", type=str | None, default=None, help=out_help)
+    against_help = (
+        "Of several, the folder that the others are compared with. Default: the first baseline, or the first."
+    )
+    add("--baseline", type=str | None, default=None, help=against_help)
     return parser
 
 

@@ -78,7 +78,8 @@ def _compare(options: dict[str, Any]) -> None:
 def _report(options: dict[str, Any]) -> None:
     from infer2train.reporting.report import write_report
 
-    print(f"report: {write_report(Path(options['folder']))}")
+    out, baseline = (None if options[name] is None else Path(options[name]) for name in ("out", "baseline"))
+    print(f"report: {write_report(*map(Path, options['folders']), out=out, baseline=baseline)}")
 
 
 def _inspect(options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Curves over epochs or steps, averaged over seeds.
+"""Curves over epochs, steps or seconds, averaged over seeds.
 
 Between `runs`, which reads the rows, and `plots`, which draws. `thinned` averages neighbours where there are more
 points than a page can show, and keeps their extremes as the band.
@@ -6,9 +6,11 @@ points than a page can show, and keeps their extremes as the band.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
 from infer2train.reporting.runs import RunFolder, logged
 from infer2train.reporting.statistics import mean_std
@@ -22,13 +24,13 @@ class Curve:
     """A line and the band around it.
 
     Args:
-        x: epochs or steps, ascending.
+        x: epochs, steps or seconds, ascending.
         mean: over the seeds that have a value there, in the unit of the values.
         low: lower edge of the band; `mean` itself where there is no band.
         high: upper edge, likewise.
     """
 
-    x: Int64[np.ndarray, " n"]
+    x: Int64[np.ndarray, " n"] | Float64[np.ndarray, " n"]
     mean: Float[np.ndarray, " n"]
     low: Float[np.ndarray, " n"]
     high: Float[np.ndarray, " n"]
@@ -42,9 +44,13 @@ class Curve:
         return Curve(self.x[kept], self.mean[kept], self.low[kept], self.high[kept])
 
 
+NONE = Curve(np.empty(0, np.int64), *(np.empty(0, np.float64) for _ in range(3)))
+"""Of what was not measured."""
+
+
 @dataclass(frozen=True)
 class ErrorCurves:
-    """The error curves of one method, as fractions by epoch.
+    """The error curves of one method, as fractions by epoch or step.
 
     Args:
         validation: on the test set.
@@ -74,13 +80,38 @@ def across_seeds(values: Sequence[Mapping[int, float]]) -> Curve:
     return Curve(np.array(positions, dtype=np.int64), mean, mean - std, mean + std)
 
 
-def errors_of(runs: Sequence[RunFolder]) -> ErrorCurves:
-    """The three error curves of one method's runs."""
+def errors_of(runs: Sequence[RunFolder], over: Literal["epoch", "step"] = "epoch") -> ErrorCurves:
+    """The three error curves of one method's runs, a point for each epoch.
+
+    Args:
+        runs: of the method.
+        over: what they are drawn over.
+    """
 
     def of(name: str) -> Curve:
-        return across_seeds([logged(run.epochs, "epoch", name) for run in runs])
+        return across_seeds([logged(run.epochs, over, name) for run in runs])
 
     return ErrorCurves(of("test_error"), of("train_error_mined"), of("train_error_random"))
+
+
+def error_over_seconds(runs: Sequence[RunFolder]) -> Curve:
+    """Test error of one method's runs over the wall-clock, a point for each epoch: its mean time and its mean error.
+
+    Epochs that one of the runs has not done, or has not timed, are left out: a mean of fewer would jump.
+    """
+    errors, times = [logged(run.epochs, "epoch", "test_error") for run in runs], [elapsed(run) for run in runs]
+    epochs = {*chain(*errors)}.intersection(*errors, *times)
+    error, time = (
+        across_seeds([{epoch: seed[epoch] for epoch in epochs} for seed in values]) for values in (errors, times)
+    )
+    return Curve(time.mean, error.mean, error.low, error.high)
+
+
+def elapsed(run: RunFolder) -> dict[int, float]:
+    """Seconds of wall-clock from the start of a run to the end of each epoch, its evaluation included."""
+    seconds: list[Any] = [(row.get("seconds") or {}).get("total") for row in run.epochs]
+    timed = seconds[: seconds.index(None)] if None in seconds else seconds
+    return {int(row["epoch"]): total for row, total in zip(run.epochs, accumulate(timed), strict=False)}
 
 
 def step_curves(runs: Mapping[str, Sequence[RunFolder]], name: str, *, points: int) -> dict[str, Curve]:

@@ -19,14 +19,14 @@ WIDTH_INCHES = 8.6
 WAITING = "waiting for scores"
 LOOKS = {
     (True, "scores"): (WAITING, SERIES[0]),
-    (True, "views"): ("picked views", "#58b0b2"),
+    (True, "views"): ("picked views", "#3b9496"),
     (True, "train"): ("training", "#5f6b7a"),
-    (True, "publish"): ("publishing weights", "#8b44ad"),
+    (True, "publish"): ("publishing weights", "#9148b5"),
     (False, "views"): ("candidates’ views", "#0b7f81"),
     (False, "forward"): ("scoring", "#2063ca"),
-    (False, "validate"): ("validation", "#9aa7b8"),
-    (False, "refresh"): ("new weights", "#b86a01"),
-    (False, "prepare"): ("preparing new weights", "#e0a64f"),
+    (False, "validate"): ("validation", "#7f8b9c"),
+    (False, "refresh"): ("new weights", "#a86001"),
+    (False, "prepare"): ("preparing new weights", "#bb7f22"),
 }
 """What a span is called and its colour, by whether it is the trainer's and its name; in the order of the legend."""
 

@@ -3,7 +3,8 @@
 Which numbers are drawn is decided in `report`; how a figure becomes an element of a page in `svg`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,17 +24,17 @@ class Style(NamedTuple):
 
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 """The shape on a line, and the letter that looks like it for the page's legend."""
-LONGEST_NAME = 18
-"""Letters of a method's name beside a bar."""
+LONGEST_LINE, MOST_LINES = 20, 3
+"""Letters of a line of a method's name beside a bar, and its lines."""
 PARTS = {
     "training": "#5f6b7a",
     "batches": "#2c7da0",
     "views": "#0b7f81",
     "scoring": "#2063ca",
-    "publishing": "#8b44ad",
-    "evaluation": "#b86a01",
-    "checkpoint": "#1a8755",
-    "other": "#aab3be",
+    "publishing": "#9148b5",
+    "evaluation": "#a86001",
+    "checkpoint": "#188050",
+    "other": "#828c99",
 }
 """The parts of the wall-clock, in the order of the bar. White letters can be read on all but the last."""
 
@@ -55,6 +56,7 @@ def error_curves(
     looks: Mapping[str, Style],
     *,
     first_epoch: int = 0,
+    over: str = "epoch",
     title: str = "Error curves",
     legend: bool = False,
 ) -> str:
@@ -65,6 +67,7 @@ def error_curves(
     Args:
         curves: by method, as fractions.
         looks: the methods' styles.
+        over: what they are drawn over, epoch or step.
         first_epoch: where the panel begins: 0 for panel (a), the final epochs for panel (b).
         title: what a screen reader says.
         legend: name the lines inside the figure, where no page does it beside.
@@ -83,15 +86,43 @@ def error_curves(
                 _line(axes, random, look.colour, linestyle=(0, (5, 1.6, 1, 1.6)), width=0.9)
                 _line(axes, mined, look.colour, linestyle=(0, (1, 1.5)), width=1.3)
             _line(axes, validation, look.colour, width=1.7, marker=look.marker)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(over)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_formatter(_grouped)
         axes.set_ylabel("error, %")
         if first_epoch == 0:
             axes.set_ylim(bottom=0)
         if legend:
             _legend(axes, {method: looks[method] for method in curves}, with_training=first_epoch == 0)
 
-    return drawn(f"errors-{first_epoch}", title, 3.4 if legend else 2.9, draw)
+    has_test = any(len(found.validation) for found in curves.values())
+    name = f"errors-{over}-{first_epoch}" if has_test else "training-errors"
+    return drawn(name, title, 3.4 if legend else 2.9, draw)
+
+
+def error_over_seconds(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, title: str) -> str:
+    """Test error over the wall-clock, bands of one deviation: what the same time gives.
+
+    Args:
+        curves: by method, fractions over seconds.
+        looks: the methods' styles.
+        title: what a screen reader says.
+
+    Returns:
+        One `<svg>` element.
+    """
+    unit, divisor = _unit(max(float(curve.x[-1]) for curve in curves.values()))
+
+    def draw(axes: Any) -> None:
+        for method, curve in curves.items():
+            shown = _percent(curve)
+            scaled = Curve(curve.x / divisor, shown.mean, shown.low, shown.high)
+            _line(axes, scaled, looks[method].colour, width=1.7, marker=looks[method].marker)
+        axes.set_xlabel(f"wall-clock, {unit}")
+        axes.set_ylabel("test error, %")
+        axes.set_xlim(left=0)
+
+    return drawn("errors-seconds", title, 2.9, draw)
 
 
 def _legend(axes: Any, looks: Mapping[str, Style], *, with_training: bool) -> None:
@@ -125,8 +156,9 @@ def step_curves(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, labe
         for method, found in curves.items():
             _line(axes, found, looks[method].colour, width=1.3, marker=looks[method].marker)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(label)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+        axes.xaxis.set_major_formatter(_grouped)
         if zero:
             axes.set_ylim(bottom=0)
 
@@ -162,15 +194,21 @@ def time_budget(seconds: Mapping[str, Mapping[str, float]], *, title: str = "Tim
         axes.invert_yaxis()
         axes.set_xlabel(unit)
 
-    return drawn("budget", title, 0.7 + 0.34 * len(seconds), draw)
+    return drawn("budget", title, 0.7 + _height(seconds), draw)
 
 
-def difference_intervals(differences: Mapping[str, PairedDifference], looks: Mapping[str, Style]) -> str:
+def difference_intervals(
+    differences: Mapping[str, PairedDifference],
+    looks: Mapping[str, Style],
+    *,
+    title: str = "Differences from the baseline with 95 % intervals",
+) -> str:
     """Each method's difference from the baseline with its 95 % interval, beside the line of no difference.
 
     Args:
         differences: by method, of fractions.
         looks: the methods' styles.
+        title: what a screen reader says.
 
     Returns:
         One `<svg>` element.
@@ -191,9 +229,7 @@ def difference_intervals(differences: Mapping[str, PairedDifference], looks: Map
         axes.margins(x=0.08)
         axes.set_xlabel("difference in test error, points (left: fewer errors)")
 
-    return drawn(
-        "differences", "Differences from the baseline with 95 % intervals", 0.75 + 0.34 * len(differences), draw
-    )
+    return drawn("differences", title, 0.75 + _height(differences), draw)
 
 
 def parts_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -210,8 +246,19 @@ def budget(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the plot beside it."""
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    """A name that leaves room for the plot beside it: in a few lines, and cut where it needs more."""
+    return "\n".join(wrap(name, LONGEST_LINE, max_lines=MOST_LINES, placeholder="…"))
+
+
+def _height(names: Iterable[str]) -> float:
+    """Inches of a figure that has a row for each name."""
+    lines = [_short(name).count("\n") for name in names]
+    return 0.34 * len(lines) + 0.12 * sum(lines)
+
+
+def _grouped(value: float, _: Any) -> str:
+    """A large number on an axis, in groups of three digits."""
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def _widest(seconds: Mapping[str, Mapping[str, float]], divisor: float) -> float:

@@ -1,7 +1,7 @@
 """Run and comparison folders, read: the configuration and the rows of `metrics.jsonl`, as plain Python.
 
 The first of the reporting modules: the others take what is read here and open no metrics themselves. Nothing is
-averaged here (`summary` and `curves` do that), and nothing is written.
+averaged here (`summary` and `curves` do that), and nothing is written. `gathering` makes one set of several folders.
 """
 
 import json
@@ -78,21 +78,32 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunSet:
-    """A run folder, or a comparison folder with all its runs.
+    """A run folder, a comparison folder with all its runs, or the runs of several of these.
 
     Args:
-        folder: where it is.
-        methods: in the order of the comparison.
+        folders: where it is: one, or those that were gathered.
+        methods: in the order of the comparison; of several folders, the names of the settings that their runs have.
         seeds: those asked for.
         baseline: the method that the others are compared with; None for a single run.
         runs: those that exist, by method and seed.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     baseline: str | None
     runs: dict[tuple[str, int], RunFolder]
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether several folders are compared, which nobody planned as one comparison."""
+        return len(self.folders) > 1
+
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        """The runs that there shall be, by method and seed: those of the plan, or those that were gathered."""
+        planned = [(method, seed) for method in self.methods for seed in self.seeds]
+        return [key for key in planned if key in self.runs or not self.is_gathered]
 
     def of(self, method: str) -> list[RunFolder]:
         """The runs of one method, by seed."""
@@ -118,7 +129,7 @@ def read(folder: Path) -> RunSet:
             "runs/NAME"
         )
     run = read_run(folder)
-    return RunSet(folder, (run.method,), (run.seed,), None, {(run.method, run.seed): run})
+    return RunSet((folder,), (run.method,), (run.seed,), None, {(run.method, run.seed): run})
 
 
 def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> RunFolder:
@@ -153,7 +164,7 @@ def _read_comparison(folder: Path) -> RunSet:
     trained = folder / str(plan.get("runs_in", "."))
     folders = {(method, seed): trained / f"{method}-seed{seed}" for method in methods for seed in seeds}
     runs = {key: read_run(path, *key) for key, path in folders.items() if (path / METRICS).is_file()}
-    return RunSet(folder, methods, seeds, str(plan.get("baseline") or methods[0]), runs)
+    return RunSet((folder,), methods, seeds, str(plan.get("baseline") or methods[0]), runs)
 
 
 def _drawable(value: Any) -> Any:

@@ -12,27 +12,42 @@ from typing import Any
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
 from infer2train.reporting.evidence import Fitted, evidence, nearest
+from infer2train.reporting.gathering import differing
 from infer2train.reporting.runs import Row, RunFolder, RunSet, logged
+from infer2train.reporting.summary import judged_alike
+
+
+def title(runs: RunSet) -> str:
+    """The folder's name; of several, the first two and how many more."""
+    names = [folder.resolve().name for folder in runs.folders]
+    if len(names) < 3:
+        return " and ".join(names)
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 def subject(runs: RunSet) -> str:
-    """Model and data in a few words; empty where nothing is known."""
-    first: RunFolder | None = next(iter(runs.runs.values()), None)
-    config = first.config if first else {}
-    return " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
+    """Model and data in a few words; empty where nothing is known, or not the same of all."""
+    configs = [run.config for run in runs.runs.values()]
+    shared = {name: {str(config.get(name) or "") for config in configs} for name in ("model", "data")}
+    return " on ".join(values.pop() for values in shared.values() if len(values) == 1 and values != {""})
 
 
 def state(runs: RunSet) -> str:
     """How far it is; empty when all is finished."""
-    asked = len(runs.methods) * len(runs.seeds)
+    asked = len(runs.asked)
     finished = sum(run.finished for run in runs.runs.values())
     if finished == asked:
         return ""
     if runs.baseline is not None:
         return f"{finished} of {asked} runs finished"
     (run,) = runs.runs.values()
+    return f"not finished: {_how_far(run)}" if run.epochs else _how_far(run)
+
+
+def _how_far(run: RunFolder) -> str:
+    """What a run has done so far."""
     if run.epochs:
-        return f"not finished: {len(run.epochs)} of {run.config.get('epochs', '?')} epochs"
+        return f"{len(run.epochs)} of {run.config.get('epochs', '?')} epochs"
     return f"logged up to step {run.steps[-1]['step']}" if run.steps else "nothing logged yet"
 
 
@@ -58,7 +73,7 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Versions scored in fp32", _fp32_versions(run), str),
         ("Mean lag", lag, lambda value: f"{value:.1f} steps"),
         ("Speed", speed, lambda value: f"{value:.2f} steps/s"),
-        ("Steps", run.steps[-1]["step"] if run.steps else None, _grouped),
+        ("Steps", run.steps[-1]["step"] if run.steps else None, tables.grouped),
     ]
     return [(name, as_text(value)) for name, value, as_text in found if value is not None]
 
@@ -69,14 +84,43 @@ def _fp32_versions(run: RunFolder) -> int | None:
 
 
 def settings(runs: RunSet) -> dict[str, Any]:
-    """The settings that all runs share, and those that differ, by method; method and seed name the runs."""
+    """The settings that all runs share, and those that differ, by method; method and seed name planned runs."""
     configs = {method: runs.of(method)[0].config for method in runs.methods if runs.of(method)}
     names = list(dict.fromkeys(name for config in configs.values() for name in config))
     if runs.baseline is not None:
-        names = [name for name in names if name not in ("method", "seed")]
-    differing = [name for name in names if len({repr(config.get(name)) for config in configs.values()}) > 1]
-    shared = {name: next(iter(configs.values())).get(name) for name in names if name not in differing}
-    return {"shared": shared, "differing": differing, "by_method": configs}
+        names = [name for name in names if name != "seed" and (runs.is_gathered or name != "method")]
+    apart = differing(configs.values())
+    known = {name: value for config in reversed(configs.values()) for name, value in config.items()}
+    shared = {name: known[name] for name in names if name not in apart}
+    return {"shared": shared, "differing": [name for name in names if name in apart], "by_method": configs}
+
+
+def unpaired(runs: RunSet, method: str) -> str:
+    """Why no difference of a method from the baseline can be told, in a few words."""
+    baseline, others = runs.of(str(runs.baseline)), runs.of(method)
+    if runs.is_gathered and not judged_alike([*baseline, *others]):
+        return f"test errors of other data than those of {runs.baseline}"
+    if runs.is_gathered and not {run.seed for run in baseline} & {run.seed for run in others}:
+        return f"no seed in common with {runs.baseline}"
+    return f"no seed finished yet by both this {'setting' if runs.is_gathered else 'method'} and {runs.baseline}"
+
+
+def table_of_runs(runs: RunSet) -> list[dict[str, Any]]:
+    """Each run by itself, for a set that nobody planned: how far it is, its error so far, what it cost."""
+    return [
+        {
+            "name": name,
+            "seed": run.config.get("seed"),
+            "state": "finished" if run.finished else f"not finished: {_how_far(run)}",
+            "steps": max([row.get("step") or 0 for row in (*run.epochs[-1:], *run.steps[-1:])], default=0),
+            "error": run.test_error,
+            "seconds": run.seconds.get("total"),
+            "scoring_share": run.scoring_share,
+            "folder": run.folder.as_posix(),
+        }
+        for name in runs.methods
+        for run in runs.of(name)
+    ]
 
 
 def machines(runs: Iterable[RunFolder]) -> list[dict[str, str]]:
@@ -84,7 +128,7 @@ def machines(runs: Iterable[RunFolder]) -> list[dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in (row for run in runs for row in run.starts):
         entries = {**(row.get("machine") or {}), **(row.get("versions") or {})}
-        plain = {name: setting(value) for name, value in entries.items()}
+        plain = {name: tables.setting(value) for name, value in entries.items()}
         found.setdefault(repr(sorted(plain.items())), {**plain, "first started": _moment(row.get("time"))})
     return list(found.values())
 
@@ -116,8 +160,11 @@ def notes(runs: RunSet) -> list[tuple[str, str]]:
 def advised(runs: RunSet) -> str:
     """What was measured nearest to this training, and what says more; empty while nothing of it was measured.
 
-    A comparison is known by its baseline's error on random training views, a loop of the user's own by none.
+    A comparison is known by its baseline's error on random training views, a loop of the user's own by none, and runs
+    that nobody planned together by none either.
     """
+    if runs.is_gathered:
+        return ""
     asked = runs.baseline or runs.methods[0]
     ends = [run for run in runs.shown(asked) if run.epochs and run.epochs[-1].get("train_error_random") is not None]
     if not ends:
@@ -140,8 +187,7 @@ def advised(runs: RunSet) -> str:
 
 def _missing(runs: RunSet) -> str:
     """The runs that have not finished, by name."""
-    pairs = [(method, seed) for method in runs.methods for seed in runs.seeds]
-    return ", ".join(f"{m} seed {s}" for m, s in pairs if (m, s) not in runs.runs or not runs.runs[m, s].finished)
+    return ", ".join(f"{m} seed {s}" for m, s in runs.asked if (m, s) not in runs.runs or not runs.runs[m, s].finished)
 
 
 def _place(where: str, row: Row) -> str:
@@ -153,11 +199,6 @@ def _place(where: str, row: Row) -> str:
 def _event(row: Row) -> str:
     """An event in words."""
     return ": ".join(str(part) for part in (row.get("event"), row.get("message")) if part)
-
-
-def _grouped(value: int) -> str:
-    """A large number in groups of three digits."""
-    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def _percent(value: float) -> str:
@@ -176,17 +217,8 @@ def data_notes(runs: Iterable[RunFolder]) -> list[str]:
     return list(dict.fromkeys(str(note) for note in notes if note))
 
 
-def setting(value: Any) -> str:
-    """A configured value as it stands in YAML; a dash for none."""
-    if value is None:
-        return tables.ABSENT
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def _moment(time: Any) -> str:
     """A start time: seconds since 1970 as UTC, anything else as it was written."""
     if isinstance(time, int | float):
         return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return setting(time)
+    return tables.setting(time)

@@ -11,6 +11,9 @@ from pathlib import Path
 from infer2train.reporting.runs import RunFolder, RunSet, read
 from infer2train.reporting.statistics import PairedDifference, mean_std, paired_difference
 
+JUDGED_ON = ("data", "validation_split")
+"""The settings that say which data a test error is of."""
+
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -52,8 +55,21 @@ def summarise(folder: Path) -> list[MethodSummary]:
 
 def summaries(runs: RunSet) -> list[MethodSummary]:
     """As `summarise`, of folders already read."""
-    baseline = final_errors(runs.of(runs.baseline)) if runs.baseline is not None else {}
-    return [_summary(runs, method, {} if method == runs.baseline else baseline) for method in runs.methods]
+    return [_summary(runs, method, _paired_with(runs, method)) for method in runs.methods]
+
+
+def _paired_with(runs: RunSet, method: str) -> dict[int, float]:
+    """The baseline's errors by seed, as far as they may be subtracted from this method's."""
+    if runs.baseline in (None, method):
+        return {}
+    baseline, others = runs.of(str(runs.baseline)), runs.of(method)
+    return final_errors(baseline) if not runs.is_gathered or judged_alike([*baseline, *others]) else {}
+
+
+def judged_alike(runs: Sequence[RunFolder]) -> bool:
+    """Whether the test errors of these runs are of the same data, as far as they wrote it down."""
+    judged = {tuple(repr(run.config.get(name)) for name in JUDGED_ON) for run in runs}
+    return len(judged) == 1 and all("data" in run.config for run in runs)
 
 
 def _summary(runs: RunSet, method: str, baseline: dict[int, float]) -> MethodSummary:
@@ -69,7 +85,7 @@ def _summary(runs: RunSet, method: str, baseline: dict[int, float]) -> MethodSum
         difference=difference_from(baseline, errors),
         seconds=mean_of([run.seconds.get("total") for run in finished]),
         scoring_share=mean_of([run.scoring_share for run in finished]),
-        unfinished=tuple(seed for seed in runs.seeds if seed not in errors),
+        unfinished=tuple(seed for asked, seed in runs.asked if asked == method and seed not in errors),
     )
 
 

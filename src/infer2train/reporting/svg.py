@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 INK, MUTED, GRID = "#1d2530", "#5d6877", "#dde2e8"
-SERIES = ("#c4302b", "#2063c9", "#1a8754", "#8b44ac", "#b86a00", "#0b7f8a", "#6b7480")
+SERIES = ("#c4302b", "#2063c9", "#18804f", "#8b44ac", "#a86000", "#0b7f8a", "#66707c")
 """Red is the baseline, blue the first treatment and green the next, as in the paper's figure 1."""
 VARIABLES = {
     INK: "--ink",

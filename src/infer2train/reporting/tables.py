@@ -5,6 +5,7 @@ differences in percentage points.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -81,6 +82,20 @@ def duration(seconds: float | None) -> str:
 def share(value: float | None) -> str:
     """A share in whole per cent."""
     return ABSENT if value is None else f"{100 * value:.0f} %"
+
+
+def grouped(value: int) -> str:
+    """A large number in groups of three digits."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def setting(value: Any) -> str:
+    """A configured value as it stands in YAML; a dash for none."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
