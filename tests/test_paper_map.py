@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from page_blocks import ROOT
 
 PAGE = (ROOT / "docs" / "paper-map.md").read_text("utf-8")
