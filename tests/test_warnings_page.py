@@ -140,7 +140,7 @@ def who_says(self):
 """
     found = [text for _, several in warned(ast.parse(told)) for text in several]
     assert [first_words(text) for text in found] == [
-        "of it",
+        "there are",
         "one that has a name",
         "as was said",
         "this",
