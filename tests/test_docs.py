@@ -1,10 +1,12 @@
-"""The pages of the documentation: each promise names a test, and the test is there."""
+"""The pages of the documentation: each promise names a test that is there, and the reference has every public name."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
+
+import infer2train
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
@@ -24,3 +26,22 @@ def test_every_promise_names_a_test() -> None:
     without = [row for row in headed if not NAMED.search(row) and row not in lines_to_write]
     assert without == []
     assert len(headed) > 30, "the page was not read"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    shown = dict(re.findall(r"^::: ([\w.]+)\n((?: .*\n|\n(?= ))*)", page + "\n", re.MULTILINE))
+    for name in infer2train.__all__:
+        if name.startswith("__"):
+            continue
+        module = getattr(infer2train, name).__module__
+        members = re.search(r"members: \[(.*)\]", shown.get(module, "members: []"))
+        assert module in shown, f"{name} of {module}"
+        assert members is None or name in members[1].split(", "), name
+
+
+def test_the_reference_names_modules_that_are_there() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    for module in re.findall(r"^::: ([\w.]+)", page, re.MULTILINE):
+        path = ROOT / "src" / Path(*module.split("."))
+        assert path.with_suffix(".py").is_file() or path.is_dir(), module
