@@ -18,7 +18,14 @@ from infer2train import inspect, mine
 from infer2train.cli.main import main
 from infer2train.draws.addresses import Addresses
 from infer2train.observe.picks import Rows, read_picks
-from infer2train.studies.inspection.findings import BUCKETS, class_shares, concentration, courses, extremes
+from infer2train.studies.inspection.findings import (
+    BUCKETS,
+    CONCENTRATED,
+    class_shares,
+    concentration,
+    courses,
+    extremes,
+)
 from infer2train.studies.inspection.inspect import PAGE, TABLE
 from infer2train.studies.inspection.shown import as_html, shown
 from infer2train.studies.inspection.subject import subject
@@ -166,11 +173,44 @@ def test_a_text_of_one_class_has_one_loss(tmp_path: Path) -> None:
     model.train()
     page = inspect(tmp_path, base, model=model).read_text()
     assert model.training, "left as it was"
-    for id_, now in re.findall(r'data-sample="(\d+)">.*?<span>now (\d\.\d\d)</span>', page, flags=re.DOTALL):
+    for id_, now in re.findall(r'data-sample="(\d+)">.*?<span>· now (\d\.\d\d)</span>', page, flags=re.DOTALL):
         tokens, label = Words()[int(id_)]
         loss = torch.nn.functional.cross_entropy(model(tokens[None]), torch.tensor([label]))
         assert now == f"{loss.item():.2f}"
-    assert page.count("<span>now ") > 20
+    assert page.count("<span>· now ") > 20
+
+
+class Doubtful(Words):
+    """The same with one wrong label."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        tokens, label = super().__getitem__(index)
+        return tokens, 1 - label if index == 7 else label
+
+
+class Sure(torch.nn.Module):
+    """Says the kind that the first token says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.weight * torch.nn.functional.one_hot(tokens[:, 0], 2)
+
+
+def test_a_run_on_a_few_samples_is_warned_of(tmp_path: Path, run: Path) -> None:
+    model, base = Sure(), DataLoader(Doubtful(), batch_size=6)
+    loader = mine(base, model, log_dir=tmp_path, **{**SAMPLES, "gamma": 8, "balance": "none", "update_every": 100})
+    for _ in loader:
+        loader.step_done()
+    loader.close()
+    warning = re.search(r'role="alert">(.*?)</p>', inspect(tmp_path, base).read_text())
+    assert warning
+    assert warning[1].startswith("1 % of the samples have")
+    picked = read_picks(tmp_path)
+    assert np.mean(picked["id"][picked["is_picked"]] == 7) > CONCENTRATED, "what is warned of is the case"
+    assert 'role="alert"' not in (run / PAGE).read_text()
 
 
 class Sentences(Dataset[Any]):
