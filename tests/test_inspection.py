@@ -18,7 +18,14 @@ from infer2train import inspect, mine
 from infer2train.cli.main import main
 from infer2train.draws.addresses import Addresses
 from infer2train.observe.picks import Rows, read_picks
-from infer2train.studies.inspection.findings import BUCKETS, class_shares, concentration, courses, extremes
+from infer2train.studies.inspection.findings import (
+    BUCKETS,
+    CONCENTRATED,
+    class_shares,
+    concentration,
+    courses,
+    extremes,
+)
 from infer2train.studies.inspection.inspect import PAGE, TABLE
 from infer2train.studies.inspection.shown import as_html, shown
 from infer2train.studies.inspection.subject import subject
@@ -134,19 +141,127 @@ class Bag(torch.nn.Module):
         return out
 
 
-def test_texts_are_shown_as_their_tokens_or_as_one_says(tmp_path: Path) -> None:
+def bag_run(folder: Path) -> tuple[Bag, DataLoader[Any]]:
+    """A network of texts that was trained for an epoch, and what it was trained on."""
+    torch.manual_seed(0)
     model, base = Bag(), DataLoader(Words(), batch_size=6)
     optimizer = sgd(model)
-    loader = mine(base, model, optimizer, log_dir=tmp_path, **SAMPLES)
+    loader = mine(base, model, optimizer, log_dir=folder, **SAMPLES)
     for tokens, labels in loader:
         torch.nn.functional.cross_entropy(model(tokens), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     loader.close()
-    assert "<p class='text'>1 2 3</p>" in inspect(tmp_path, base).read_text()
-    vocabulary = ["no", "yes", "<and>", "so", "on", "then"]
+    return model, base
+
+
+def test_texts_are_shown_as_their_tokens_or_as_one_says(tmp_path: Path) -> None:
+    _, base = bag_run(tmp_path)
+    page = inspect(tmp_path, base).read_text()
+    assert "<span>1 </span><span>2 </span><span>3 </span>" in page
+    assert "Pass <code>model=</code>" in page
+    vocabulary = ["no", "yes", "<script>alert(1)</script>", "so", "on", "then"]
     said = inspect(tmp_path, base, show=lambda tokens: " ".join(vocabulary[t] for t in tokens)).read_text()
-    assert "yes &lt;and&gt; so" in said
+    assert "yes &lt;script&gt;alert(1)&lt;/script&gt; so" in said
+    named = inspect(tmp_path, base, token_text=lambda token: vocabulary[token] + " ").read_text()
+    assert "<span>yes </span><span>&lt;script&gt;alert(1)&lt;/script&gt; </span><span>so </span>" in named
+    assert not any("<script>alert" in each for each in (page, said, named))
+
+
+def test_a_text_of_one_class_has_one_loss(tmp_path: Path) -> None:
+    model, base = bag_run(tmp_path)
+    model.train()
+    page = inspect(tmp_path, base, model=model).read_text()
+    assert model.training, "left as it was"
+    for id_, now in re.findall(r'data-sample="(\d+)">.*?<span>· now (\d\.\d\d)</span>', page, flags=re.DOTALL):
+        tokens, label = Words()[int(id_)]
+        loss = torch.nn.functional.cross_entropy(model(tokens[None]), torch.tensor([label]))
+        assert now == f"{loss.item():.2f}"
+    assert page.count("<span>· now ") > 20
+
+
+class Doubtful(Words):
+    """The same with one wrong label."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        tokens, label = super().__getitem__(index)
+        return tokens, 1 - label if index == 7 else label
+
+
+class Sure(torch.nn.Module):
+    """Says the kind that the first token says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.weight * torch.nn.functional.one_hot(tokens[:, 0], 2)
+
+
+def test_a_run_on_a_few_samples_is_warned_of(tmp_path: Path, run: Path) -> None:
+    model, base = Sure(), DataLoader(Doubtful(), batch_size=6)
+    loader = mine(base, model, log_dir=tmp_path, **{**SAMPLES, "gamma": 8, "balance": "none", "update_every": 100})
+    for _ in loader:
+        loader.step_done()
+    loader.close()
+    warning = re.search(r'role="alert">(.*?)</p>', inspect(tmp_path, base).read_text())
+    assert warning
+    assert warning[1].startswith("1 % of the samples have")
+    picked = read_picks(tmp_path)
+    assert np.mean(picked["id"][picked["is_picked"]] == 7) > CONCENTRATED, "what is warned of is the case"
+    assert 'role="alert"' not in (run / PAGE).read_text()
+
+
+class Sentences(Dataset[Any]):
+    """Tokens of several lengths."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (torch.arange(3 + index % 4) + index) % 5 + 1
+
+
+def following(items: list[Tensor]) -> dict[str, Tensor]:
+    """Tokens, and what follows each; a text's first token follows nothing, and is only read."""
+    tokens = torch.nn.utils.rnn.pad_sequence([item[:-1] for item in items], batch_first=True)
+    wanted = torch.nn.utils.rnn.pad_sequence([item[1:] for item in items], batch_first=True, padding_value=-100)
+    return {"input_ids": tokens, "labels": wanted}
+
+
+class Bigram(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(6, 6)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.table(input_ids)}
+
+
+def test_each_token_has_the_loss_of_its_own_prediction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, base = Bigram(), DataLoader(Sentences(), batch_size=6, collate_fn=following)
+    optimizer = sgd(model)
+    loader = mine(base, model, optimizer, log_dir=tmp_path, balance="none", **SAMPLES)
+    for batch in loader:
+        logits = model(batch["input_ids"])["logits"]
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loader.close()
+    page = inspect(tmp_path, base, model=model, token_text=lambda token: "?abcde"[token]).read_text()
+    beside = page[page.index('<div class="beside">') : page.index("<h2>The most extreme")]
+    texts = re.findall(r'sample (\d+) .*?<p class="text tokens">(.*?)</p>', beside, flags=re.DOTALL)
+    assert len(texts) > 5
+    for id_, text in texts:
+        item = Sentences()[int(id_)]
+        losses = torch.nn.functional.cross_entropy(model.table(item[:-1]), item[1:], reduction="none")
+        said = "".join(re.findall(r"<(?:b [^>]*|span)>([^<]*)", text))
+        assert said == "".join("?abcde"[token] for token in item), "without padding"
+        assert re.findall(r'title="loss (\d\.\d\d)"', text) == [f"{loss:.2f}" for loss in losses]
+        assert re.findall(r"<i> (\d\.\d\d) </i>", text) == [f"{loss:.2f}" for loss in losses]
+    assert '<input type="checkbox" id="numbers">' in page
 
 
 def test_what_cannot_be_shown_says_what_to_pass() -> None:

@@ -205,8 +205,7 @@ def assembled(
     # Its penalty is a hundred-thousandth of the loss: gradients rounded to ten bits would lose it.
     allow_tf32(config.method != "self-distill")
     stored, channels = _form(train)
-    size = config.crop_size or stored
-    assert size is not None, "checked before"
+    size = view_size(config, train)
     # Other processes, which make views or score, read the images where they are.
     home = torch.device("cpu") if config.num_workers or config.oracle_num_workers else device
     training_home = torch.device("cpu") if pool_of(config).runs_beside else home
@@ -268,6 +267,13 @@ def _form(split: AnySplit) -> tuple[int | None, int]:
     if isinstance(split, EncodedSplit):
         return None, 3
     return int(split.images.shape[1]), int(split.images.shape[3])
+
+
+def view_size(config: RunConfig, train: AnySplit) -> int:
+    """Height and width of the views that a run trains on (pixels)."""
+    size = config.crop_size or _form(train)[0]
+    assert size is not None, "checked before"
+    return size
 
 
 def _check_views(config: RunConfig) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from infer2train.observe.picks import Rows
 
@@ -39,10 +39,10 @@ def class_shares(rows: Rows, labels: Mapping[int, int]) -> list[ClassShare]:
     """
     if not labels:
         return []
-    there = np.bincount(list(labels.values()))
-    picked = rows["id"][rows["is_picked"]]
-    known = [labels[id_] for id_ in picked.tolist() if id_ in labels]
-    counts = np.bincount(known, minlength=len(there)) if known else np.zeros(len(there))
+    ids, classes = np.array(sorted(labels.items()), dtype=np.int64).T
+    there = np.bincount(classes)
+    place, is_known = _places(rows["id"][rows["is_picked"]], ids)
+    counts = np.bincount(classes[place[is_known]], minlength=len(there))
     shares = [
         ClassShare(
             label=label,
@@ -85,10 +85,20 @@ def courses(
         wanted: ids.
     """
     buckets = steps.astype(np.int64) * BUCKETS // (int(steps.max(initial=0)) + 1)
-    found = []
-    for sample in wanted.tolist():
-        own = (ids == sample) & np.isfinite(losses)
-        sums = np.bincount(buckets[own], weights=losses[own], minlength=BUCKETS)
-        counts = np.bincount(buckets[own], minlength=BUCKETS)
-        found.append([float(s / c) if c else None for s, c in zip(sums, counts, strict=True)])
-    return found
+    order = np.argsort(wanted)
+    place, is_wanted = _places(ids, wanted[order])
+    own = is_wanted & np.isfinite(losses)
+    cells, size = order[place[own]] * BUCKETS + buckets[own], len(wanted) * BUCKETS
+    sums, counts = np.bincount(cells, weights=losses[own], minlength=size), np.bincount(cells, minlength=size)
+    means = [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+    return [means[first : first + BUCKETS] for first in range(0, size, BUCKETS)]
+
+
+def _places(
+    ids: Int64[np.ndarray, " n"], among: Int64[np.ndarray, " s"]
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Where each id stands among some in ascending order, and whether it does."""
+    if not len(among):
+        return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
+    place = np.searchsorted(among, ids).clip(max=len(among) - 1)
+    return place, among[place] == ids

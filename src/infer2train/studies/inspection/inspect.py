@@ -1,61 +1,27 @@
 """`infer2train inspect`: one self-contained page about what a run picked, and a list of probably wrong labels."""
 
 import csv
-import html
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from torch import nn
 
 from infer2train.batches import Split, split_batch
-from infer2train.draws.addresses import Addresses
 from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import page_template
-from infer2train.studies.inspection.findings import CONCENTRATED, TOP, class_shares, concentration, courses, extremes
-from infer2train.studies.inspection.shown import Show, as_html, shown
+from infer2train.studies.inspection.entries import Gaze, beside, most_extreme, suspect_entries
+from infer2train.studies.inspection.findings import CONCENTRATED, TOP, class_shares, concentration
+from infer2train.studies.inspection.judge import Losses
+from infer2train.studies.inspection.shown import Show
 from infer2train.studies.inspection.subject import Subject, subject
-from infer2train.studies.inspection.suspects import Suspects, losses_of, suspects
+from infer2train.studies.inspection.suspects import Suspects, suspects
+from infer2train.studies.inspection.tokens import CHANCES, TokenText, has_tokens
 
 PAGE, TABLE, TEMPLATE = "inspect.html", "suspects.csv", "inspect.html.j2"
-SHOWN_PICKS, SHOWN_RIVALS, SHOWN_EXTREMES, SHOWN_SUSPECTS = 120, 4, 60, 100
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One view on the page: its element, its score, and whether it was picked."""
-
-    element: str
-    score: float
-    is_picked: bool
-
-
-@dataclass(frozen=True)
-class Beside:
-    """A pick with what lost to it."""
-
-    id: int
-    label: str
-    step: int
-    lag: int
-    views: list[Seen]
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A sample whose loss stayed high."""
-
-    rank: int
-    id: int
-    label: str
-    loss: float
-    looks: int
-    element: str
-    course: str
 
 
 def inspect(
@@ -64,7 +30,10 @@ def inspect(
     *,
     transform: Callable[[Any], Any] | None = None,
     split: Split = split_batch,
-    show: Show = shown,
+    model: nn.Module | None = None,
+    losses: Losses | None = None,
+    show: Show | None = None,
+    token_text: TokenText | None = None,
     class_names: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -77,7 +46,12 @@ def inspect(
         data: what `mine()` was given, a DataLoader. Default: what the run's configuration names.
         transform: what `mine()` was given.
         split: likewise.
-        show: makes an image or a text of the inputs of one sample. Default: images, texts and rows of numbers.
+        model: with the run's weights, for the losses of what is shown: one for each sample or token. Default: none.
+        losses: (outputs, targets) -> [n] or, of tokens, [n, t], NaN for those that do not count. Default: those that
+            the run's score is the mean of, as a rule cross entropy.
+        show: makes an image or a text of the inputs of one sample. Default: images, texts, tokens and rows of numbers.
+        token_text: what a token says, by its id, such as `lambda token: tokenizer.decode([token])`; spaces are its own.
+            Default: the id.
         class_names: by label. Default: those of the run's data.
         say: called with what is being done.
 
@@ -91,32 +65,17 @@ def inspect(
         >>> inspect("runs/first")
         PosixPath('runs/first/inspect.html')
     """
+    _check(model, losses, show, token_text)
+    gaze = Gaze(show, token_text)
     say("what was picked, and the data")
-    run = subject(Path(folder), data, transform=transform, split=split, class_names=class_names)
-    rows = run.rows
+    run = subject(
+        Path(folder), data, transform=transform, split=split, class_names=class_names, model=model, losses=losses
+    )
     say("labels")
     labels = run.labels(run.source.ids)
-    ranked = suspects(rows, run.is_of_views)
+    ranked = suspects(run.rows, run.is_of_views)
     say("views")
-    context = {
-        "title": run.folder.resolve().name,
-        "method": run.mining.method,
-        "of_views": run.is_of_views,
-        "num_samples": len(run.source.ids),
-        "num_rows": int(rows["is_trained"].sum()),
-        "num_picks": int(rows["is_picked"].sum()),
-        "median_lag": float(np.median((rows["step"] - rows["version"])[rows["version"] >= 0]))
-        if (rows["version"] >= 0).any()
-        else None,
-        "classes": [(run.class_name(share.label), share) for share in class_shares(rows, labels)],
-        "concentration": concentration(rows, len(run.source.ids)),
-        "top": TOP,
-        "concentrated": CONCENTRATED,
-        "picks": _beside(run, show),
-        "extremes": _extremes(run, show),
-        "suspects": _suspects(run, ranked, labels, show),
-        "num_ranked": len(ranked.ids),
-    }
+    context = {**_facts(run), **_entries(run, gaze, ranked), **_spreads(run, labels)}
     source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     from markupsafe import Markup
 
@@ -126,104 +85,60 @@ def inspect(
     return run.folder / PAGE
 
 
+def _check(model: Any, losses: Any, show: Any, token_text: Any) -> None:
+    if losses is not None and model is None:
+        raise ValueError("losses= are of what a model gives: got no model; pass model=, with the run's weights, too")
+    if show is not None and token_text is not None:
+        raise ValueError("show= says all that is seen of a sample: got token_text= too; pass one of them")
+
+
+def _facts(run: Subject) -> dict[str, Any]:
+    rows = run.rows
+    lags = (rows["step"] - rows["version"])[rows["version"] >= 0]
+    return {
+        "title": run.folder.resolve().name,
+        "method": run.mining.method,
+        "of_views": run.is_of_views,
+        "num_samples": len(run.source.ids),
+        "num_rows": int(rows["is_trained"].sum()),
+        "num_picks": int(rows["is_picked"].sum()),
+        "median_lag": float(np.median(lags)) if len(lags) else None,
+        "is_judged": run.judge is not None,
+        "chances": CHANCES,
+        "top": TOP,
+        "concentrated": CONCENTRATED,
+    }
+
+
+def _spreads(run: Subject, labels: dict[int, int]) -> dict[str, Any]:
+    return {
+        "classes": [(run.class_name(share.label), share) for share in class_shares(run.rows, labels)],
+        "concentration": concentration(run.rows, len(run.source.ids)),
+    }
+
+
+def _entries(run: Subject, gaze: Gaze, ranked: Suspects) -> dict[str, Any]:
+    picks, extremes, doubtful = beside(run, gaze), most_extreme(run, gaze), suspect_entries(run, ranked, gaze)
+    return {
+        "picks": picks,
+        "extremes": extremes,
+        "suspects": doubtful,
+        "num_ranked": len(ranked.ids),
+        "names": sorted(({entry.label for entry in picks + extremes} | {entry.label for entry in doubtful}) - {""}),
+        "has_tokens": any(has_tokens(view.element) for pick in extremes for view in pick.views),
+    }
+
+
 def _loss(value: float | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:.2f}"
-
-
-def _spread(index: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
-    return index if len(index) <= count else index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]
-
-
-def _beside(run: Subject, show: Show) -> list[Beside]:
-    """Picks over the whole run, each with those of its rivals that have rows, the hardest first."""
-    rows = run.rows
-    # A row's rivals are in its slot where views are picked, and in its draw where samples are.
-    group = rows["draw"].astype(np.int64) * (int(rows["slot"].max()) + 1) + rows["slot"]
-    group = group if run.is_of_views else rows["draw"].astype(np.int64)
-    has_rivals = np.isin(group, group[~rows["is_trained"]])
-    candidates = np.flatnonzero(rows["is_picked"] & has_rivals)
-    lost = np.flatnonzero(~rows["is_trained"])
-    lost = lost[np.argsort(group[lost], kind="stable")]
-    found = []
-    for pick in _spread(candidates, SHOWN_PICKS).tolist():
-        first, last = np.searchsorted(group[lost], [group[pick], group[pick] + 1])
-        rivals = lost[first:last]
-        rivals = rivals[np.argsort(-rows["score"][rivals], kind="stable")]
-        rivals = _spread(rivals, SHOWN_RIVALS)
-        places = np.concatenate([[pick], rivals])
-        samples = run.samples(Addresses(rows["id"][places], rows["seed"][places]))
-        name = run.class_name(samples[0][1])
-        views = [
-            Seen(
-                _element(show, inputs, run, target, int(rows["id"][place])), float(rows["score"][place]), place == pick
-            )
-            for place, (inputs, target) in zip(places.tolist(), samples, strict=True)
-        ]
-        step, version = int(rows["step"][pick]), int(rows["version"][pick])
-        found.append(Beside(int(rows["id"][pick]), name, step, step - version if version >= 0 else 0, views))
-    return found
-
-
-def _element(show: Show, inputs: Any, run: Subject, target: Any, sample: int) -> str:
-    return as_html(show(inputs), f"sample {sample}, {run.class_name(target)}")
-
-
-def _extremes(run: Subject, show: Show) -> list[Beside]:
-    rows = run.rows
-    places = extremes(rows)
-    places = places[np.sort(np.unique(rows["id"][places], return_index=True)[1])][:SHOWN_EXTREMES]
-    samples = run.samples(Addresses(rows["id"][places], rows["seed"][places]))
-    return [
-        Beside(
-            int(rows["id"][place]),
-            run.class_name(target),
-            int(rows["step"][place]),
-            0,
-            [Seen(_element(show, inputs, run, target, int(rows["id"][place])), float(rows["score"][place]), True)],
-        )
-        for place, (inputs, target) in zip(places.tolist(), samples, strict=True)
-    ]
-
-
-def _suspects(run: Subject, ranked: Suspects, labels: dict[int, int], show: Show) -> list[Suspect]:
-    ids = ranked.ids[:SHOWN_SUSPECTS]
-    samples = run.samples(Addresses(ids, np.zeros(len(ids), dtype=np.int64)))
-    lines = courses(*losses_of(run.rows, run.is_of_views), ids)
-    highest = max((loss for line in lines for loss in line if loss is not None), default=1.0)
-    return [
-        Suspect(
-            rank,
-            int(sample),
-            run.class_name(target),
-            float(ranked.losses[rank - 1]),
-            int(ranked.looks[rank - 1]),
-            _element(show, inputs, run, target, int(sample)),
-            _course(line, highest),
-        )
-        for rank, (sample, (inputs, target), line) in enumerate(zip(ids, samples, lines, strict=True), start=1)
-    ]
-
-
-def _course(losses: list[float | None], highest: float) -> str:
-    """A sample's loss over the training, as a line."""
-    width, height = 120, 28
-    points = [
-        f"{index * width / max(1, len(losses) - 1):.1f},{height - 1 - (height - 2) * loss / highest:.1f}"
-        for index, loss in enumerate(losses)
-        if loss is not None
-    ]
-    said = ", ".join("–" if loss is None else f"{loss:.2f}" for loss in losses)
-    return (
-        f'<svg class="course" viewBox="0 0 {width} {height}" role="img" aria-label="loss over the training: '
-        f'{html.escape(said)}"><polyline points="{" ".join(points)}"/></svg>'
-    )
 
 
 def _table(run: Subject, ranked: Suspects, labels: dict[int, int]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["rank", "id", "label", "loss", "looks"])
-    for rank, (sample, loss, looks) in enumerate(zip(ranked.ids, ranked.losses, ranked.looks, strict=True), start=1):
-        label = run.class_name(labels[int(sample)]) if int(sample) in labels else ""
-        writer.writerow([rank, int(sample), label, f"{loss:.4f}", int(looks)])
+    columns = (ranked.ids.tolist(), ranked.losses.tolist(), ranked.looks.tolist())
+    for rank, (sample, loss, looks) in enumerate(zip(*columns, strict=True), start=1):
+        label = run.class_name(labels[sample]) if sample in labels else ""
+        writer.writerow([rank, sample, label, f"{loss:.4f}", looks])
     return file.getvalue()

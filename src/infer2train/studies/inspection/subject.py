@@ -1,13 +1,14 @@
 """The run that is inspected: what it picked, and how its samples are read again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
-from torch import Tensor
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from infer2train.batches import Split, map_tensors, split_batch
@@ -19,14 +20,39 @@ from infer2train.observe.runlog import read_config
 from infer2train.settings import changed
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
-from infer2train.sources.views.view_dataset import ViewDataset
-from infer2train.training.config import from_plain, unmined
-from infer2train.training.setup import prepare
+from infer2train.sources.views.image_views import ImageViews
+from infer2train.sources.views.named import make_view
+from infer2train.sources.views.on_demand import OnDemandViews
+from infer2train.studies.inspection.judge import Judge, Losses, losses_like
+from infer2train.training.config import from_plain
+from infer2train.training.setup import load_splits, view_size, views_of
 
 READ = 256
 """Samples that are read at a time."""
+JUDGED = 8
+"""Likewise where a model looks at them: it may have a logit for each of many words at each place of a long text."""
 MOST_READ = 4000
 """Samples whose label is read where each costs a read of the user's data set."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample under one seed: what the model would get, what it should say, and its losses now.
+
+    Args:
+        inputs: without the dimension of the batch.
+        target: likewise.
+        losses: of the sample, [], or of its parts; None where no model was given.
+    """
+
+    inputs: Any
+    target: Any
+    losses: Float32[Tensor, "*t"] | None
+
+    @property
+    def now(self) -> float | None:
+        """The mean of its losses."""
+        return None if self.losses is None else float(self.losses.nanmean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +67,7 @@ class Subject:
         source: reads samples at addresses.
         split: batch -> (inputs, targets).
         class_names: by label; none where they have no names.
+        judge: knows the losses of samples now; None where no model was given.
     """
 
     folder: Path
@@ -50,14 +77,19 @@ class Subject:
     source: Source
     split: Split
     class_names: tuple[str, ...]
+    judge: Judge | None
 
-    def samples(self, addresses: Addresses) -> list[tuple[Any, Any]]:
-        """(inputs, target) of each address, as views of it."""
-        found = []
-        for start in range(0, len(addresses), READ):
-            piece = addresses[start : start + READ]
+    def samples(self, addresses: Addresses) -> list[Sample]:
+        """What is at each address."""
+        found, size = [], READ if self.judge is None else JUDGED
+        for start in range(0, len(addresses), size):
+            piece = addresses[start : start + size]
             inputs, targets = self.split(self.source.batch(piece))
-            found += [(_row(inputs, number), _row(targets, number)) for number in range(len(piece))]
+            losses = None if self.judge is None else self.judge(inputs, targets)
+            found += [
+                Sample(_row(inputs, number), _row(targets, number), None if losses is None else losses[number])
+                for number in range(len(piece))
+            ]
         return found
 
     def labels(self, ids: Int64[np.ndarray, " n"]) -> dict[int, int]:
@@ -66,7 +98,9 @@ class Subject:
         Args:
             ids: each once.
         """
-        if len(ids) > MOST_READ and not isinstance(self.source, ViewDataset):
+        if isinstance(self.source, ImageViews | OnDemandViews):
+            return dict(zip(ids.tolist(), self.source.targets[torch.from_numpy(ids)].tolist(), strict=True))
+        if len(ids) > MOST_READ:
             ids = ids[np.linspace(0, len(ids) - 1, MOST_READ).astype(np.int64)]
         found: dict[int, int] = {}
         for start in range(0, len(ids), READ):
@@ -78,11 +112,14 @@ class Subject:
         return found
 
     def class_name(self, label: Any) -> str:
-        """Of a target."""
-        if isinstance(label, Tensor):
-            label = label.item() if label.ndim == 0 else label.tolist()
-        is_named = isinstance(label, int) and 0 <= label < len(self.class_names)
-        return self.class_names[label] if is_named else str(label)
+        """Of a target; nothing where it is not one number or word."""
+        if isinstance(label, Tensor) and label.ndim == 0:
+            label = label.item()
+        if not isinstance(label, int | float | str):
+            return ""
+        if isinstance(label, int) and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        return str(label)
 
 
 def _row(tree: Any, number: int) -> Any:
@@ -98,6 +135,8 @@ def subject(
     transform: Callable[[Any], Any] | None = None,
     split: Split = split_batch,
     class_names: Sequence[str] = (),
+    model: nn.Module | None = None,
+    losses: Losses | None = None,
 ) -> Subject:
     """Read a run.
 
@@ -107,6 +146,8 @@ def subject(
         transform: what `mine()` was given.
         split: likewise.
         class_names: by label. Default: those of the run's data.
+        model: with the weights that samples are looked at with. Default: they are not.
+        losses: of what it gives. Default: those that the run's score is the mean of.
 
     Raises:
         ValueError: the folder holds no picks, or does not say what the data are.
@@ -118,11 +159,12 @@ def subject(
             "infer2train.inspect(folder, data=dataloader) with what mine() was given"
         )
     source: Source
+    mining: Mining
     if data is None:
-        run = prepare(replace(unmined(from_plain(plain)), device="cpu", compile="none"), progress=False)
-        run.loader.close()
-        mining: Mining = from_plain(plain)
-        source, class_names = run.training_images, class_names or run.data.class_names
+        mining = config = from_plain(plain)
+        images, train, _ = load_splits(config, progress=False)
+        source = views_of(train, make_view(config.view, view_size(config, train)), torch.device("cpu"))
+        class_names = class_names or images.class_names
     else:
         names = {name for name in plain if name in Mining.__dataclass_fields__}
         mining = changed(Mining, None, {name: plain[name] for name in names})
@@ -136,6 +178,7 @@ def subject(
         source=source,
         split=split,
         class_names=tuple(class_names),
+        judge=None if model is None else Judge(model, losses or losses_like(mining.score)),
     )
 
 
