@@ -168,6 +168,16 @@ def test_a_node_with_other_packages_is_refused_by_name(cluster: Any, undisturbed
         until(lambda: any("computes otherwise" in span.details.get("why", "") for span in pool.timeline.recent), pool)
     submit_all(pool)
     assert collected(pool) == undisturbed[-DRAWS:]
+
+    # Its seat goes to no such node again, however free, and comes back with one that is right.
+    assert len(pool.workers()) == 1
+    assert any("waits for" in seat.name for seat in pool._seats)
+    with_places(cluster)
+    until(lambda: len(pool.workers()) == 2, pool)
+    until(lambda: list(pool.phases().values()) == ["idle", "idle"], pool)
+    submit_all(pool)
+    assert collected(pool) == undisturbed[-DRAWS:]
+    assert pool.totals()["worker_restarts"] == 1
     pool.end()
 
 

@@ -34,7 +34,7 @@ from infer2train.sources.source import Source
 
 SETTINGS = (
     *("oracle", "quantization", "oracle_chunk", "update_every", "delay_steps", "accumulation_steps", "seed", "pool"),
-    *("oracle_workers", "oracle_cores", "queue_depth", "oracle_num_workers", "staleness"),
+    *("oracle_workers", "oracle_cores", "queue_depth", "oracle_num_workers", "staleness", "ray_address", "ray_data"),
 )
 """The fields of `Mining` that say with which weights, by what and where a draw is made."""
 BATCH_SIZE = 64
@@ -87,7 +87,8 @@ def generate(
         scaler: your GradScaler, whose skipped steps count too.
         settings: fields of `Mining` that say with which weights, by what and where: oracle, quantization, oracle_chunk,
             update_every, delay_steps, accumulation_steps, seed, pool, oracle_workers, oracle_cores, queue_depth,
-            oracle_num_workers, staleness. An int8 engine's scheme is `tails` where nobody says another.
+            oracle_num_workers, staleness, ray_address, ray_data. An int8 engine's scheme is `tails` where nobody says
+            another.
 
     Returns:
         A loader to iterate once an epoch; it yields (made, targets), what was made on the device of `generator`.
@@ -109,6 +110,11 @@ def generate(
     """
     wanted = _checked(changed(Mining, mining, settings), sample)
     base = _loader_of(inputs, batch_size, draws_per_epoch)
+    if wanted.ray_data is not None and isinstance(base.dataset, FromSeeds):
+        raise ValueError(
+            f"ray_data names a data set that machines have copies of: got {wanted.ray_data} for a function; leave it "
+            "out, the function is sent"
+        )
     generator, optimizers = check_model(generator), optimizers_of(optimizer)
     source, _ = sources(base, None, None, wanted)
     chunk = wanted.oracle_chunk or _default_chunk(generator, base)
