@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_five_commands_from_nothing_to_a_run(has_tls: bool, environment: dict[st
     if has_tls:
         environment |= certificates(environment, tmp_path)
     with ExitStack() as nodes:
-        nodes.enter_context(node(f"{head}{NODE} --temp-dir={tmp_path}/r", environment, tmp_path))
+        short = nodes.enter_context(TemporaryDirectory(prefix="r"))  # a socket's path has 107 bytes at most
+        nodes.enter_context(node(f"{head}{NODE} --temp-dir={short}", environment, tmp_path))
         nodes.enter_context(node(f"{other}{NODE} --node-ip-address={ORACLE}", environment, tmp_path))
         command = train.replace("--oracle-workers 8", "--oracle-workers 2")
         ran = done(f"{command} {RUN} --name ray --runs-dir {tmp_path}", environment, tmp_path)

@@ -58,13 +58,13 @@ def packed_for_cluster(task: Task, data: str | None = None) -> bytes:
         return _pickled(task, cloudpickle.dumps)
     given, named = task.source.dataset, NamedData.of(data, task.source.dataset)
 
-    class Naming(cloudpickle.CloudPickler):  # type: ignore[misc]  # Ray's
+    class Naming(cloudpickle.CloudPickler):
         def persistent_id(self, part: Any) -> NamedData | None:
             return named if part is given else None
 
     def naming(part: Any) -> bytes:
         file = io.BytesIO()
-        Naming(file).dump(part)
+        Naming(file).dump(part)  # type: ignore[no-untyped-call]  # Ray's
         return file.getvalue()
 
     return _pickled(task, naming)

@@ -180,7 +180,8 @@ def _keep_best(run: Run, folder: Path, log: RunLog) -> None:
     """The best version, where that was asked for and one was evaluated to the end."""
     if not run.config.keep_best or run.loader.validation is None or (best := run.loader.validation.best) is None:
         return
-    state = {"model": dict(best.tensors), "loss": best.loss, "error": best.error}
+    tensors = {name: best.tensors[name] for name in run.model.state_dict()}  # a record has buffers that no state has
+    state = {"model": tensors, "loss": best.loss, "error": best.error}
     path = save_checkpoint(folder / BEST, best.version, state, keep=1)
     message = f"the best version is that of step {best.version}, by the oracle: loss {best.loss:.4f}, kept in {path}"
     log.write("event", event="best-kept", step=run.loader.steps, message=message)
