@@ -185,8 +185,8 @@ class SupervisedPool(Pool):
 
     def _give_aside(self, job: Job) -> None:
         """Give it to the worker that has the fewest; nobody does it where nobody is left."""
-        if self._sitting():
-            job.seat = min(self._sitting(), key=self._jobs.num_asides)
+        if seats := self._there() or self._sitting():
+            job.seat = min(seats, key=self._jobs.num_asides)
             job.seat.tell(job.order)
 
     def totals(self) -> dict[str, float]:
@@ -282,12 +282,14 @@ class SupervisedPool(Pool):
         self._pass_on()
 
     def _pass_on(self) -> None:
-        """Have draws of workers that wait for a place done by those that have one."""
+        """Have what workers owe that wait for a place done by those that have one."""
         now, there = time.monotonic(), self._there()
         self._placeless_since = None if there else self._placeless_since or now
         waiting = [seat for seat in self._sitting() if not seat.is_there] if there else []
         for job in [job for seat in waiting for job in self._jobs.owed(seat)]:
             self._assign(job)
+        for job in [job for seat in waiting for job in self._jobs.owed_asides(seat)]:
+            self._give_aside(job)
 
     def _replace(self, seat: Seat, why: str) -> None:
         assert seat.link is not None
