@@ -2,6 +2,7 @@
 
     python benchmarks/ray_pool.py --case ratio                 # one local Ray worker ÷ one process, step times
     python benchmarks/ray_pool.py --case soak --seconds 300    # a worker killed every 20 s, then a node
+    python benchmarks/ray_pool.py --case records               # how often a version crosses, to two nodes
 
 `ratio` trains ResNet-44 on random CIFAR-shaped pixels by nm-augment, γ = 10, in both ways, in short turns, since a
 machine's speed drifts: seconds a step by the wall, and by the CPU time of all processes together (trainer, oracle,
@@ -10,6 +11,10 @@ both ways, and what is put into the object store for a version.
 
 `soak` trains a small network in a cluster of a head and two nodes of this machine, and then the same steps inline: the
 weights must be the same, bit for bit.
+
+`records` trains in a cluster of a head and two nodes with two oracles each. It counts what `ray.put` was called for,
+and by Ray's own statistics how many objects, of how many bytes, came into the object store of each node: what a node
+fetches is one more object there.
 """
 
 import argparse
@@ -22,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -166,11 +171,8 @@ def ratio(options: argparse.Namespace) -> bool:
 def soak(options: argparse.Namespace) -> bool:
     """A training among deaths, and the same one inline."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
-    nodes = [cluster.add_node(num_cpus=1, resources={"oracle": 1}, object_store_memory=STORE_BYTES) for _ in range(2)]
+    cluster, nodes = small_cluster(1)
 
     def small() -> nn.Module:
         torch.manual_seed(0)
@@ -207,12 +209,68 @@ def soak(options: argparse.Namespace) -> bool:
     return is_same
 
 
+def small_cluster(places: int) -> tuple[Any, list[Any]]:
+    """A cluster of a head and two nodes of this machine, with so many places for oracles each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
+    settings = {"num_cpus": 1, "resources": {"oracle": places}, "object_store_memory": STORE_BYTES}
+    return cluster, [cluster.add_node(**settings) for _ in range(2)]
+
+
+def stored(cluster: Any) -> list[tuple[int, int]]:
+    """Objects and bytes that have ever come into the store of each node, the head's first."""
+    from ray._private.internal_api import node_stats
+
+    found = []
+    for node in (cluster.head_node, *sorted(cluster.worker_nodes, key=lambda node: node.unique_id)):
+        stats = node_stats(node.node_ip_address, node.node_manager_port, include_memory_info=False).store_stats
+        found.append((stats.cumulative_created_objects, stats.cumulative_created_bytes))
+    return found
+
+
+def records(options: argparse.Namespace) -> bool:
+    """How often a version is put, and how often it comes to a node."""
+    import ray
+
+    counted = Counted()
+    cluster, nodes = small_cluster(2)
+    network = build_model(options.model, num_classes=10, in_channels=3, seed=0)
+    run = Run(network, 32, options, pool="ray", ray_address=cluster.address, oracle_workers=2 * len(nodes))
+    all_idle = ["idle"] * (2 * len(nodes))
+    while list(run.loader._pool.phases().values()) != all_idle:  # the first version comes with the first draw
+        run.loader._pool.is_ready(0)
+        sleep(0.05)
+    counted.bytes.clear()
+    counted.times.clear()
+    before = stored(cluster)
+    run.steps(options.rounds * options.update_every)
+    while list(run.loader._pool.phases().values()) != all_idle:
+        run.loader._pool.is_ready(0)
+        sleep(0.05)
+    came = [(n - m, there - here) for (m, here), (n, there) in zip(before, stored(cluster), strict=True)]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in run.network.state_dict().values())
+    run.loader.close()
+    ray.shutdown()
+    cluster.shutdown()
+    versions = counted.times["records"]
+    print(f"{options.model}: weights and statistics of a version {weights} bytes; versions put: {versions}")
+    for name, (objects, size) in zip(("the trainer's node", "oracles' node 1", "oracles' node 2"), came, strict=True):
+        each = f"{objects / versions:.2f} objects and {size / versions:.0f} bytes a version"
+        print(f"{name}: {objects} objects, {size} bytes; {each}, {size / versions / weights:.4f} of its size")
+    return versions == options.rounds and all(objects == versions for objects, _ in came)
+
+
+CASES = {"ratio": ratio, "soak": soak, "records": records}
+
+
 def main() -> None:
     """One case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=("ratio", "soak"), default="ratio")
+    parser.add_argument("--case", choices=CASES, default="ratio")
     parser.add_argument("--model", default="resnet44")
-    parser.add_argument("--oracle", default=None, help="engine; int8 for ratio, torch:fp32 for soak")
+    parser.add_argument("--oracle", default=None, help="engine; int8 for ratio, else torch:fp32")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--gamma", type=int, default=10)
     parser.add_argument("--update-every", type=int, default=20)
@@ -226,7 +284,7 @@ def main() -> None:
     options.oracle_cores = options.oracle_cores or ("1" if is_ratio else None)
     torch.set_num_threads(1)
     print(f"{cpu_name()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}", flush=True)
-    sys.exit(0 if (ratio if is_ratio else soak)(options) else 1)
+    sys.exit(0 if CASES[options.case](options) else 1)
 
 
 if __name__ == "__main__":

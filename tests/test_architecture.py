@@ -21,8 +21,8 @@ ROOMS = {
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "
     "openvino_engine onnxruntime_engine engines measurement",
-    "pool": "task validated pool pools inline stream fingerprint messages transport worker seat supervisor "
-    "segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
+    "pool": "task packing validated pool pools inline stream fingerprint messages transport worker seat jobs "
+    "supervisor segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables gathering sections plots "
     "report",
     "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "

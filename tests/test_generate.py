@@ -6,6 +6,7 @@ The run: a student is trained on what a teacher makes of noise, while the teache
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from infer2train import MadeLoader, generate
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.draws.draw import Draw, Kind
 from infer2train.machine.cores import as_text, available_cores
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.oracle.engines import missing_packages
 from infer2train.pool.process import ProcessPool
 from mined_runs import equal, state_of
@@ -373,3 +375,35 @@ def test_addresses_of_a_draw_are_its_own() -> None:
             made.step_done()
     made.close()
     assert len(np.unique(np.concatenate(found))) == 12
+
+
+def test_a_run_is_written_down_and_another_one_not_over_it(tmp_path: Path) -> None:
+    def run() -> MadeLoader:
+        return generate(
+            noise, nn.Linear(LATENT, 3), batch_size=4, draws_per_epoch=6, update_every=2, log_every=2, log_dir=tmp_path
+        )
+
+    made = run()
+    for _ in made:
+        made.step_done()
+    state = made.state_dict()
+    for _ in made:
+        made.step_done()
+    made.close()
+    rows = [row for row in read_rows(tmp_path) if row["kind"] == "step"]
+    assert [(row["step"], row["version"]) for row in rows] == [(2, 0), (4, 2), (6, 4), (8, 6), (10, 8), (12, 10)]
+    assert {"trainer_scores_seconds", "lag"} <= rows[0].keys()
+    assert "score_mean" not in rows[0]
+    config = read_config(tmp_path)
+    assert config["update_every"] == 2
+    assert "gamma" not in config
+
+    other = run()
+    with pytest.raises(ValueError, match="log_dir must be a new folder, or that of the state loaded"):
+        next(iter(other))
+    other.close()
+    again = run()
+    again.load_state_dict(state)
+    kept = [row["step"] for row in read_rows(tmp_path) if row["kind"] == "step"]
+    assert kept == [2, 4, 6], "what follows comes again"
+    again.close()

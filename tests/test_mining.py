@@ -79,5 +79,6 @@ def test_plain_settings_survive_json_and_a_function_is_its_name() -> None:
 
 def test_where_something_is_computed_is_not_what() -> None:
     places = {"pool", "oracle_workers", "oracle_num_workers", "oracle_cores", "queue_depth", "ray_address", "log_every"}
+    places |= {"ray_data"}
     places |= {"audit", "irreducible", "window"}  # what is theirs is part of the state
     assert as_plain(Mining()).keys() - decisive(Mining, as_plain(Mining())).keys() == places

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from infer2train import mine
 from infer2train.draws.mining import Mining
 from infer2train.loader.feeding import JUDGED, READ, UNJUDGED, Feed, FeedWatch, measured_feed
+from infer2train.machine.cores import available_cores
 from infer2train.observe.timeline import TRAINER, Span, Timeline
 from infer2train.sources.pipeline import ViewWorkers
 from mined_runs import Jittered, Plain, draws, jittered, network, sgd
@@ -104,6 +105,27 @@ def test_few_items_are_read_for_it() -> None:
         )
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "oracles", "processes"),
+    [
+        ({"pool": "ray", "ray_address": "10.0.0.1:6379", "oracle_workers": 12}, 12, 24),
+        ({"pool": "process", "oracle_workers": 1, "oracle_cores": "0"}, 1, 1),
+        ({"pool": "inline"}, 1, min(2, len(available_cores()))),
+    ],
+)
+def test_oracles_elsewhere_read_on_cores_of_their_own(settings: dict[str, Any], oracles: int, processes: int) -> None:
+    found = measured_feed(
+        lambda at: None,
+        np.arange(24),
+        Mining(gamma=2, **settings),
+        batch_size=4,
+        num_workers=2,
+        has_transform=False,
+    )
+    assert found is not None
+    assert (found.num_oracles, found.processes) == (oracles, processes)
 
 
 def test_an_item_is_loaded_once_for_all_of_its_views() -> None:

@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
 
 import infer2train
 from infer2train.loader.loader import MinedLoader
+from infer2train.loader.ranks import Ranks
 from infer2train.machine.cores import as_text, available_cores
 from infer2train.observe.runlog import read_rows
 from infer2train.oracle.snapshot import snapshot
 from infer2train.oracle.torch_engine import TorchEngine
 from mined_runs import Measured, Plain, draws, equal, jittered, network, sgd, state_of
+from rank_processes import in_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,3 +161,41 @@ def test_whoever_would_have_to_wait_for_it_is_refused(given: dict[str, Any], sai
     model = network()
     with pytest.raises(ValueError, match=said):
         infer2train.mine(jittered(), model, sgd(model), validation=Plain(HELD_OUT), **given)
+
+
+def evaluated_by_ranks() -> tuple[dict[int, tuple[float, float | None]], int, int, bool]:
+    """What a rank knows after two epochs of a run whose first rank's oracle evaluates."""
+    model = network(norm=True)
+    optimizer = sgd(model)
+    loader = infer2train.mine(
+        DataLoader(Plain(24), batch_size=4, shuffle=True),
+        DistributedDataParallel(model),
+        optimizer,
+        gamma=2,
+        update_every=EVERY,
+        oracle_chunk=CHUNK,
+        validation=Plain(HELD_OUT),
+        **IN_PROCESS,
+    )
+    validation = loader.validation
+    assert validation is not None
+    for _ in range(2):
+        for x, y in loader:
+            assert loader.last is not None
+            assert loader.last.version is not None
+            if Ranks.here().is_first:
+                until_validated(loader, loader.last.version)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    loader.close()
+    assert validation.best is not None
+    curve = {version: (one.loss, one.error) for version, one in validation.curve.items()}
+    return curve, validation.versions_since_best, validation.best.version, bool(validation.best.tensors)
+
+
+def test_of_several_ranks_the_first_ones_oracle_evaluates_and_all_know(tmp_path: Path) -> None:
+    first, second = in_processes(2, evaluated_by_ranks, tmp_path)
+    assert first[:3] == second[:3]
+    assert sorted(first[0]) == [0, 3]
+    assert (first[3], second[3]) == (True, False)

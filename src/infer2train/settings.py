@@ -100,6 +100,17 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
+def is_spec(text: str) -> bool:
+    """Whether a text has the form of what `resolve` finds.
+
+    Example:
+        >>> is_spec("math:floor"), is_spec("floor"), is_spec("math:floor()")
+        (True, False, False)
+    """
+    module, _, attribute = text.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
 def resolve(spec: str) -> Any:
     """The object that `package.module:attribute` names.
 

@@ -26,11 +26,11 @@ from conformance.pool import Case, Sentences, Small, case
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.scores import loss
 from infer2train.pool.messages import OracleError
+from infer2train.pool.packing import packed
 from infer2train.pool.pool import OracleLostError
 from infer2train.pool.process import ProcessPool
 from infer2train.pool.pulse import PHASES
 from infer2train.pool.seat import Patience
-from infer2train.pool.task import packed
 from infer2train.pool.worker_process import GUARD
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source

@@ -17,7 +17,7 @@ from conformance.pool import TASKS, case, check_pool
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.messages import OracleError
 from pool.process_pools import bits, score_all, scoring_task
-from pool.ray_pools import Pools, Shared, local_ray, pools
+from pool.ray_pools import Pools, Shared, local_ray, pools, ray_pool
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -60,6 +60,22 @@ def test_what_is_said_is_what_the_inline_pool_says_bit_for_bit(pool: Shared) -> 
     inline = InlinePool(scoring_task(images.task))
     assert score_all(pool, images) == score_all(inline, images)
     inline.close()
+
+
+def test_data_that_the_machine_has_is_named_and_another_data_set_is_refused(a_ray: None) -> None:
+    images = case("images")
+    inline = InlinePool(scoring_task(images.task))
+    named = ray_pool(images.task, data="pool.named_images:images")
+    assert score_all(named, images) == score_all(inline, images)
+    named.end()
+    inline.close()
+    other = ray_pool(images.task, data="pool.named_images:darker")
+    other.publish(images.record(0))
+    other.submit(0, images.addresses(0), 0)
+    differ = "must compute as .*got data [0-9a-f]+ here, [0-9a-f]+ there; .*have pool.named_images:darker give every"
+    with pytest.raises(OracleError, match=differ):
+        other.collect(0)
+    other.end()
 
 
 def test_an_actor_that_is_killed_is_replaced_and_nothing_else_changes(pool: Shared) -> None:

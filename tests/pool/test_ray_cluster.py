@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from conformance.pool import case
+from conformance.pool import CHUNK, VERSIONS, case
 from infer2train.pool.inline import InlinePool
 from infer2train.pool.messages import OracleError
 from infer2train.pool.pool import OracleLostError
 from infer2train.pool.seat import Patience
+from infer2train.pool.task import Answer
 from pool.process_pools import bits, score_all, scoring_task
 from pool.ray_pools import STORE_BYTES, Shared, ray_pool, require_ray
 
@@ -168,6 +169,22 @@ def test_a_node_with_other_packages_is_refused_by_name(cluster: Any, undisturbed
         until(lambda: any("computes otherwise" in span.details.get("why", "") for span in pool.timeline.recent), pool)
     submit_all(pool)
     assert collected(pool) == undisturbed[-DRAWS:]
+
+    # Its seat goes to no such node again, however free, and comes back with one that is right.
+    assert len(pool.workers()) == 1
+    assert any("waits for" in seat.name for seat in pool._seats)
+    for number in range(4):
+        pool.aside(number, case("images").addresses(number)[:CHUNK], VERSIONS[-1])
+    asides: list[Answer] = []
+    while len(asides) < 4:
+        asides += pool.answered_asides()
+        time.sleep(0.05)
+    with_places(cluster)
+    until(lambda: len(pool.workers()) == 2, pool)
+    until(lambda: list(pool.phases().values()) == ["idle", "idle"], pool)
+    submit_all(pool)
+    assert collected(pool) == undisturbed[-DRAWS:]
+    assert pool.totals()["worker_restarts"] == 1
     pool.end()
 
 

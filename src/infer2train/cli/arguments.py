@@ -134,6 +134,8 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
+    best_help = "Evaluate the version that the oracle found to be the best instead: of train --keep-best true."
+    parser.add_argument("--best", action="store_true", help=best_help)
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
     return parser
 

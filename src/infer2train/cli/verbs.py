@@ -101,7 +101,7 @@ def _eval(options: dict[str, Any]) -> None:
 
     from infer2train.training.folder import evaluate_folder
 
-    result = evaluate_folder(Path(options["folder"]), device=options["device"])
+    result = evaluate_folder(Path(options["folder"]), device=options["device"], best=options["best"])
     if options["json"]:
         print(json.dumps(vars(result)))
         return

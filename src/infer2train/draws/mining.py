@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from infer2train.draws.ramp import Ramp
 from infer2train.draws.versions import VersionRule
-from infer2train.settings import check_fields, setting
+from infer2train.settings import check_fields, is_spec, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,9 @@ class Mining:
     ray_address: str | None = setting(None, is_place=True)
     """With pool=ray, the cluster to join: HOST:PORT of its head, or auto on one of its machines. Default: a Ray of this
     machine alone, started and stopped with the loader."""
+    ray_data: str | None = setting(None, is_place=True)
+    """With pool=ray, package.module:function that gives each machine its own copy of the data set. Default: it is sent
+    to them."""
     oracle_num_workers: int | None = setting(None, at_least=0, is_place=True)
     """Processes that read and transform candidates for the oracle, for each of its own. Default: as many as the
     DataLoader's num_workers."""
@@ -107,9 +110,25 @@ class Mining:
                 f"a strict run never depends on how fast an oracle is: got {got}; pass staleness='freshest' too, or "
                 "leave it out"
             )
+        self._check_ray_data()
         if not self.prune < 1:
             raise ValueError(f"prune must be below 1, so that a sample can count for those left out: got {self.prune}")
         _ = self.ramp  # refuses one that is none
+
+    def _check_ray_data(self) -> None:
+        """Refuse what no machine of a cluster can import, or nobody would read."""
+        if self.ray_data is None:
+            return
+        if not is_spec(self.ray_data) or self.ray_data.startswith("__main__:"):
+            raise ValueError(
+                f"ray_data must name a function that every machine can import, as package.module:function: got "
+                f"{self.ray_data!r}; put the function into a module"
+            )
+        if self.pool != "ray":
+            raise ValueError(
+                f"ray_data is read by the machines of a Ray cluster: got it with pool={self.pool!r}; pass pool='ray', "
+                "or leave it out"
+            )
 
     @property
     def ramp(self) -> Ramp | None:

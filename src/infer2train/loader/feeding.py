@@ -120,13 +120,16 @@ def measured_feed(
         return None
     at = _candidates(ids, choices, mining.gamma)
     seconds = _fastest(partial(read, at))
-    oracles, others = pool_of(mining).cores(mining)
-    num_oracles = mining.oracle_workers if oracles else 1
+    kind = pool_of(mining)
+    oracles, others = kind.cores(mining)
+    num_oracles = mining.oracle_workers if kind.runs_beside else 1
+    processes = num_oracles * max(1, num_workers)
+    is_elsewhere = kind.runs_beside and not oracles  # on machines whose cores nobody here knows
     return Feed(
         mining=mining,
         batch_size=batch_size,
         candidate_seconds=seconds / len(at),
-        processes=max(1, min(num_oracles * max(1, num_workers), len(oracles or others))),
+        processes=processes if is_elsewhere else max(1, min(processes, len(oracles or others))),
         num_oracles=num_oracles,
         loads_each_view=choices.candidates in ("views", "anchors") and not has_transform,
     )

@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, scaler_of
 from infer2train.loader.admission import check_loader, check_model, require_group
 from infer2train.loader.assembly import CHUNK_ON_CPU, sources
+from infer2train.loader.journal import begun_log
 from infer2train.loader.made import MadeLoader
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.ranks import Ranks
@@ -26,7 +28,7 @@ from infer2train.oracle.quantization.schemes import get_scheme
 from infer2train.oracle.samples import SourceSamples
 from infer2train.pool.pools import pool_of
 from infer2train.pool.task import GeneratingTask, Sample
-from infer2train.settings import changed
+from infer2train.settings import as_plain, changed
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
 from infer2train.sources.seeded import FromSeeds, WithSeeds
@@ -34,7 +36,8 @@ from infer2train.sources.source import Source
 
 SETTINGS = (
     *("oracle", "quantization", "oracle_chunk", "update_every", "delay_steps", "accumulation_steps", "seed", "pool"),
-    *("oracle_workers", "oracle_cores", "queue_depth", "oracle_num_workers", "staleness"),
+    *("oracle_workers", "oracle_cores", "queue_depth", "oracle_num_workers", "staleness", "ray_address", "ray_data"),
+    "log_every",
 )
 """The fields of `Mining` that say with which weights, by what and where a draw is made."""
 BATCH_SIZE = 64
@@ -59,6 +62,7 @@ def generate(
     sample: Sample | None = None,
     split: Split = whole_batch,
     scaler: "torch.amp.GradScaler | None" = None,
+    log_dir: str | Path | None = None,
     **settings: Any,
 ) -> MadeLoader:
     """A loader of batches that a model in inference mode makes, on the oracle's silicon, while another one trains.
@@ -85,9 +89,11 @@ def generate(
         split: batch -> (inputs, targets): what the model takes, and what is handed out beside what it made. Default:
             both are the whole batch, `model(*batch)` where it is a tuple.
         scaler: your GradScaler, whose skipped steps count too.
+        log_dir: writes config.yaml and metrics.jsonl there: versions, lag, waiting, what befell workers.
         settings: fields of `Mining` that say with which weights, by what and where: oracle, quantization, oracle_chunk,
             update_every, delay_steps, accumulation_steps, seed, pool, oracle_workers, oracle_cores, queue_depth,
-            oracle_num_workers, staleness. An int8 engine's scheme is `tails` where nobody says another.
+            oracle_num_workers, staleness, ray_address, ray_data, log_every. An int8 engine's scheme is `tails` where
+            nobody says another.
 
     Returns:
         A loader to iterate once an epoch; it yields (made, targets), what was made on the device of `generator`.
@@ -109,6 +115,11 @@ def generate(
     """
     wanted = _checked(changed(Mining, mining, settings), sample)
     base = _loader_of(inputs, batch_size, draws_per_epoch)
+    if wanted.ray_data is not None and isinstance(base.dataset, FromSeeds):
+        raise ValueError(
+            f"ray_data names a data set that machines have copies of: got {wanted.ray_data} for a function; leave it "
+            "out, the function is sent"
+        )
     generator, optimizers = check_model(generator), optimizers_of(optimizer)
     source, _ = sources(base, None, None, wanted)
     chunk = wanted.oracle_chunk or _default_chunk(generator, base)
@@ -124,6 +135,9 @@ def generate(
     made.on_close(reader.close)
     step = made.step_done if len(optimizers) == 1 else made.step_due
     made.on_close(acknowledge_steps(step, made.close, optimizers, scaler or scaler_of(optimizer)))
+    if log_dir is not None:
+        config = {name: value for name, value in as_plain(wanted, Mining).items() if name in SETTINGS}
+        made.journal.write_to(partial(begun_log, Path(log_dir), config, device_of(generator)), report=False)
     return made
 
 

@@ -5,7 +5,10 @@ Nothing here changes what is computed. The rows of a folder are read by `reporti
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Choices
@@ -13,7 +16,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.health import Health
 from infer2train.observe.metrics import LOGGED, Totals, draws_per_second, window
 from infer2train.observe.picks import PickLog
-from infer2train.observe.runlog import RunLog
+from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.observe.timeline import Timeline, last_steps
 
 TIMELINE_STEPS = 20
@@ -22,6 +25,23 @@ TIMELINE_STEPS = 20
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def begun_log(folder: Path, config: Mapping[str, Any], device: torch.device, is_new: bool) -> RunLog:
+    """The log of a run that begins, or goes on, in this folder.
+
+    Raises:
+        ValueError: a new run would be written into another's; nothing of that is touched.
+    """
+    if is_new and any(row["kind"] == "step" for row in read_rows(folder)):
+        raise ValueError(
+            f"log_dir must be a new folder, or that of the state loaded: got {folder}, which holds another run; name "
+            "another one, or call load_state_dict() first"
+        )
+    write_config(folder, config)
+    log = RunLog(folder)
+    log.start(str(device), torch.get_num_threads())
+    return log
 
 
 class Journal:

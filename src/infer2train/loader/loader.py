@@ -117,6 +117,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             self._progress.ask()
             self.journal.end_epoch()
             self._course.end_epoch()
+            if self.validation is not None:
+                self.validation.share()
 
     def take_back(self) -> None:
         """Have a resumed epoch hand out its last draw again: the saved loop had it, but did not train on it."""

@@ -6,6 +6,7 @@ own is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,11 +53,11 @@ class MadeLoader(Measured, Counted, Handing):
         self._publisher = Publisher(Weights(generator), pool, mining, None, meter, ranks)
         self._maker = Maker(pool, meter, device_of(generator), is_strict=mining.staleness == "strict")
         Handing.__init__(self, MadePlan(course, self._publisher, mining.seed), self._maker)
-        nothing_written = Journal(mining, choices_of(mining), partial(len, inputs), self.timeline, self._totals)
+        unpicked = replace(mining, method="baseline")  # of what is made there are no scores and no picks to write
+        self.journal = Journal(unpicked, choices_of(unpicked), partial(len, inputs), self.timeline, self._totals)
+        """What is written of the run, if that was asked for."""
         gradients = Gradients(generator, is_accumulated=False)
-        Counted.__init__(
-            self, course, Progress(course, self._publisher, gradients, nothing_written, meter, self.timeline)
-        )
+        Counted.__init__(self, course, Progress(course, self._publisher, gradients, self.journal, meter, self.timeline))
         self._iteration = 0
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
@@ -77,6 +78,7 @@ class MadeLoader(Measured, Counted, Handing):
             if iteration == self._iteration:
                 self._leave()
         self._progress.ask()
+        self.journal.end_epoch()
         self._course.end_epoch()
 
     def _leave(self) -> None:
@@ -89,6 +91,8 @@ class MadeLoader(Measured, Counted, Handing):
         self._maker.stop()
         self._progress.begin()
         self._course.read_order(self._inputs)
+        self.journal.begin(self._course.is_new, self.steps)
+        self.journal.go_on()
         self._course.warn_of_stale_weights()
         self._course.begin_epoch()
         self._publisher.publish_if_due(self.steps)
@@ -105,12 +109,13 @@ class MadeLoader(Measured, Counted, Handing):
         self._closing.append(callback)
 
     def close(self) -> None:
-        """Stop workers and the counting of steps. May be called twice."""
+        """Stop workers and the counting of steps; close what is written. May be called twice."""
         self._is_closed = True
         self._leave()
         self._pool.close()
         while self._closing:
             self._closing.pop()()
+        self.journal.close()
 
     # Resume
 
@@ -146,4 +151,6 @@ class MadeLoader(Measured, Counted, Handing):
         self._progress.forget_due()
         self._course.load_state_dict(state)
         self._publisher.load_state_dict(state)
+        self.journal.begin(self._course.is_new, self.steps)
+        self.journal.take_back(self.steps, self.epoch)
         restore_rng(state["rng"])

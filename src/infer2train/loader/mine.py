@@ -1,6 +1,6 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, op
 from infer2train.loader.admission import check_loader, check_model
 from infer2train.loader.assembly import Host, assembled, sources
 from infer2train.loader.feeding import FeedWatch
+from infer2train.loader.journal import begun_log
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import readable_ids
 from infer2train.loader.passes import passes_of
@@ -26,7 +27,6 @@ from infer2train.loader.sharding import Weights
 from infer2train.loader.surroundings import OwnLoop, taken_apart
 from infer2train.loader.validation import Validation, held_out_of, require_idle_time
 from infer2train.machine.device import device_of
-from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.supervisor import SupervisedPool
 from infer2train.settings import as_plain, changed
@@ -73,8 +73,8 @@ def mine(
         split: batch -> (inputs, targets). Default: pairs, and mappings with a `labels`-like entry.
         scaler: your GradScaler, whose skipped steps count too. Default: that of an optimiser which Accelerate prepared.
         validation: held-out data, a map-style data set or a DataLoader, on which the oracle evaluates the versions that
-            it has, in time in which no draw waits for it: `loader.validation`. Needs `pool="process"`, and changes
-            nothing of what is selected.
+            it has, in time in which no draw waits for it: `loader.validation`. Needs `pool="process"` or `"ray"`,
+            and changes nothing of what is selected.
         log_dir: writes config.yaml, metrics.jsonl and, on `loader.close()`, report.html there.
         settings: fields of `Mining`, instead of what `mining` has. `loader.mining` holds all of them, with what was
             left to the machine decided (`oracle="auto"`): pass that to resume.
@@ -142,29 +142,12 @@ def mine(
         assert isinstance(assembly.pool, SupervisedPool)
         assert loader.mining.oracle_chunk is not None
         at = WithHeldOut.at(scored, held_out.ids)
-        loader.validate_by(Validation(assembly.pool, at, loader.mining.oracle_chunk))
+        loader.validate_by(Validation(assembly.pool, at, loader.mining.oracle_chunk, Ranks.here()))
     is_last_known = len(optimizers) == 1 and not untouched(model, optimizers)
     step = loader.step_done if is_last_known else loader.step_due
     loader.on_close(acknowledge_steps(step, loader.close, optimizers, scaler or scaler_of(optimizer)))
     if log_dir is not None and Ranks.here().is_first:
         config = as_plain(loader.mining, Mining)
         more = dict if loader.validation is None else loader.validation.metrics
-        loader.journal.write_to(partial(_begun_log, Path(log_dir), config, model), more=more)
+        loader.journal.write_to(partial(begun_log, Path(log_dir), config, device_of(model)), more=more)
     return loader
-
-
-def _begun_log(folder: Path, config: Mapping[str, Any], model: nn.Module, is_new: bool) -> RunLog:
-    """The log of a run that begins, or goes on, in this folder.
-
-    Raises:
-        ValueError: a new run would be written into another's; nothing of that is touched.
-    """
-    if is_new and any(row["kind"] == "step" for row in read_rows(folder)):
-        raise ValueError(
-            f"log_dir must be a new folder, or that of the state loaded: got {folder}, which holds another run; name "
-            "another one, or call load_state_dict() first"
-        )
-    write_config(folder, config)
-    log = RunLog(folder)
-    log.start(str(device_of(model)), torch.get_num_threads())
-    return log

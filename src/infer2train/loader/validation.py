@@ -1,14 +1,17 @@
 """Free validation: each version is evaluated on held-out data by the oracle, in time in which no draw waits for it.
 
 Beside `picking`, which tells of the version that is in use. Nothing here changes what is selected, or when: what is
-asked of the pool is small, and done last. A version whose successor came into use first is left unfinished.
+asked of the pool is small, and done last. A version whose successor came into use first is left unfinished. Of several
+ranks the first one's oracle evaluates, and the others hear of it when an epoch has ended.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.mining import Mining
 from infer2train.loader.order import readable_ids
+from infer2train.loader.ranks import Ranks
 from infer2train.oracle.scorer import chunks
 from infer2train.pool.pools import pool_of
 from infer2train.pool.supervisor import SupervisedPool
@@ -82,26 +86,29 @@ class Validation:
         pool: whose workers have the data.
         addresses: of what is held out.
         chunk: samples that a worker evaluates at a time.
+        ranks: of the run.
     """
 
-    def __init__(self, pool: SupervisedPool, addresses: Addresses, chunk: int) -> None:
-        self._pool, self._chunks = pool, chunks(addresses, chunk)
+    def __init__(self, pool: SupervisedPool, addresses: Addresses, chunk: int, ranks: Ranks | None = None) -> None:
+        self._pool, self._ranks = pool, ranks or Ranks()
+        self._chunks = chunks(addresses, chunk) if self._ranks.is_first else []
         self.curve: dict[int, Validated] = {}
         """What was found, by version, ascending."""
         self.best: Validated | None = None
-        """The best version so far, with its weights."""
+        """The best version so far, with its weights; those only rank 0 has."""
         self._version: int | None = None
         self._found: dict[int, dict[str, Any]] = {}
         self._left: deque[int] = deque()
 
     @property
     def versions_since_best(self) -> int:
-        """Versions that were evaluated since the best one, for whoever stops early."""
+        """Versions that were evaluated since the best one, for whoever stops early: between two epochs, where all ranks
+        know the same."""
         return 0 if self.best is None else sum(version > self.best.version for version in self.curve)
 
     def follow(self, version: int | None) -> None:
         """Take note of the version that scores draws from now on."""
-        if version is None or version == self._version:
+        if version is None or version == self._version or not self._ranks.is_first:
             return
         self._pool.cancel_asides()  # workers do not go back to an older version
         self._version, self._found = version, {}
@@ -124,6 +131,15 @@ class Validation:
         if self._version is not None and self._version not in self.curve:
             self._left = deque(place for place in range(len(self._chunks)) if place not in self._found)
 
+    def share(self) -> None:
+        """Have all ranks know what the first one has found; every rank calls this when it has ended an epoch."""
+        known = [(one.version, one.loss, math.nan if one.error is None else one.error) for one in self.curve.values()]
+        told = np.array(known if self._ranks.is_first else [], dtype=np.float64).reshape(-1)
+        first = self._ranks.of_all(told.view(np.int64))[0].view(np.float64).reshape(-1, 3)
+        if not self._ranks.is_first:
+            for version, loss, error in first.tolist():
+                self._note(Validated(version=int(version), loss=loss, error=None if math.isnan(error) else error))
+
     def _conclude(self, version: int) -> None:
         trees = [self._found[place] for place in range(len(self._chunks))]
         losses = torch.cat([tree["losses"] for tree in trees])
@@ -132,10 +148,14 @@ class Validation:
             version=version,
             loss=float(losses.double().mean()),
             error=None if wrong is None else float(wrong.double().mean()),
+            tensors=self._pool.records[version].tensors,
         )
-        self.curve[version] = found
+        self._note(found)
+
+    def _note(self, found: Validated) -> None:
+        self.curve[found.version] = replace(found, tensors={})
         if self.best is None or found.rank < self.best.rank:
-            self.best = Validated(**{**vars(found), "tensors": self._pool.records[version].tensors})
+            self.best = found
 
     def metrics(self) -> dict[str, float]:
         """Of the version that was evaluated last."""

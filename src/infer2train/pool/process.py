@@ -12,11 +12,12 @@ from torch import Tensor
 from infer2train.draws.mining import Mining
 from infer2train.machine.cores import as_text, shared_out
 from infer2train.pool.channel import wait_for
+from infer2train.pool.packing import packed
 from infer2train.pool.pool import Cores, Pool
 from infer2train.pool.seat import Patience
 from infer2train.pool.segment import Segment, anonymous_file
 from infer2train.pool.supervisor import SupervisedPool
-from infer2train.pool.task import Task, packed
+from infer2train.pool.task import Task
 from infer2train.pool.transport import Link, Post, Transport
 from infer2train.pool.worker_process import GUARD, WorkerProcess, starting_again
 

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import loads
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from infer2train.machine.cores import claimed_core, on_cores
 from infer2train.pool.messages import Do, Failed, News, Order, Take
+from infer2train.pool.packing import unpacked
 from infer2train.pool.segment import Segment
 from infer2train.pool.transport import Desk, Post
 from infer2train.pool.worker import Worker, pass_warnings_on
@@ -45,6 +45,8 @@ class Reply:
 
     pid: int
     node: str
+    """Its address."""
+    node_id: str
     phase: str
     taken: int
     """The number of the last order that has come, as have all before it."""
@@ -100,7 +102,7 @@ class RayDesk(Desk):
                 self._sent.append(following)
             self._changed.notify_all()
 
-    def said(self, heard: int, node: str) -> Reply:
+    def said(self, heard: int, node: str, node_id: str = "") -> Reply:
         """What was told after the news of that number; waits for some, but not for long."""
         with self._changed:
             while self._news and self._news[0][0] <= heard:
@@ -109,6 +111,7 @@ class RayDesk(Desk):
             return Reply(
                 pid=os.getpid(),
                 node=node,
+                node_id=node_id,
                 phase=self._phase,
                 taken=self._taken,
                 news=list(self._news),
@@ -131,7 +134,8 @@ class Oracle:
         import ray
 
         sys.path.extend(path for path in paths if path not in sys.path and Path(path).exists())
-        self._desk, self._node = RayDesk(), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's
+        self._desk, self._node = RayDesk(), (address, ray.get_runtime_context().get_node_id())
         with on_cores(post.cores or claimed_core()):  # a thread runs where the one ran that started it
             threading.Thread(target=self._work, args=(task, post, matmul_precision), daemon=True).start()
 
@@ -142,7 +146,7 @@ class Oracle:
     def hear(self, heard: int, sent: list[Sent]) -> Reply:
         """Take orders, and say what there is to say after that number."""
         self._desk.take(sent)
-        return self._desk.said(heard, self._node)
+        return self._desk.said(heard, *self._node)
 
     def _work(self, task: list[Any], post: Post, matmul_precision: str) -> None:
         import ray
@@ -150,7 +154,7 @@ class Oracle:
         torch.set_num_threads(post.threads)
         torch.set_float32_matmul_precision(matmul_precision)
         try:
-            worker = Worker(loads(ray.get(task[0])), self._desk, post)  # from the trainer's process
+            worker = Worker(unpacked(ray.get(task[0])), self._desk, post)  # from the trainer's process
             pass_warnings_on(self._desk)
             worker.run()
         except Exception as error:

@@ -4,7 +4,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from queue import SimpleQueue
 from time import perf_counter, sleep
@@ -49,10 +49,17 @@ class RayLink(Link):
         task: a reference to the pickled task, in a list.
         needs: resources of a place where it can run, by Ray's names.
         something_told: set whenever there is something to hear.
+        avoided: nodes where it may not run, by Ray's ids.
     """
 
     def __init__(
-        self, post: Post, task: list[Any], needs: Mapping[str, float], something_told: threading.Event
+        self,
+        post: Post,
+        task: list[Any],
+        needs: Mapping[str, float],
+        something_told: threading.Event,
+        *,
+        avoided: Collection[str] = (),
     ) -> None:
         import ray
 
@@ -72,6 +79,7 @@ class RayLink(Link):
                 num_gpus=self._needs.get("GPU", 0),
                 resources={name: count for name, count in needs.items() if name != "GPU"},
                 scheduling_strategy="SPREAD",
+                label_selector={"ray.io/node-id": f"!in({','.join(sorted(avoided))})"} if avoided else None,
                 max_concurrency=CALLS,
                 max_restarts=0,
                 max_task_retries=0,
@@ -89,6 +97,12 @@ class RayLink(Link):
     @property
     def where(self) -> str:
         return f"waits for {self._needs}" if self._said is None else f"on {self._said.node}"
+
+    @property
+    def node_id(self) -> str:
+        """Of the node that it runs on."""
+        assert self._said is not None, "it has no node before it has a place"
+        return self._said.node_id
 
     @property
     def pid(self) -> int:

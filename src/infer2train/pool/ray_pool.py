@@ -6,19 +6,19 @@ supervisor is the one of processes: Ray only finds places, starts actors there a
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from infer2train.draws.mining import Mining
 from infer2train.machine.cores import as_text, available_cores, shared_out
+from infer2train.pool.packing import packed_for_cluster
 from infer2train.pool.pool import Cores, Pool
 from infer2train.pool.ray_cluster import ORACLE, join
 from infer2train.pool.ray_link import RayLink, Stored
 from infer2train.pool.seat import Patience
 from infer2train.pool.supervisor import SupervisedPool
-from infer2train.pool.task import Task, packed
+from infer2train.pool.task import Task
 from infer2train.pool.transport import Link, Post, Transport
 
 
@@ -29,21 +29,25 @@ class Actors(Transport):
         task: what they do.
         address: of the cluster's head; None for a Ray of this machine alone.
         cores: that such a one runs on.
+        data: `module:function` that gives each machine its own copy of the data set; None to have it sent.
 
     Raises:
         ValueError: the task cannot be sent to another process, or Ray is not installed.
     """
 
-    def __init__(self, task: Task, address: str | None, cores: Sequence[int]) -> None:
+    def __init__(self, task: Task, address: str | None, cores: Sequence[int], data: str | None) -> None:
         self._leave = join(address, cores=cores)
         try:
-            self._task = [_stored(task)]
+            import ray
+
+            self._task = [ray.put(packed_for_cluster(task, data))]
         except BaseException:
             self._leave()
             raise
         on_gpu = task.engine is not None and task.engine.device.type == "cuda"
         self._needs = {"GPU": 1.0} if on_gpu else {ORACLE: 1.0}
         self._links: list[RayLink] = []
+        self._has_other_nodes, self._avoided = address is not None, set[str]()
         self._something_told = threading.Event()
 
     def carried(self, tensors: Mapping[str, Tensor]) -> Stored:
@@ -51,8 +55,14 @@ class Actors(Transport):
 
     def start(self, post: Post) -> Link:
         self._links = [link for link in self._links if link.listener.is_alive()]
-        self._links.append(RayLink(post, self._task, self._needs, self._something_told))
+        self._links.append(RayLink(post, self._task, self._needs, self._something_told, avoided=self._avoided))
         return self._links[-1]
+
+    def avoid(self, link: Link) -> bool:
+        assert isinstance(link, RayLink)
+        if self._has_other_nodes:
+            self._avoided.add(link.node_id)
+        return self._has_other_nodes
 
     def wait(self, links: Iterable[Link], seconds: float) -> None:
         if seconds > 0:
@@ -64,22 +74,6 @@ class Actors(Transport):
             link.listener.join()
         self._task.clear()
         self._leave()
-
-
-def _stored(task: Task) -> Any:
-    """A reference to the pickled task, which takes along what stands in the script or notebook itself.
-
-    Raises:
-        ValueError: a part of it cannot be sent; it says which.
-    """
-    import ray
-    from ray import cloudpickle
-
-    try:
-        content: bytes = cloudpickle.dumps(task)  # type: ignore[no-untyped-call]  # Ray's
-    except Exception:
-        content = packed(task)  # it says which part, or can do it
-    return ray.put(content)
 
 
 class RayPool(SupervisedPool):
@@ -95,6 +89,7 @@ class RayPool(SupervisedPool):
         is_newest_first: whether they begin with the draw that was submitted last, where late ones are done without.
         patience: with workers.
         address: of the cluster's head; None for a Ray of this machine alone.
+        data: `module:function` that gives each machine its own copy of the data set; None to have it sent.
 
     Raises:
         ValueError: the task cannot be sent to another process, or Ray is not installed.
@@ -117,10 +112,13 @@ class RayPool(SupervisedPool):
         is_newest_first: bool = False,
         patience: Patience | None = None,
         address: str | None = None,
+        data: str | None = None,
     ) -> None:
+        if data is not None:
+            self.alike_hint = f"give both the same environment, and have {data} give every machine the same data set"
         threads = max(1, len(cores) // workers)
         posts = Post.several(workers, cores, threads=threads, is_freshest=is_freshest, is_newest_first=is_newest_first)
-        super().__init__(task, Actors(task, address, cores), posts, queue_depth=queue_depth, patience=patience)
+        super().__init__(task, Actors(task, address, cores, data), posts, queue_depth=queue_depth, patience=patience)
 
     @classmethod
     def built(cls, task: Task, mining: Mining, home: torch.device) -> tuple[Pool, tuple[str, ...]]:
@@ -133,6 +131,7 @@ class RayPool(SupervisedPool):
             is_freshest=mining.staleness == "freshest",
             is_newest_first=mining.when_late == "skip",
             address=mining.ray_address,
+            data=mining.ray_data,
         )
         where = f"the cluster at {mining.ray_address}" if mining.ray_address else f"cores {as_text(cores)}, by Ray"
         return pool, (f"the oracle's actors: {mining.oracle_workers}, on {where}",)

@@ -7,9 +7,8 @@ workers are started and reached is the transport's; when one has to be replaced,
 
 import time
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import assert_never
 
@@ -20,9 +19,9 @@ from infer2train.draws.addresses import Addresses
 from infer2train.observe.timeline import Span
 from infer2train.oracle.snapshot import Record
 from infer2train.pool.fingerprint import differences, fingerprint
+from infer2train.pool.jobs import Job, Jobs
 from infer2train.pool.messages import (
     Cancel,
-    Do,
     Done,
     Failed,
     Forget,
@@ -47,14 +46,6 @@ JOIN_SECONDS = 5.0
 """Given to workers that were asked to stop, before they are ended."""
 
 
-@dataclass
-class _Job:
-    order: Do
-    seat: Seat | None = None
-    since: float = 0.0
-    """When the worker began to owe this answer before any other."""
-
-
 class SupervisedPool(Pool):
     """Has draws done by workers.
 
@@ -70,6 +61,8 @@ class SupervisedPool(Pool):
     """What its user may have done wrong where workers end while they start."""
     place_hint = ""
     """What its user can do where there is no place for a worker."""
+    alike_hint = "give both the same environment and data"
+    """What its user can do where a worker computes otherwise."""
 
     def __init__(
         self,
@@ -88,10 +81,7 @@ class SupervisedPool(Pool):
         task.reader.close()
         self._seats = [Seat(post, self._patience) for post in posts]
         self._published: dict[int, tuple[int, Record]] = {}
-        self._numbers, self._tickets = 0, 0
-        self._order: deque[_Job] = deque()
-        self._asides: dict[int, _Job] = {}
-        self._answers: dict[int, Answer | Exception] = {}
+        self._numbers, self._jobs = 0, Jobs()
         self._seconds = {"views": 0.0, "scoring": 0.0, "publishing": 0.0}
         self._totals: dict[str, dict[str, float]] = {}
         self._gone: dict[str, float] = {}
@@ -132,42 +122,31 @@ class SupervisedPool(Pool):
 
     def submit(self, draw: int, addresses: Addresses, version: int | None) -> None:
         require_published(draw, version, self.records)
-        self._tickets += 1
-        job = _Job(Do(self._tickets, draw, version, addresses.ids, addresses.seeds))
-        self._order.append(job)
-        self._assign(job)
+        self._assign(self._jobs.draw(draw, addresses, version))
         self._look(0.0)
 
     def is_ready(self, draw: int) -> bool:
         self._look(0.0)
-        return any(job.order.draw == draw and job.order.ticket in self._answers for job in self._order)
+        return self._jobs.is_answered(draw)
 
     def collect(self, draw: int) -> Answer:
-        ticket = self._oldest(draw).order.ticket
         started = perf_counter()
         try:
-            while ticket not in self._answers:
+            while not self._jobs.is_answered(draw):
                 self._look(LOOK_SECONDS)
-                if ticket not in self._answers:
+                if not self._jobs.is_answered(draw):
                     self._require_workers()
         finally:
             self._seconds["scoring"] += perf_counter() - started
-        self._order.popleft()
-        answer = self._answers.pop(ticket)
+        _, answer = self._jobs.taken(draw)
         if isinstance(answer, Exception):
             raise answer
+        assert answer is not None
         return answer
 
     def cancel(self, draw: int) -> None:
-        ticket = self._oldest(draw).order.ticket
-        self._order.popleft()
-        self._answers.pop(ticket, None)
+        ticket, _ = self._jobs.taken(draw)
         self._tell(Cancel(ticket))
-
-    def _oldest(self, draw: int) -> _Job:
-        assert self._order, draw
-        assert self._order[0].order.draw == draw, (self._order[0].order.draw, draw)
-        return self._order[0]
 
     def seconds(self) -> dict[str, float]:
         return dict(self._seconds)
@@ -177,7 +156,7 @@ class SupervisedPool(Pool):
     @property
     def num_asides(self) -> int:
         """Asides that are not answered, or whose answers were not taken."""
-        return len(self._asides)
+        return self._jobs.num_asides()
 
     def aside(self, number: int, addresses: Addresses, version: int) -> None:
         """Ask for something that workers do only while no draw waits for them, and never wait for it.
@@ -188,10 +167,7 @@ class SupervisedPool(Pool):
             version: in use, or newer: workers do not go back without need.
         """
         require_published(number, version, self.records)
-        self._tickets += 1
-        job = _Job(Do(self._tickets, number, version, addresses.ids, addresses.seeds, is_aside=True))
-        self._asides[self._tickets] = job
-        self._give_aside(job)
+        self._give_aside(self._jobs.aside(number, addresses, version))
 
     def answered_asides(self) -> list[Answer]:
         """What came of those that were answered since the last call; waits for nobody.
@@ -200,24 +176,17 @@ class SupervisedPool(Pool):
             Exception: what failed in a worker.
         """
         self._look(0.0)
-        answered = [ticket for ticket in self._asides if ticket in self._answers]
-        answers = [(self._asides.pop(ticket), self._answers.pop(ticket))[1] for ticket in answered]
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, Answer)]
+        return self._jobs.taken_asides()
 
     def cancel_asides(self) -> None:
         """Do without those that were not taken."""
-        for ticket in self._asides:
-            self._answers.pop(ticket, None)
+        for ticket in self._jobs.cancelled_asides():
             self._tell(Cancel(ticket))
-        self._asides.clear()
 
-    def _give_aside(self, job: _Job) -> None:
+    def _give_aside(self, job: Job) -> None:
         """Give it to the worker that has the fewest; nobody does it where nobody is left."""
-        if self._sitting():
-            job.seat = min(self._sitting(), key=lambda seat: sum(j.seat is seat for j in self._asides.values()))
+        if seats := self._there() or self._sitting():
+            job.seat = min(seats, key=self._jobs.num_asides)
             job.seat.tell(job.order)
 
     def totals(self) -> dict[str, float]:
@@ -228,9 +197,7 @@ class SupervisedPool(Pool):
         return total
 
     def forget(self) -> None:
-        self._order.clear()
-        self._asides.clear()
-        self._answers.clear()
+        self._jobs.forget()
         self._tell(Forget())
 
     def close(self) -> None:
@@ -245,9 +212,7 @@ class SupervisedPool(Pool):
             # One that still starts has nothing to put away, and would not hear of it.
             seat.link.end(patience_seconds=max(0.01, deadline - time.monotonic()) if seat.is_ready else 0.0)
             seat.link = None
-        self._order.clear()
-        self._asides.clear()
-        self._answers.clear()
+        self._jobs.forget()
         self._published.clear()
         self._transport.close()
 
@@ -278,26 +243,19 @@ class SupervisedPool(Pool):
             return
         for number, record in self._published.values():
             self._send_record(seat, number, record)
-        for job in self._owed(seat):
+        for job in self._jobs.owed(seat):
             self._send_job(seat, job)
-        for job in self._owed_asides(seat):
+        for job in self._jobs.owed_asides(seat):
             seat.tell(job.order)
 
-    def _owed_asides(self, seat: Seat) -> list[_Job]:
-        return [job for ticket, job in self._asides.items() if job.seat is seat and ticket not in self._answers]
-
-    def _owed(self, seat: Seat) -> list[_Job]:
-        return [job for job in self._order if job.seat is seat and job.order.ticket not in self._answers]
-
-    def _assign(self, job: _Job) -> None:
+    def _assign(self, job: Job) -> None:
         """Give a draw to the worker that has the fewest; one who still waits for a place gets it with the place."""
         if not self._sitting():
             self._raise_lost()
-        job.seat = min(self._there() or self._sitting(), key=lambda seat: len(self._owed(seat)))
-        self._send_job(job.seat, job)
+        self._send_job(min(self._there() or self._sitting(), key=lambda seat: len(self._jobs.owed(seat))), job)
 
-    def _send_job(self, seat: Seat, job: _Job) -> None:
-        job.since = time.monotonic()
+    def _send_job(self, seat: Seat, job: Job) -> None:
+        job.begin(seat)
         seat.tell(job.order)
 
     def _send_record(self, seat: Seat, number: int, record: Record) -> None:
@@ -317,19 +275,21 @@ class SupervisedPool(Pool):
                 self._hear(seat, told)
         for seat in self._sitting():
             self._receive(seat)
-            first = next(iter(self._owed(seat)), None)
+            first = next(iter(self._jobs.owed(seat)), None)
             owed, since = (None, 0.0) if first is None else (first.order.draw, first.since)
             if why := seat.why_replaced(owed, since):
                 self._replace(seat, why)
         self._pass_on()
 
     def _pass_on(self) -> None:
-        """Have draws of workers that wait for a place done by those that have one."""
+        """Have what workers owe that wait for a place done by those that have one."""
         now, there = time.monotonic(), self._there()
         self._placeless_since = None if there else self._placeless_since or now
         waiting = [seat for seat in self._sitting() if not seat.is_there] if there else []
-        for job in [job for seat in waiting for job in self._owed(seat)]:
+        for job in [job for seat in waiting for job in self._jobs.owed(seat)]:
             self._assign(job)
+        for job in [job for seat in waiting for job in self._jobs.owed_asides(seat)]:
+            self._give_aside(job)
 
     def _replace(self, seat: Seat, why: str) -> None:
         assert seat.link is not None
@@ -338,21 +298,25 @@ class SupervisedPool(Pool):
         _add(self._gone, self._totals.pop(seat.post.lane, {}))
         _add(self._gone, {"oracle_available_seconds": seat.ready_seconds()})
         name, link, seat.link = seat.name, seat.link, None
-        link.end()
         seat.failures, seat.why = seat.failures + 1, why
-        is_again = seat.failures <= self._patience.restarts and not is_hopeless
+        is_last = seat.failures > self._patience.restarts
+        is_elsewhere = is_last and seat.refused is not None and self._transport.avoid(link)
+        link.end()
+        is_again = (is_elsewhere or not is_last) and not is_hopeless
         self.timeline.add(Span(seat.post.lane, "lost", perf_counter(), 0.0, {"why": why, "again": is_again}))
         if is_again:
             _add(self._gone, {"worker_restarts": 1})
-            warnings.warn(f"{name} {why}; it is started again", RuntimeWarning)
+            seat.failures = 0 if is_elsewhere else seat.failures
+            where = ", on another machine than this one" if is_elsewhere else ""
+            warnings.warn(f"{name} {why}; it is started again{where}", RuntimeWarning)
             self._start(seat)
             return
         times = f", {seat.failures} times in a row" if seat.failures > 1 else ""
         warnings.warn(f"{name} {why}{times}; it is given up", RuntimeWarning)
         if self._sitting():
-            for job in self._owed(seat):
+            for job in self._jobs.owed(seat):
                 self._assign(job)
-            for job in self._owed_asides(seat):
+            for job in self._jobs.owed_asides(seat):
                 self._give_aside(job)
 
     def _require_workers(self) -> None:
@@ -388,28 +352,21 @@ class SupervisedPool(Pool):
                 self._totals[seat.post.lane] = told.totals
                 for span in told.as_spans():
                     self.timeline.add(span)
-                self._note_answer(told.ticket, Answer(told.draw, told.version, told.tree))
+                self._jobs.note(told.ticket, Answer(told.draw, told.version, told.tree))
             case Failed():
                 self._note_failure(seat, told)
             case _:
                 assert_never(told)
 
-    def _note_answer(self, ticket: int, answer: Answer | Exception) -> None:
-        is_draw = any(job.order.ticket == ticket for job in self._order)
-        if is_draw or ticket in self._asides:  # it may have been forgotten meanwhile
-            self._answers[ticket] = answer
-
     def _note_ready(self, seat: Seat, told: Ready) -> None:
         self._has_started = True
         if differ := differences(self._fingerprint, told.fingerprint):
-            text = (
-                f"{seat.name} must compute as the trainer's process does: got {'; '.join(differ)}; give both the "
-                "same environment and data"
-            )
+            text = f"{seat.name} must compute as the trainer's process does: got {'; '.join(differ)}; {self.alike_hint}"
             if not self._is_freshest:
                 seat.refused = "computes otherwise than the trainer's process"
                 if not any(other.is_ready and other.refused is None for other in self._seats):
                     raise OracleError(text)
+                seat.failures = self._patience.restarts  # there it would do so again
             warnings.warn(text, RuntimeWarning)
 
     def _note_ranges(self, seat: Seat, told: Measured) -> None:
@@ -428,7 +385,7 @@ class SupervisedPool(Pool):
     def _note_failure(self, seat: Seat, told: Failed) -> None:
         error = told.as_error(seat.post.lane)
         if told.ticket is not None:
-            self._note_answer(told.ticket, error)
+            self._jobs.note(told.ticket, error)
             return
         seat.refused = f"could not start: {told.error}: {told.message}"
         if not self._has_started:

@@ -4,12 +4,9 @@ Built once, by the trainer's process; a pool with workers elsewhere sends it to 
 the first; `generate` keeps what the engine says, for whoever trains on it. What comes of a task is an answer.
 """
 
-import pickle
-import pickletools
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -30,17 +27,6 @@ from infer2train.sources.source import Source
 Sample = Callable[[Callable[..., Any], Any, Int64[np.ndarray, " n"]], Any]
 """(model, inputs, seeds) -> what is made of inputs, row by row: `model(inputs)`, called as often as is needed and for
 no more rows, gives the engine's outputs, and what is drawn from them follows the seeds."""
-
-_WORDS = {
-    "source": "the data set (with its transforms and its collate_fn)",
-    "reader": "the data set and the DataLoader's worker_init_fn",
-    "view_workers": "the DataLoader's worker_init_fn",
-    "engine": "the model",
-    "scorer": "score= and split=",
-    "monitor": "score= and split=",
-    "split": "split=",
-    "sample": "sample=",
-}
 
 
 @dataclass(frozen=True)
@@ -158,48 +144,3 @@ class GeneratingTask(Task):
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
-
-
-def packed(task: Task) -> bytes:
-    """The task as another process of ours can unpack it.
-
-    Raises:
-        ValueError: a part of it cannot be sent; it says which.
-    """
-    try:
-        content = pickle.dumps(task)
-    except Exception as error:  # pickle raises several kinds, and __reduce__ of the user's objects any
-        part = next((field.name for field in fields(task) if not _can_be_sent(getattr(task, field.name))), "source")
-        raise ValueError(
-            f"an oracle in another process needs {_WORDS.get(part, part)} to be picklable: got "
-            f"{type(error).__name__}: {error}; define classes and functions at the top of a module (no lambda, no "
-            "local function, no open file), or use pool='inline'"
-        ) from error
-    if not _is_main_importable() and (name := _first_of_main(content)) is not None:
-        raise ValueError(
-            f"an oracle in another process imports what it needs: got {name}, which was defined in this session and is "
-            f"in no file; put it into a module of yours (from my_data import {name}), or use pool='inline'"
-        )
-    return content
-
-
-def _is_main_importable() -> bool:
-    """Whether a process that is started can import the script that this one runs: a notebook and a prompt are none."""
-    main = sys.modules["__main__"]
-    return getattr(main, "__spec__", None) is not None or getattr(main, "__file__", None) is not None
-
-
-def _first_of_main(content: bytes) -> str | None:
-    """The name of the first thing in a pickle that its reader would look for in the script."""
-    if b"__main__" not in content:  # looking at every operation of a large one takes long
-        return None
-    texts = (text for _, text, _ in pickletools.genops(content) if isinstance(text, str))
-    return next((next(texts, None) for text in texts if text == "__main__"), None)
-
-
-def _can_be_sent(part: object) -> bool:
-    try:
-        pickle.dumps(part)
-    except Exception:
-        return False
-    return True

@@ -127,6 +127,11 @@ class Transport(ABC):
     def start(self, post: Post) -> Link:
         """A new worker, which need not be ready yet."""
 
+    def avoid(self, link: Link) -> bool:
+        """Start no worker any more where this one ran, which was refused; False where there is nowhere else, not even
+        in time to come."""
+        return False
+
     @abstractmethod
     def wait(self, links: Iterable[Link], seconds: float) -> None:
         """Wait until one of them has told something, or so long."""

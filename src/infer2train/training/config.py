@@ -100,6 +100,14 @@ class TrainingConfig:
     """Length of its training on what is held back, or on half of all; once for runs that agree in it (epochs)."""
     evaluate_every: int = setting(1, at_least=1)
     """Epochs between evaluations; the last epoch is evaluated anyway (epochs)."""
+    validation: Literal["trainer", "oracle"] = "trainer"
+    """Who evaluates before the last epoch, on the test images or those of validation_split: the trainer, or, with
+    pool=process or pool=ray, the oracle, each version that it has, in time in which no draw waits for it."""
+    stop_after: int | None = setting(None, at_least=1)
+    """With validation=oracle, end the training after an epoch when so many versions were evaluated since the best one
+    (versions). Default: all epochs."""
+    keep_best: bool = False
+    """With validation=oracle, keep the weights of the version that was found to be the best, for eval --best."""
     checkpoint_every: int = setting(500, at_least=1)
     """Steps between checkpoints; one is written after each epoch anyway (steps)."""
 
@@ -122,6 +130,7 @@ def unmined(config: RunConfig) -> RunConfig:
         >>> unmined(RunConfig(method="nm-augment", pool="process", epochs=3)) == RunConfig(epochs=3)
         True
     """
+    config = replace(config, validation="trainer", stop_after=None, keep_best=False)
     kept = ("method", "epochs", "seed", "log_every")
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Mining) if f.name not in kept}
     return replace(config, method="baseline", **defaults)
@@ -145,6 +154,12 @@ def check_run(config: RunConfig) -> None:
         )
     if config.train_on == "held" and not config.holdout:
         raise ValueError("train_on='held' trains on what holdout holds back: got holdout=0; pass --holdout 10000, say")
+    if config.validation == "trainer" and (config.stop_after is not None or config.keep_best):
+        got = "keep_best" if config.keep_best else f"stop_after={config.stop_after}"
+        raise ValueError(
+            f"versions are compared where the oracle evaluates them: got {got} with validation='trainer'; pass "
+            "--validation oracle, or leave it out"
+        )
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
     for name in ("label_noise", "label_smoothing"):

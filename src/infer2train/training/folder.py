@@ -12,7 +12,7 @@ from infer2train.training.config import RunConfig, from_plain, unmined
 from infer2train.training.evaluation import Evaluation, evaluate
 from infer2train.training.setup import prepare, resolved
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,22 @@ def is_finished(folder: Path) -> bool:
     return says_finished(read_rows(folder))
 
 
-def evaluate_folder(folder: Path, *, device: str | None = None) -> Evaluation:
+def evaluate_folder(folder: Path, *, device: str | None = None, best: bool = False) -> Evaluation:
     """Evaluate the newest good checkpoint of a run on what the run is evaluated on.
+
+    Args:
+        folder: of the run.
+        device: where. Default: as trained.
+        best: the version that the oracle found to be the best instead.
 
     Raises:
         ValueError: there is no run or no checkpoint.
     """
     config = from_plain(read_config(folder))
-    checkpoint = load_checkpoint(folder / CHECKPOINTS)
+    checkpoint = load_checkpoint(folder / (BEST if best else CHECKPOINTS))
     if checkpoint is None:
-        raise ValueError(f"eval needs a checkpoint: got none in {folder}; train the run first")
+        remedy = "train it with --validation oracle --keep-best true" if best else "train the run first"
+        raise ValueError(f"eval needs a checkpoint: got none in {folder}; {remedy}")
     for rejected in checkpoint.rejected:
         Console(stderr=True).print(
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True

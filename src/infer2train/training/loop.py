@@ -24,7 +24,7 @@ from infer2train.reporting.report import write_report
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig
 from infer2train.training.decoding_rate import decoding_warning
-from infer2train.training.folder import CHECKPOINTS, Result, enter_folder, result_of
+from infer2train.training.folder import BEST, CHECKPOINTS, Result, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.progress import RunProgress
@@ -142,7 +142,8 @@ def _train_epochs(
 ) -> None:
     """Algorithm 1: the loader refreshes the oracle and picks, we optimise."""
     watch = Watch(run, sums, log, progress)
-    for epoch in range(run.loader.epoch, run.config.epochs):
+    has_stopped = run.loader.steps % run.steps_per_epoch == 0 and _is_enough(run)  # before it was resumed
+    for epoch in range(run.loader.epoch, run.loader.epoch if has_stopped else run.config.epochs):
         watch.go_on()
         for images, targets in run.loader:
             lr = learning_rate(run.config, run.loader.steps, run.steps_per_epoch)
@@ -159,10 +160,31 @@ def _train_epochs(
             if interrupt.is_set:
                 _stop_interrupted(run.loader.steps, log)
         _require_finite(run, folder, log)
-        watch.epoch(epoch, folder)
+        is_enough = _is_enough(run)
+        watch.epoch(epoch, folder, is_last=is_enough or epoch + 1 == run.config.epochs)
         sums.reset()
         _checkpoint(run, folder, sums, log)
+        if is_enough:
+            break
+    _keep_best(run, folder, log)
     log.write("event", event="finished", step=run.loader.steps, message=f"finished after {run.loader.steps} steps")
+
+
+def _is_enough(run: Run) -> bool:
+    """Whether so many versions were no better than the best one that the training ends with its epoch."""
+    enough, validation = run.config.stop_after, run.loader.validation
+    return enough is not None and validation is not None and validation.versions_since_best >= enough
+
+
+def _keep_best(run: Run, folder: Path, log: RunLog) -> None:
+    """The best version, where that was asked for and one was evaluated to the end."""
+    if not run.config.keep_best or run.loader.validation is None or (best := run.loader.validation.best) is None:
+        return
+    tensors = {name: best.tensors[name] for name in run.model.state_dict()}  # a record has buffers that no state has
+    state = {"model": tensors, "loss": best.loss, "error": best.error}
+    path = save_checkpoint(folder / BEST, best.version, state, keep=1)
+    message = f"the best version is that of step {best.version}, by the oracle: loss {best.loss:.4f}, kept in {path}"
+    log.write("event", event="best-kept", step=run.loader.steps, message=message)
 
 
 def _checkpoint(run: Run, folder: Path, sums: EpochSums, log: RunLog) -> None:

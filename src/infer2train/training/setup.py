@@ -226,7 +226,14 @@ def assembled(
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
-    loader = mine(base, model, mining=replace(config, irreducible=irreducible or config.irreducible))
+    by_oracle = config.validation == "oracle"
+    evaluation_images = views_of(evaluation, evaluation_view(size, stored), training_home if by_oracle else home)
+    loader = mine(
+        base,
+        model,
+        mining=replace(config, irreducible=irreducible or config.irreducible),
+        validation=evaluation_images if by_oracle else None,
+    )
     return Run(
         config=replace(config, oracle=loader.mining.oracle),  # what `auto` was found to be
         data=data,
@@ -235,7 +242,7 @@ def assembled(
         optimizer=optimizer,
         loader=loader,
         training_images=training_images,
-        evaluation_images=views_of(evaluation, evaluation_view(size, stored), home),
+        evaluation_images=evaluation_images,
         device=device,
     )
 

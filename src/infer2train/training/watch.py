@@ -59,7 +59,13 @@ class Watch:
             "lr": lr,
             "penalty": seen.penalty,
             "penalty_gradient_ratio": penalty_gradient_ratio(weight, mined, seen.logits, seen.targets),
+            **self._validated(),
         }
+
+    def _validated(self) -> dict[str, float]:
+        """What the oracle found of the version that it evaluated last, if it evaluates."""
+        validation = self._run.loader.validation
+        return {} if validation is None else validation.metrics()
 
     def step(self, result: StepResult) -> None:
         """After each step: the live line."""
@@ -82,12 +88,12 @@ class Watch:
         parts["batches"] = spent.get("trainer_views_seconds", 0.0)
         self._sums.add_seconds(**parts, training=spent["seconds"] - sum(parts.values()))
 
-    def epoch(self, epoch: int, folder: Path) -> None:
+    def epoch(self, epoch: int, folder: Path, *, is_last: bool) -> None:
         """After each epoch: evaluate where it is due, log, show."""
         self.pause()
         run, sums = self._run, self._sums
         started = perf_counter()
-        errors = self._errors(epoch) if _is_due(epoch, run.config) else {}
+        errors = self._errors(epoch) if is_last or _is_due(epoch, run.config) else {}
         self._audit(folder)
         sums.add_seconds(evaluation=perf_counter() - started)
         seconds = {**sums.seconds, "total": sum(sums.seconds.values())}
@@ -95,6 +101,7 @@ class Watch:
             "loss": sums.loss / max(1, sums.steps),
             "train_error_mined": sums.wrong / max(1, sums.examples),
             **errors,
+            **self._validated(),
         }
         self._log.write(
             "epoch",
@@ -133,4 +140,4 @@ class Watch:
 
 
 def _is_due(epoch: int, config: RunConfig) -> bool:
-    return (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
+    return config.validation == "trainer" and (epoch + 1) % config.evaluate_every == 0
