@@ -44,6 +44,7 @@ NOT_RUN = {
     "docs/hosts/accelerate.md:2": "wants an Accelerator: tests/integrations/test_accelerate.py resumes by these lines",
     "docs/hosts/lightning.md:2": "a line of a LightningModule: tests/integrations/test_lightning.py trains with it",
     "docs/hosts/transformers.md:2": "names the reader's Trainer: tests/integrations/test_transformers.py has one",
+    "docs/more-than-one-machine.md:4": "wants a module on every machine of a cluster: tests/pool/test_ray.py has both",
     "docs/hosts/streams.md:1": "streams from the hub: tests/test_docstrings.py runs examples/stream_datasets.py",
 }
 """Pages and blocks of Python that are not run here, and why. They compile all the same, unless lines are left out."""
