@@ -24,7 +24,7 @@ ROOMS = {
     "pool": "task packing validated pool pools inline stream fingerprint messages transport worker seat jobs "
     "supervisor segment channel pulse process_desk worker_process process ray_desk ray_link ray_cluster ray_pool",
     "reporting": "svg gallery audit statistics evidence runs summary curves lanes tables gathering sections plots "
-    "report",
+    "bars figures report",
     "loader": "ranks order sharding acknowledgement surroundings likeness accumulation admission shares passes "
     "remedies rehearsal course parts publisher planning validation picking health measured journal progress handing "
     "saving loader feeding assembly mine making made generate",

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from infer2train.reporting import plots
+from infer2train.reporting import bars, plots
 from infer2train.reporting.curves import ErrorCurves, across_seeds
 from infer2train.reporting.statistics import paired_difference
 from infer2train.reporting.svg import INK, SERIES
@@ -90,19 +90,19 @@ def test_ids_of_two_figures_differ_and_every_reference_is_met():
 def test_names_are_text_and_nothing_else(name):
     looks = plots.styles(["baseline", name], "baseline")
     figures = [
-        plots.time_budget({name: {"total": 10.0, "training": 9.0}}),
-        plots.difference_intervals({name: paired_difference([0.1, 0.2], [0.2, 0.25])}, looks),
+        bars.time_budget({name: {"total": 10.0, "training": 9.0}}),
+        bars.difference_intervals({name: paired_difference([0.1, 0.2], [0.2, 0.25])}, looks),
     ]
     for svg in figures:
         assert name in [text.text for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
 def test_the_bar_adds_up_to_the_total():
-    parts = plots.budget({"total": 100.0, "training": 60.0, "scoring": 30.0, "views": 5.0})
+    parts = bars.budget({"total": 100.0, "training": 60.0, "scoring": 30.0, "views": 5.0})
     assert list(parts) == ["training", "views", "scoring", "other"]
     assert sum(parts.values()) == pytest.approx(100.0)
-    assert "other" not in plots.budget({"total": 90.0, "training": 60.0, "scoring": 30.0})
-    svg = plots.time_budget({"a": {"total": 100.0, "training": 60.0, "scoring": 38.0}})
+    assert "other" not in bars.budget({"total": 90.0, "training": 60.0, "scoring": 30.0})
+    svg = bars.time_budget({"a": {"total": 100.0, "training": 60.0, "scoring": 38.0}})
     assert ">60 %<" in svg
     assert ">38 %<" in svg
 
@@ -110,7 +110,7 @@ def test_the_bar_adds_up_to_the_total():
 def test_intervals_stand_on_their_side_of_zero():
     looks = plots.styles(["baseline", "good"], "baseline")
     found = {"good": paired_difference([0.05, 0.051], [0.07, 0.0712])}
-    paths = list(ElementTree.fromstring(plots.difference_intervals(found, looks)).iter(f"{SVG}path"))
+    paths = list(ElementTree.fromstring(bars.difference_intervals(found, looks)).iter(f"{SVG}path"))
 
     def positions(part):
         path = next(path for path in paths if part in path.get("style", "") and "clip-path" in path.attrib)

@@ -14,7 +14,7 @@ from typing import Any
 from infer2train.draws.methods.table import METHODS
 from infer2train.reporting import plots, sections, tables
 from infer2train.reporting.curves import errors_of
-from infer2train.reporting.report import FINAL_PART
+from infer2train.reporting.figures import FINAL_PART
 from infer2train.reporting.runs import RunFolder, RunSet
 from infer2train.reporting.statistics import PairedDifference, mean_std
 from infer2train.reporting.summary import difference_from, final_errors, mean_of
