@@ -23,15 +23,14 @@ class Block:
     """A fenced block."""
 
     page: str
-    number: int
     kind: str
     title: str
     code: str
 
     @property
     def name(self) -> str:
-        """How tests name it: by page and place among the page's blocks, counted from 1."""
-        return f"{self.page}:{self.number}"
+        """How tests name it: by its page and its first line that is no comment."""
+        return f"{self.page}: {next(line for line in self.code.splitlines() if line.strip() and line[0] != '#')}"
 
     @property
     def commands(self) -> list[list[str]]:
@@ -65,9 +64,9 @@ def blocks() -> tuple[Block, ...]:
 
 def _blocks_of(page: Path) -> Iterator[Block]:
     name = str(page.relative_to(ROOT))
-    for number, found in enumerate(FENCE.finditer(page.read_text("utf-8")), start=1):
+    for found in FENCE.finditer(page.read_text("utf-8")):
         indent, kind, title, code = found.groups()
-        yield Block(name, number, kind, title or "", re.sub(f"^{indent}", "", code, flags=re.MULTILINE))
+        yield Block(name, kind, title or "", re.sub(f"^{indent}", "", code, flags=re.MULTILINE))
 
 
 def spans() -> Iterator[tuple[str, list[str]]]:
