@@ -1,6 +1,8 @@
 """What a run is exported to says what the run says, in processes that have never seen it."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,12 @@ import torch
 from torch import nn
 
 from infer2train.cli.main import main
-from infer2train.observe.runlog import read_config
+from infer2train.observe.runlog import read_config, write_config
 from infer2train.oracle.samples import GivenSamples
 from infer2train.oracle.simulated_engine import SimulatedEngine
 from infer2train.oracle.snapshot import snapshot
 from infer2train.studies.export.export import CARD, FACTS, export
-from infer2train.studies.export.formats import FORMATS
+from infer2train.studies.export.formats import FORMATS, Subject
 from infer2train.studies.export.judge import ROWS, judged
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import evaluate_folder
@@ -63,6 +65,8 @@ def test_the_card_says_what_was_found(run: Path, found: dict[str, dict[str, floa
     assert results == {f"accuracy ({file['file']})": round(1 - file["error"], 4) for file in found.values()}
     for part in ("resnet8 on digits", "| epochs | 4 |", "100.0% of the multiply-adds, in int8"):
         assert part in card.text
+    assert f"{100 * evaluate_folder(run).error:.2f} % test error after its last epoch so far, and " in card.text
+    assert "(scheme\n`default`)" in card.text
     assert "data_cache" not in card.text, "where a cache lies is nobody's business"
 
 
@@ -95,6 +99,26 @@ def test_a_run_without_a_checkpoint_is_refused(run: Path, tmp_path: Path, capsys
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     assert main(["export", str(tmp_path)]) == 2
     assert "export needs a checkpoint" in capsys.readouterr().err
+
+
+def test_a_loop_of_ones_own_keeps_its_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path, {"method": "nm-sample"})
+    assert main(["export", str(tmp_path)]) == 2
+    assert "the log of a loop of your own" in capsys.readouterr().err
+
+
+def test_ranges_are_those_of_the_runs_own_oracle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path, {**read_config(run), "quantization": "percentile"})
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    seen: list[Subject] = []
+
+    def write(subject: Subject, path: Path) -> tuple[str, ...]:
+        seen.append(subject)
+        return FORMATS["safetensors"].write(subject, path)
+
+    monkeypatch.setitem(FORMATS, "weights", replace(FORMATS["safetensors"], write=write))
+    export(tmp_path, formats=["weights"])
+    assert (seen[0].scheme, seen[0].version) == ("percentile", 4 * 5), "scheme of the run, and its steps"
 
 
 def test_an_engine_without_files_says_so(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infer2train.observe.runlog import cpu_name
+from infer2train.reporting.runs import RunFolder
 from infer2train.settings import as_plain
 from infer2train.studies.export.formats import FORMATS
 from infer2train.training.config import RunConfig
@@ -30,12 +31,13 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def card(run: Run, config: RunConfig, step: int, files: Sequence[Exported], threads: int) -> str:
+def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequence[Exported], threads: int) -> str:
     """The card's text.
 
     Args:
         run: what was trained, on which data.
         config: of the training, its method included.
+        told: what the training has written.
         step: of the checkpoint.
         files: as judged.
         threads: of the runtimes that judged.
@@ -70,6 +72,10 @@ def card(run: Run, config: RunConfig, step: int, files: Sequence[Exported], thre
         "num_evaluation": len(run.evaluation_images),
         "fingerprint": run.data.fingerprint,
         "step": step,
+        "error": told.test_error,
+        "hours": told.seconds.get("total", 0.0) / 3600,
+        "scoring": told.scoring_share,
+        "trained_on": told.starts[-1]["machine"] if told.starts else None,
         "files": files,
         "formats": FORMATS,
         "threads": threads,

@@ -18,6 +18,7 @@ from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.draws.addresses import Addresses
 from infer2train.observe.runlog import read_config
 from infer2train.oracle.samples import SourceSamples
+from infer2train.reporting.runs import read_run
 from infer2train.settings import unknown
 from infer2train.sources.views.view_dataset import ViewDataset
 from infer2train.studies.export.card import Exported, card
@@ -57,7 +58,13 @@ def export(
         'model-int8.xml'
     """
     chosen = _chosen(formats)
-    config = from_plain(read_config(folder))
+    plain = read_config(folder)
+    if "regime" not in plain:
+        raise ValueError(
+            f"export needs a run of `infer2train train`, whose weights and data it finds: got {folder}, the log of a "
+            "loop of your own; your model is yours to save, by torch.onnx.export, say"
+        )
+    config = from_plain(plain)
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise ValueError(f"export needs a checkpoint: got none in {folder}; train the run first")
@@ -70,15 +77,15 @@ def export(
     run = prepare(replace(unmined(config), device="cpu", compile="none"), progress=False)
     into = into or folder / "export"
     into.mkdir(parents=True, exist_ok=True)
+    step = int(checkpoint.state["loader"]["steps"])
     try:
         run.model.load_state_dict(checkpoint.state["model"])
-        found = _written_and_judged(_subject(run), run, into, chosen, threads, say)
+        found = _written_and_judged(_subject(run, step, config.quantization), run, into, chosen, threads, say)
     finally:
         run.loader.close()
-    step = int(checkpoint.state["loader"]["steps"])
     facts = {"run": str(folder), "step": step, "threads": threads, "files": [asdict(file) for file in found]}
     (into / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (into / CARD).write_text(card(run, config, step, found, threads), encoding="utf-8")
+    (into / CARD).write_text(card(run, config, read_run(folder), step, found, threads), encoding="utf-8")
     return found
 
 
@@ -94,7 +101,7 @@ def _chosen(formats: Sequence[str]) -> dict[str, Format]:
     return {name: FORMATS[name] for name in formats} or {n: f for n, f in FORMATS.items() if not f.missing}
 
 
-def _subject(run: Run) -> Subject:
+def _subject(run: Run, step: int, scheme: str) -> Subject:
     source = run.training_images
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=run.config.seed, split=split_batch)
     channels = int(_pixels(source, np.arange(1)).shape[1])
@@ -103,7 +110,7 @@ def _subject(run: Run) -> Subject:
         "classes": len(run.data.class_names),
         "channels": channels,
     }
-    return Subject(model=run.model.eval(), samples=samples, facts=facts)
+    return Subject(model=run.model.eval(), samples=samples, version=step, scheme=scheme, facts=facts)
 
 
 def _written_and_judged(

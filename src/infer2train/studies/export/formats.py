@@ -1,7 +1,8 @@
 """The files that a trained network is exported to, one format each.
 
-The programs are those that an oracle would run: normalisation inside, batch-norm folded, and in int8 with ranges that
-were measured on random views of the run's own training images. A program that does not do what its weights say is not
+The programs are those that an oracle would run: normalisation inside, batch-norm folded, and in int8 with the
+ranges that the run's own oracle would have at its last step: by the run's scheme, on the same random views of its
+training images. A program that does not do what its weights say is not
 written.
 """
 
@@ -18,9 +19,6 @@ from infer2train.oracle.openvino_engine import OpenVINOEngine
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import snapshot
 
-VERSION = 0
-"""Of the one record that is made: of the trained weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -29,11 +27,15 @@ class Subject:
     Args:
         model: takes pixels, uint8 [b c h w], gives logits [b k]; in evaluation mode, on the CPU.
         samples: what ranges are measured on, and the probe.
+        version: of the weights, in steps; it says on which samples.
+        scheme: how the run's oracles choose S and Z, an entry of `quantization.schemes.SCHEMES`.
         facts: what is needed to build the model again.
     """
 
     model: nn.Module
     samples: Samples
+    version: int
+    scheme: str
     facts: Mapping[str, str | int]
 
 
@@ -68,8 +70,8 @@ def _safetensors(subject: Subject, path: Path) -> tuple[str, ...]:
 
 def _program(kind: type[ONNXRuntimeEngine] | type[OpenVINOEngine], precision: str) -> Callable[..., tuple[str, ...]]:
     def write(subject: Subject, path: Path) -> tuple[str, ...]:
-        engine = kind(subject.model, precision=precision, samples=subject.samples)
-        engine.save(snapshot(subject.model, VERSION), path)
+        engine = kind(subject.model, precision=precision, samples=subject.samples, scheme=subject.scheme)
+        engine.save(snapshot(subject.model, subject.version), path)
         return engine.notes
 
     return write
