@@ -393,7 +393,7 @@ def test_a_run_is_written_down_and_another_one_not_over_it(tmp_path: Path) -> No
     rows = [row for row in read_rows(tmp_path) if row["kind"] == "step"]
     assert [(row["step"], row["version"]) for row in rows] == [(2, 0), (4, 2), (6, 4), (8, 6), (10, 8), (12, 10)]
     assert {"trainer_scores_seconds", "lag"} <= rows[0].keys()
-    assert "score_mean" not in rows[0]
+    assert "score_mean" not in rows[0], "nothing is scored"
     config = read_config(tmp_path)
     assert config["update_every"] == 2
     assert "gamma" not in config

@@ -4,7 +4,7 @@ Nothing here changes what is computed. The rows of a folder are read by `reporti
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Journal:
         draws_per_epoch: of the loader; asked only where something is written.
         timeline: of its pool.
         totals: of the loader, now.
+        logged: figures of a row of a step.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Journal:
         draws_per_epoch: Callable[[], int],
         timeline: Timeline,
         totals: Callable[[], Totals],
+        logged: Sequence[str] = LOGGED,
     ) -> None:
         self._mining, self._choices, self._draws_per_epoch = mining, choices, draws_per_epoch
-        self._timeline, self._totals = timeline, totals
+        self._timeline, self._totals, self._logged = timeline, totals, logged
         self._log: RunLog | None = None
         self._picks: PickLog | None = None
         self._open_log: Callable[[bool], RunLog] | None = None
@@ -155,7 +157,7 @@ class Journal:
             version=self._version,
             steps_per_second=draws_per_second(measured) / self._mining.accumulation_steps,
             **self._more(),
-            **{name: measured[name] for name in LOGGED if name in measured},
+            **{name: measured[name] for name in self._logged if name in measured},
         )
 
     def pause(self) -> None:

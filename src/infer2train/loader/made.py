@@ -27,7 +27,7 @@ from infer2train.loader.publisher import Publisher
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.sharding import Weights
 from infer2train.machine.device import device_of
-from infer2train.observe.metrics import Meter
+from infer2train.observe.metrics import LOGGED, Meter
 from infer2train.pool.pool import Pool, at_exit
 from infer2train.settings import as_plain, decisive, differences
 
@@ -54,7 +54,10 @@ class MadeLoader(Measured, Counted, Handing):
         self._maker = Maker(pool, meter, device_of(generator), is_strict=mining.staleness == "strict")
         Handing.__init__(self, MadePlan(course, self._publisher, mining.seed), self._maker)
         unpicked = replace(mining, method="baseline")  # of what is made there are no scores and no picks to write
-        self.journal = Journal(unpicked, choices_of(unpicked), partial(len, inputs), self.timeline, self._totals)
+        logged = [name for name in LOGGED if name not in OF_SCORES]
+        self.journal = Journal(
+            unpicked, choices_of(unpicked), partial(len, inputs), self.timeline, self._totals, logged
+        )
         """What is written of the run, if that was asked for."""
         gradients = Gradients(generator, is_accumulated=False)
         Counted.__init__(self, course, Progress(course, self._publisher, gradients, self.journal, meter, self.timeline))
