@@ -8,7 +8,7 @@ import importlib
 import random
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -119,42 +119,44 @@ def loop_over_text() -> dict[str, Any]:
     return names
 
 
-class Tokens(Dataset[Any]):
-    """Rows of tokens, as tokenizers give them."""
+class Spoken(Dataset[Any]):
+    """Rows of tokens with what they sound like; each token is to be named again."""
 
     def __len__(self) -> int:
         return 24
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": (torch.arange(6) + index + random.randrange(2)) % 9, "labels": index % 3}
+        tokens = (torch.arange(6) + index + random.randrange(2)) % 9
+        return {"input_ids": tokens, "spectrogram": torch.rand(4, 6), "labels": tokens}
 
 
 class Reader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 3)
+        self.network = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.head(self.embedding(input_ids).mean(1))
+    def forward(self, input_ids: Tensor, spectrogram: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(input_ids) + spectrogram.mean((1, 2))[:, None, None]}
 
 
 class Tokenizer:
     """As far as pages use one."""
 
-    def decode(self, tokens: Tensor) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         return " ".join("abcdefghi"[token] for token in tokens)
 
 
-def two_runs() -> dict[str, Any]:
-    """Two finished loops over tokens, in runs/a and runs/b."""
-    base, model = DataLoader(Tokens(), batch_size=8), Reader()
+def runs_to_inspect() -> dict[str, Any]:
+    """Finished loops in runs/a, runs/b and runs/c."""
+    base, model = DataLoader(Spoken(), batch_size=8), Reader()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for folder in ("runs/a", "runs/b"):
+    for folder in ("runs/a", "runs/b", "runs/c"):
         with closing(infer2train.mine(base, model, optimizer, gamma=2, update_every=1, log_dir=folder)) as loader:
             for batch in loader:
-                F.cross_entropy(model(batch["input_ids"]), batch["labels"]).backward()
+                targets = batch.pop("labels")
+                F.cross_entropy(model(**batch)["logits"].movedim(-1, 1), targets).backward()
                 optimizer.step()
-    return {"infer2train": infer2train, "base": base, "tokenizer": Tokenizer()}
+    return {"infer2train": infer2train, "base": base, "model": model, "tokenizer": Tokenizer()}
 
 
 def of_the_package(*modules: str) -> Callable[[], dict[str, Any]]:
@@ -164,7 +166,7 @@ def of_the_package(*modules: str) -> Callable[[], dict[str, Any]]:
 
 AT_HAND: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods.md": loop_with_weights,
-    "docs/inspect.md": two_runs,
+    "docs/inspect.md": runs_to_inspect,
     "docs/hosts/text-and-tasks.md": loop_over_text,
     "docs/extending.md": of_the_package(
         "infer2train.sources.views.crops",
