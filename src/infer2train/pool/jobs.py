@@ -74,10 +74,14 @@ class Jobs:
         """Whether a draw is."""
         return any(job.order.draw == draw and job.order.ticket in self._answers for job in self._draws)
 
-    def taken(self, draw: int) -> tuple[int, Answer | Exception | None]:
-        """The ticket of the oldest draw, and its answer, if there is one; it is forgotten with this."""
+    def require_next(self, draw: int) -> None:
+        """Draws are taken in the order in which they were asked for, each once."""
         assert self._draws, draw
         assert self._draws[0].order.draw == draw, (self._draws[0].order.draw, draw)
+
+    def taken(self, draw: int) -> tuple[int, Answer | Exception | None]:
+        """The ticket of the oldest draw, and its answer, if there is one; it is forgotten with this."""
+        self.require_next(draw)
         ticket = self._draws.popleft().order.ticket
         return ticket, self._answers.pop(ticket, None)
 

@@ -130,6 +130,7 @@ class SupervisedPool(Pool):
         return self._jobs.is_answered(draw)
 
     def collect(self, draw: int) -> Answer:
+        self._jobs.require_next(draw)
         started = perf_counter()
         try:
             while not self._jobs.is_answered(draw):
