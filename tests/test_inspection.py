@@ -108,6 +108,25 @@ def test_the_table_ranks_every_sample(run: Path) -> None:
     assert all(int(row["label"]) == labels[int(row["id"])] for row in found)
 
 
+def test_the_table_names_the_file_of_each_sample(tmp_path: Path) -> None:
+    for part, count in (("train", 20), ("test", 2)):
+        for number in range(2 * count):
+            file = tmp_path / "data" / part / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+    options = "--method nm-augment --gamma 2 --epochs 1 --limit 24 --label-noise 0.25 --batch-size 12 --quiet"
+    places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
+    assert main(["train", *places, "--name", "files", *options.split()]) == 0
+    run = tmp_path / "files"
+    assert main(["inspect", str(run), "--quiet"]) == 0
+    with (run / TABLE).open() as file:
+        found = {int(row["id"]): Path(row["file"]) for row in csv.DictReader(file)}
+    pixels = subject(run).source.images
+    assert {number: int(pixels[number, 0, 0, 0]) for number in found} == {n: int(f.stem) for n, f in found.items()}
+    assert all(file.is_file() for file in found.values())
+    assert next(iter(found.values())).name in (run / PAGE).read_text()
+
+
 def test_a_loop_of_ones_own_needs_the_data_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, base = network(), jittered()
     optimizer = sgd(model)
@@ -251,7 +270,7 @@ def test_each_token_has_the_loss_of_its_own_prediction(tmp_path: Path) -> None:
         optimizer.zero_grad()
     loader.close()
     page = inspect(tmp_path, base, model=model, token_text=lambda token: "?abcde"[token]).read_text()
-    beside = page[page.index('<div class="beside">') : page.index("<h2>The most extreme")]
+    beside = page[page.index('<div class="beside">') : page.index("The most extreme")]
     texts = re.findall(r'sample (\d+) .*?<p class="text tokens">(.*?)</p>', beside, flags=re.DOTALL)
     assert len(texts) > 5
     for id_, text in texts:

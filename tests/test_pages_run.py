@@ -337,6 +337,7 @@ def test_the_tutorial_runs_to_the_letter_but_shorter(
     assert TOO_LONG.keys() == left_out
     for left in (
         "plain/report.html",
+        "comparison.html",
         "mined/report.html",
         "mined/inspect.html",
         "mined/suspects.csv",

@@ -2,6 +2,7 @@
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -44,6 +45,8 @@ class Suspect:
     rank: int
     id: int
     label: str
+    file: str
+    """Its name; nothing where samples are none."""
     loss: float
     looks: int
     element: str
@@ -138,6 +141,7 @@ def suspect_entries(run: Subject, ranked: Suspects, gaze: Gaze) -> list[Suspect]
             rank,
             int(number),
             run.class_name(sample.target),
+            Path(run.file_of(int(number))).name if run.file_of else "",
             float(ranked.losses[rank - 1]),
             int(ranked.looks[rank - 1]),
             _element(run, gaze, sample, int(number)),

@@ -136,9 +136,9 @@ def _loss(value: float | None) -> str:
 def _table(run: Subject, ranked: Suspects, labels: dict[int, int]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["rank", "id", "label", "loss", "looks"])
+    writer.writerow(["rank", "id", "label", "loss", "looks", *(["file"] if run.file_of else [])])
     columns = (ranked.ids.tolist(), ranked.losses.tolist(), ranked.looks.tolist())
     for rank, (sample, loss, looks) in enumerate(zip(*columns, strict=True), start=1):
         label = run.class_name(labels[sample]) if sample in labels else ""
-        writer.writerow([rank, sample, label, f"{loss:.4f}", looks])
+        writer.writerow([rank, sample, label, f"{loss:.4f}", looks, *([run.file_of(sample)] if run.file_of else [])])
     return file.getvalue()

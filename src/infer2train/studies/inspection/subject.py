@@ -1,7 +1,7 @@
 """The run that is inspected: what it picked, and how its samples are read again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from infer2train.batches import Split, map_tensors, split_batch
+from infer2train.data.class_folders import has_class_folders
+from infer2train.data.images import AnySplit, EncodedSplit
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
@@ -24,7 +26,7 @@ from infer2train.sources.views.image_views import ImageViews
 from infer2train.sources.views.named import make_view
 from infer2train.sources.views.on_demand import OnDemandViews
 from infer2train.studies.inspection.judge import Judge, Losses, losses_like
-from infer2train.training.config import from_plain
+from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.setup import load_splits, view_size, views_of
 
 READ = 256
@@ -68,6 +70,7 @@ class Subject:
         split: batch -> (inputs, targets).
         class_names: by label; none where they have no names.
         judge: knows the losses of samples now; None where no model was given.
+        file_of: the file of a sample, by its id; None where samples are none, or nobody knows any more which.
     """
 
     folder: Path
@@ -78,6 +81,7 @@ class Subject:
     split: Split
     class_names: tuple[str, ...]
     judge: Judge | None
+    file_of: Callable[[int], str] | None
 
     def samples(self, addresses: Addresses) -> list[Sample]:
         """What is at each address."""
@@ -160,11 +164,13 @@ def subject(
         )
     source: Source
     mining: Mining
+    file_of = None
     if data is None:
         mining = config = from_plain(plain)
         images, train, _ = load_splits(config, progress=False)
         source = views_of(train, make_view(config.view, view_size(config, train)), torch.device("cpu"))
         class_names = class_names or images.class_names
+        file_of = None if images.skipped else _files(config, train)
     else:
         names = {name for name in plain if name in Mining.__dataclass_fields__}
         mining = changed(Mining, None, {name: plain[name] for name in names})
@@ -179,7 +185,17 @@ def subject(
         split=split,
         class_names=tuple(class_names),
         judge=None if model is None else Judge(model, losses or losses_like(mining.score)),
+        file_of=file_of,
     )
+
+
+def _files(config: RunConfig, train: AnySplit) -> Callable[[int], str] | None:
+    """The file of a training image by its id, where images are files in class folders, still the same ones."""
+    folder = Path(config.data).expanduser()
+    if not folder.is_dir() or not has_class_folders(folder):
+        return None
+    listed = load_splits(replace(config, decode="on-demand"), progress=False)[1]
+    return listed.place if isinstance(listed, EncodedSplit) and np.array_equal(listed.targets, train.targets) else None
 
 
 def _source(data: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
