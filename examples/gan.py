@@ -208,7 +208,7 @@ def trained(arm: str, seed: int, images: Tensor, distance: Distance, options: ar
         real = images[torch.randint(len(images), (BATCH,), generator=drawn(REAL, seed, gan.step))]
         told["right"].append(gan.train_discriminator(real, next(fakes)))
         told["seconds"].append(perf_counter() - started)
-        if gan.step % options.critic_steps == 0:
+        if (gan.step + 1) % options.critic_steps == 0:  # after them, so that fakes of all are of one generator
             gan.train_generator()
         gan.step += 1
         if gan.step % options.look_every == 0 or gan.step == options.steps:
