@@ -59,5 +59,8 @@ def test_nobody_compares_versions_that_nobody_evaluates() -> None:
     for given, got in (({"stop_after": 3}, "stop_after=3"), ({"keep_best": True}, "keep_best")):
         with pytest.raises(ValueError, match=f"got {got} with validation='trainer'; pass --validation oracle"):
             RunConfig(**given)
-    plain = unmined(RunConfig(method="nm-augment", pool="process", validation="oracle", stop_after=3, keep_best=True))
-    assert plain == RunConfig()
+    chosen: dict[str, Any] = {"method": "nm-augment", "pool": "process", "validation": "oracle", "keep_best": True}
+    with pytest.raises(ValueError, match="got validation_split=0, so by the test images"):
+        RunConfig(**chosen)
+    config = RunConfig(**chosen, stop_after=3, validation_split=100)
+    assert unmined(config) == RunConfig(validation_split=100)

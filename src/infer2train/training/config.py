@@ -160,6 +160,11 @@ def check_run(config: RunConfig) -> None:
             f"versions are compared where the oracle evaluates them: got {got} with validation='trainer'; pass "
             "--validation oracle, or leave it out"
         )
+    if not config.validation_split and (config.stop_after is not None or config.keep_best):
+        raise ValueError(
+            "a version is chosen by images that it is not tested on: got validation_split=0, so by the test images; "
+            "pass --validation-split 5000, say"
+        )
     if config.lr <= 0:
         raise ValueError(f"lr must be positive: got {config.lr}; use a value such as 0.1")
     for name in ("label_noise", "label_smoothing"):
