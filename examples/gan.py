@@ -51,18 +51,20 @@ def some_noise(seed: int, step: int, count: int = BATCH) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Latents to images in [-1, 1]."""
+    """Latents to images in [-1, 1]. The running statistics of its batch-norm are those of the last batch."""
 
     def __init__(self, channels: int, side: int, width: int) -> None:
         super().__init__()
         doublings = (side // 4).bit_length() - 1
         self.widest = width << (doublings - 1)
-        self.first = nn.Sequential(nn.Linear(LATENT, self.widest * 16, bias=False), nn.BatchNorm1d(self.widest * 16))
+        self.first = nn.Sequential(
+            nn.Linear(LATENT, self.widest * 16, bias=False), nn.BatchNorm1d(self.widest * 16, momentum=1.0)
+        )
         layers: list[nn.Module] = [nn.ReLU()]
         for i in range(doublings):
             now, after = self.widest >> i, max(width, self.widest >> (i + 1))
             convolution = nn.Conv2d(now, after, 3, padding=1, bias=False)
-            layers += [nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(after, momentum=1.0), nn.ReLU()]
         self.rest = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -175,6 +177,9 @@ class Gan:
         self.optimizers[1].step()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        if self.made is not None:  # an oracle goes by running statistics: they must be of the weights as they are now
+            with torch.no_grad():
+                self.generator(some_noise(self.seed, 2 * self.step + 1))
 
     def state_dict(self) -> dict[str, Any]:
         return {
