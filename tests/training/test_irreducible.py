@@ -167,7 +167,7 @@ def test_an_interrupted_model_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def stops_once(run: RunConfig, folder: Path) -> Result:
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Watch, "epoch", lambda *args: (_ for _ in ()).throw(StopError))
+            patch.setattr(loop.Watch, "epoch", lambda *args, **named: (_ for _ in ()).throw(StopError))
             train(run, folder, quiet=True, resume=True, report=False)
         raise AssertionError("not reached")
 
