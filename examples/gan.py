@@ -265,7 +265,7 @@ def main() -> None:
             half = len(told["seconds"]) // 2
             print(
                 f"{arm} seed {seed}: Fréchet distance {list(told['distances'].values())[-1]:.3f} after {options.steps} "
-                f"steps, discriminator's step {1000 * np.median(told['seconds'][half:]):.1f} ms, it is right "
+                f"steps, discriminator's step {1000 * np.mean(told['seconds'][half:]):.1f} ms, it is right "
                 f"{np.mean(told['right'][half:]):.1%}"
             )
 
