@@ -7,15 +7,12 @@ may be readable nowhere else, since `worker_init_fn` opens its files.
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
 from infer2train.draws.addresses import Addresses
 from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
-from infer2train.sources.source import Source
+from infer2train.sources.source import Around, Source
 
 
-class Reader(Source):
+class Reader(Around):
     """Reads another source, one batch after the other.
 
     Its one worker starts when it is first needed and lives until `close()`; a batch asked for later starts another. It
@@ -32,7 +29,7 @@ class Reader(Source):
     """
 
     def __init__(self, source: Source, workers: ViewWorkers) -> None:
-        self._source = source
+        super().__init__(source)
         self._workers = replace(workers, num_workers=min(1, workers.num_workers), pin_memory=False)
         self._pipeline = AddressPipeline(source, like=self._workers)
 
@@ -41,17 +38,6 @@ class Reader(Source):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_source"], state["_workers"])  # type: ignore[misc]  # made anew, of the same class
-
-    @property
-    def dataset(self) -> Any:
-        return self._source.dataset
-
-    @property
-    def ids(self) -> Int64[np.ndarray, " n"]:
-        return self._source.ids
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def batch(self, addresses: Addresses) -> Any:
         self._pipeline.put(addresses)
