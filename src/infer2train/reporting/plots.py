@@ -10,6 +10,7 @@ import numpy as np
 
 from infer2train.reporting.curves import Curve, ErrorCurves
 from infer2train.reporting.svg import MUTED, SERIES, drawn
+from infer2train.reporting.tables import grouped
 
 
 class Style(NamedTuple):
@@ -158,8 +159,8 @@ def step_curves(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, labe
 
 
 def _grouped(value: float, _: Any) -> str:
-    """A large number on an axis, in groups of three digits."""
-    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    """A large number on an axis."""
+    return grouped(round(value))
 
 
 def _percent(curve: Curve) -> Curve:

@@ -1,9 +1,8 @@
 """The files that a trained network is exported to, one format each.
 
-The programs are those that an oracle would run: normalisation inside, batch-norm folded, and in int8 with the
-ranges that the run's own oracle would have at its last step: by the run's scheme, on the same random views of its
-training images. A program that does not do what its weights say is not
-written.
+The programs are those that an oracle would run: normalisation inside, batch-norm folded, and in int8 with the ranges
+that the run's own oracle would have at its last step: by the run's scheme, on the same random views of its training
+images. A program that does not do what its weights say is not written.
 """
 
 import json
