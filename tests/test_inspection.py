@@ -115,16 +115,22 @@ def test_the_table_names_the_file_of_each_sample(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
     options = "--method nm-augment --gamma 2 --epochs 1 --limit 24 --label-noise 0.25 --batch-size 12 --quiet"
+    options += " --on-bad-image skip"
     places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
     assert main(["train", *places, "--name", "files", *options.split()]) == 0
     run = tmp_path / "files"
     assert main(["inspect", str(run), "--quiet"]) == 0
-    with (run / TABLE).open() as file:
-        found = {int(row["id"]): Path(row["file"]) for row in csv.DictReader(file)}
+    with (run / TABLE).open() as table:
+        found = {int(row["id"]): Path(row["file"]) for row in csv.DictReader(table)}
     pixels = subject(run).source.images
     assert {number: int(pixels[number, 0, 0, 0]) for number in found} == {n: int(f.stem) for n, f in found.items()}
     assert all(file.is_file() for file in found.values())
-    assert next(iter(found.values())).name in (run / PAGE).read_text()
+    first, file = next(iter(found.items()))
+    assert f'data-value="{first}">{first}<br><span class="note">{file.name}</span>' in (run / PAGE).read_text()
+
+    (tmp_path / "data" / "train" / "a" / "broken.png").write_bytes(b"no image")
+    assert main(["inspect", str(run), "--quiet"]) == 0
+    assert (run / TABLE).read_text().startswith("rank,id,label,loss,looks\n"), "one is left out: which is which?"
 
 
 def test_a_loop_of_ones_own_needs_the_data_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

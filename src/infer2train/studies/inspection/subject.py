@@ -70,7 +70,7 @@ class Subject:
         split: batch -> (inputs, targets).
         class_names: by label; none where they have no names.
         judge: knows the losses of samples now; None where no model was given.
-        file_of: the file of a sample, by its id; None where samples are none, or nobody knows any more which.
+        file_of: the file of a sample, by its id; None where samples are no files, or some were left out and ids moved.
     """
 
     folder: Path
@@ -190,12 +190,15 @@ def subject(
 
 
 def _files(config: RunConfig, train: AnySplit) -> Callable[[int], str] | None:
-    """The file of a training image by its id, where images are files in class folders, still the same ones."""
+    """Where each training image is, by its id, if images are files in class folders or are decoded on demand."""
+    if isinstance(train, EncodedSplit):
+        return train.place
     folder = Path(config.data).expanduser()
     if not folder.is_dir() or not has_class_folders(folder):
         return None
-    listed = load_splits(replace(config, decode="on-demand"), progress=False)[1]
-    return listed.place if isinstance(listed, EncodedSplit) and np.array_equal(listed.targets, train.targets) else None
+    listed = load_splits(replace(config, decode="on-demand", on_bad_image="error"), progress=False)[1]
+    assert isinstance(listed, EncodedSplit), type(listed)
+    return listed.place
 
 
 def _source(data: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
