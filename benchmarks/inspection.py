@@ -15,6 +15,7 @@ from itertools import product
 from os import times
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def draws(of_views: bool, epoch: int) -> list[Draw]:
     return found
 
 
-def write(folder: Path, method: str, audit: str, data: str, cache: str | None) -> None:
+def write(folder: Path, method: str, audit: Literal["sampled", "all"], data: str, cache: str | None) -> None:
     """A run folder with nothing but its configuration and what it picked."""
     config = RunConfig(
         regime="cifar10-resnet44",
@@ -71,7 +72,7 @@ def write(folder: Path, method: str, audit: str, data: str, cache: str | None) -
         gamma=GAMMA,
         epochs=EPOCHS,
         lr_drops=(),
-        audit=audit,  # type: ignore[arg-type]
+        audit=audit,
     )
     write_config(folder, as_plain(config, RunConfig))
     is_of_views = method == "nm-augment"

@@ -103,7 +103,7 @@ class NamedData:
         """
         try:
             data = resolve(self.name)()
-        except Exception as error:
+        except Exception as error:  # the user's function and module raise what they like
             raise ValueError(
                 f"ray_data must name a function without arguments that gives each machine its copy of the data set: "
                 f"got {self.name}, which on {platform.node()} is {type(error).__name__}: {error}; put its module and "
@@ -149,7 +149,7 @@ def _pickled(task: Task, dumps: Callable[[Any], bytes]) -> bytes:
 def _can_be_sent(part: object, dumps: Callable[[Any], bytes]) -> bool:
     try:
         dumps(part)
-    except Exception:
+    except Exception:  # as above
         return False
     return True
 
