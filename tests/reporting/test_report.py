@@ -191,3 +191,17 @@ def test_paths_with_spaces_can_be_pasted(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs a folder with"):
         write_report(tmp_path)
+
+
+def test_the_final_epochs_have_no_panel_where_one_method_is_alone_in_them(tmp_path):
+    folder = write_comparison(tmp_path / "lengths", ["baseline", "nm-augment"], [0, 1], epochs=12)
+    assert "(b) Test error in the last epochs" in Page(write_report(folder)).text
+    for seed in (0, 1):
+        shutil.rmtree(folder / f"nm-augment-seed{seed}")
+        write_run(folder / f"nm-augment-seed{seed}", "nm-augment", seed, epochs=4)
+    text = Page(write_report(folder)).text
+    assert "in the last epochs" not in text
+    assert "(b) Test error over the wall-clock" in text
+    shutil.rmtree(folder / "nm-augment-seed0")
+    shutil.rmtree(folder / "nm-augment-seed1")
+    assert "(b) Test error in the last epochs" in Page(write_report(folder)).text, "alone on the whole page"

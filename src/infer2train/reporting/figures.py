@@ -85,15 +85,16 @@ def _budget_figure(seconds: Seconds) -> dict[str, str]:
 
 
 def _error_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[str, str]:
-    """Panels (a), all epochs, and (b), the final ones."""
+    """Panels (a), all epochs, and (b), the final ones, where there is more than one method to be seen, if there are."""
     curves = {method: errors_of(found) for method, found in shown.items()}
-    last = max((int(found.validation.x[-1]) for found in curves.values() if len(found.validation)), default=-1)
-    if last < 0:
+    lasts = [int(found.validation.x[-1]) for found in curves.values() if len(found.validation)]
+    if not lasts:
         return {}
+    last = max(lasts)
     ends = _said({method: found.validation for method, found in curves.items()})
     figures = {"errors": plots.error_curves(curves, looks, title=f"Error over all epochs; {ends}")}
     first = last + 1 - max(3, round((last + 1) / FINAL_PART))
-    if first > 0:
+    if first > 0 and sum(each >= first for each in lasts) >= min(2, len(lasts)):
         title = f"Test error over the final epochs, from {first}; {ends}"
         figures["final_errors"] = plots.error_curves(curves, looks, first_epoch=first, title=title)
     return figures
