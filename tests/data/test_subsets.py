@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer2train.data.images import ImageSplit
-from infer2train.data.subsets import balanced_ids, hold_out, limit_split, long_tailed, mislabelled
+from infer2train.data.subsets import balanced_ids, hold_out, limit_split, long_tailed, mislabelled, near_copies
 
 
 def split_of(targets: Any) -> ImageSplit:
@@ -136,3 +136,44 @@ def test_more_noise_contains_less_and_wrong_labels_are_spread_over_the_other_cla
     np.testing.assert_array_equal(more[some != 0], some[some != 0])
     np.testing.assert_allclose(np.bincount(more, minlength=4), [1200, 600, 600, 600], atol=80)
     assert (split.targets == 0).all(), "the split that was given keeps its labels"
+
+
+def textured(n: int) -> ImageSplit:
+    images = np.random.default_rng(1).integers(40, 200, (n, 6, 5, 3)).astype(np.uint8)
+    return ImageSplit(images, np.arange(n, dtype=np.int64) % 4)
+
+
+def test_a_copy_is_its_image_moved_by_a_pixel_at_most_in_another_light() -> None:
+    split, copied = textured(100), near_copies(textured(100), 3, seed=0)
+    assert len(copied) == 99
+    first = copied.images[::3]
+    kept = [int(np.flatnonzero((split.images == image).all(axis=(1, 2, 3)))[0]) for image in first]
+    assert kept == sorted(set(kept))
+    np.testing.assert_array_equal(copied.targets, np.repeat(split.targets[kept], 3))
+    assert np.bincount(copied.targets).max() - np.bincount(copied.targets).min() == 3, "33 of four classes"
+    seen = set()
+    for copy in (1, 2):
+        for image, other in zip(first, copied.images[copy::3], strict=True):
+            around = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge").astype(float)
+            moved = {(y, x): around[y : y + 6, x : x + 5] for y in range(3) for x in range(3)}
+            light = {place: float((other / part).mean()) for place, part in moved.items()}
+            misses = {place: np.abs(other - light[place] * part).max() for place, part in moved.items()}
+            place = min(misses, key=lambda at: misses[at])
+            assert misses[place] < 1.5, "rounding"
+            assert 0.89 < light[place] < 1.11
+            seen.add(place)
+    assert len(seen) == 9, "all directions"
+    assert not np.array_equal(copied.images[1::3], copied.images[2::3])
+
+
+def test_copies_are_the_same_under_one_seed_and_one_copy_is_the_split_itself() -> None:
+    split = textured(40)
+    np.testing.assert_array_equal(near_copies(split, 2, 3).images, near_copies(split, 2, 3).images)
+    assert not np.array_equal(near_copies(split, 2, 3).images, near_copies(split, 2, 4).images)
+    np.testing.assert_array_equal(near_copies(split, 1, 3).images, split.images)
+
+
+@pytest.mark.parametrize("copies", [0, 41])
+def test_copies_of_no_image_are_refused(copies: int) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.40: got .*lower --copies"):
+        near_copies(textured(40), copies, seed=0)

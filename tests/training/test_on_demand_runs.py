@@ -231,6 +231,7 @@ def test_no_warning_without_a_reason(photos: Path, method: str, changes: dict[st
         ({"crop_size": None}, "need the size of their views: got no crop_size; pass --crop-size 224"),
         ({"data": "digits"}, "on-demand is for folders of images: got 'digits'"),
         ({"on_bad_image": "skip"}, "got on_bad_image='skip' with decode='on-demand'; pass --decode once"),
+        ({"copies": 3}, "got copies=3 with decode='on-demand'; pass --decode once"),
     ],
 )
 def test_what_cannot_be_decoded_on_demand(photos: Path, changes: dict[str, Any], said: str) -> None:

@@ -67,6 +67,17 @@ def test_a_batch_larger_than_the_data() -> None:
         load_splits(digits(limit=50, batch_size=60))
 
 
+def test_copies_get_wrong_labels_each_for_itself_and_are_held_back_each_for_itself() -> None:
+    """As in data of which nobody knows where its copies are."""
+    _, plain, _ = load_splits(digits(limit=60, copies=3, batch_size=10))
+    assert len(plain) == 60
+    assert (plain.targets.reshape(20, 3) == plain.targets[::3, None]).all()
+    _, noisy, _ = load_splits(digits(limit=60, copies=3, batch_size=10, label_noise=0.5))
+    assert int((noisy.targets != plain.targets).sum()) == 30
+    _, rest, _ = load_splits(digits(limit=60, copies=3, batch_size=10, holdout=20))
+    assert len(rest) == 40
+
+
 def test_bf16_and_self_distillation() -> None:
     with pytest.raises(ValueError, match=r"fp32, since its penalty vanishes.*got bf16"):
         prepare(digits(method="self-distill", precision="bf16"))

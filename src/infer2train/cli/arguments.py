@@ -239,7 +239,7 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
         "--variant",
         type=str,
         default="clean",
-        help="Training labels: clean, noisy (10 % wrong), very-noisy (30 %) or long-tailed.",
+        help="Training labels: clean, noisy (10 % wrong), very-noisy (30 %), long-tailed or redundant.",
     )
     add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
     add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")

@@ -1,4 +1,5 @@
-"""What of a split is trained on: fewer images (`--limit`, `--imbalance`), some held back, some with wrong labels.
+"""What of a split is trained on: fewer images (`--limit`, `--imbalance`), or as many of which most are near copies
+(`--copies`); some held back, some with wrong labels.
 
 Between what was loaded and the sampler. Every sample has a sort key that is a pure function of (seed, purpose, its id),
 so a part does not depend on how the images are stored, and a larger part contains every smaller one.
@@ -9,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from infer2train.data.images import AnySplit
-from infer2train.draws.addresses import Purpose, integers, seeds
+from infer2train.data.images import AnySplit, ImageSplit
+from infer2train.draws.addresses import Purpose, as_uniform, integers, seeds, words
 
 _SAMPLE, _CLASS = 0, 1
 """Keys of samples and of classes are told apart by the view of their address."""
@@ -119,3 +120,30 @@ def mislabelled(split: AnySplit, share: float, num_classes: int, seed: int) -> A
     targets[wrong] = (targets[wrong] + steps) % num_classes
     targets.flags.writeable = False
     return replace(split, targets=targets)
+
+
+def near_copies(split: ImageSplit, copies: int, seed: int) -> ImageSplit:
+    """About as many images, which are ⌊n/copies⌋ class-balanced ones, each of them `copies` times.
+
+    The first is the image itself. The others are moved by at most a pixel in each direction, the border repeated, and
+    made darker or brighter by at most a tenth. An image and its copies stand side by side.
+
+    Example:
+        >>> split = ImageSplit(np.zeros((7, 2, 2, 1), np.uint8), np.array([0, 0, 0, 0, 1, 1, 1]))
+        >>> near_copies(split, 3, seed=0).targets.tolist()
+        [0, 0, 0, 1, 1, 1]
+    """
+    if not 1 <= copies <= len(split):
+        raise ValueError(f"copies must leave an image to copy, so be in 1..{len(split)}: got {copies}; lower --copies")
+    once = split.part(balanced_ids(split.targets, len(split) // copies, seed))
+    n, h, w, _ = once.images.shape
+    padded = np.pad(once.images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    images = np.repeat(once.images, copies, axis=0)
+    for copy in range(1, copies):
+        down, right, light, _ = words(seed, Purpose.COPY, slot=np.arange(n), view=copy)
+        rows, columns = ((3 * start >> 32)[:, None] + np.arange(size) for start, size in ((down, h), (right, w)))
+        moved = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        lit = moved * (0.9 + 0.2 * as_uniform(light))[:, None, None, None]
+        images[copy::copies] = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+    images.flags.writeable = False
+    return ImageSplit(images, np.repeat(once.targets, copies))

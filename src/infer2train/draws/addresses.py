@@ -75,6 +75,8 @@ class Purpose(IntEnum):
     """The seed of a rank whose draws are its own, at (slot: its number)."""
     INPUT = 21
     """The seed of an input that a model makes training data of, at (epoch, draw, slot)."""
+    COPY = 22
+    """How a copy of a training image differs from it under `--copies`."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class DataConfig:
     """Train on a seeded, class-balanced subset of this many training images. Default: all."""
     imbalance: float = setting(1.0, at_least=1)
     """Long-tailed training set: the last class has this many times fewer images than the first (1: no tail)."""
+    copies: int = setting(1, at_least=1)
+    """Redundant training set: as many images, but each this many times, its copies moved by up to a pixel and up to a
+    tenth darker or brighter."""
     label_noise: float = 0.0
     """Part of the training labels that are wrong: each moved to another class at random (0 to 1). Tests stay clean."""
     validation_split: int = setting(0, at_least=0)
@@ -146,6 +149,10 @@ def check_run(config: RunConfig) -> None:
         raise ValueError(
             "images that cannot be decoded are left out before a run, not in the midst of it: got on_bad_image='skip' "
             "with decode='on-demand'; pass --decode once, or remove those that the error names"
+        )
+    if config.decode == "on-demand" and config.copies > 1:
+        raise ValueError(
+            f"copies are made of decoded images: got copies={config.copies} with decode='on-demand'; pass --decode once"
         )
     if config.accumulation_steps != 1:
         raise ValueError(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData
+from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData, ImageSplit
 from infer2train.data.load import default_cache_dir, load_data, load_encoded
-from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled
+from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled, near_copies
 from infer2train.draws.addresses import Addresses, Purpose
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.randomness import seed_everything
@@ -130,6 +130,9 @@ def load_splits(config: RunConfig, *, progress: bool = True) -> tuple[ImageData 
         train = limit_split(train, config.limit, config.seed)
     if config.imbalance > 1:
         train = long_tailed(train, config.imbalance, config.seed)
+    if config.copies > 1:
+        assert isinstance(train, ImageSplit), "checked with the configuration"
+        train = near_copies(train, config.copies, config.seed)
     if config.label_noise:
         train = mislabelled(train, config.label_noise, len(data.class_names), config.seed)
     if config.holdout:
