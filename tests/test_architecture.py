@@ -14,7 +14,7 @@ ROOMS = {
     "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
     "sources": "albumentations source bits pipeline views collation reader trial replay seeded held_out window "
     "streaming",
-    "models": "initialisation pixels cifar_resnet imagenet_resnet build",
+    "models": "initialisation pixels convnet cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images subsets cache once labels digits cifar10 hub class_folders parquet load",
     "observe": "timeline trace keeping_up metrics picks runlog",
     "checkpoint": "state manifest checkpoint",

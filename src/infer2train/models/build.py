@@ -11,6 +11,7 @@ from infer2train.draws.addresses import Purpose, check_seed, seeds
 from infer2train.settings import resolve, unknown
 
 MODELS = {
+    "convnet": "infer2train.models.convnet:convnet",
     "resnet8": "infer2train.models.cifar_resnet:resnet8",
     "resnet14": "infer2train.models.cifar_resnet:resnet14",
     "resnet20": "infer2train.models.cifar_resnet:resnet20",

@@ -60,7 +60,8 @@ class TrainingConfig:
     regime: str = "digits"
     """The named run whose settings the others are changes of: digits, cifar10-resnet44, imagenet-resnet50."""
     model: str = "resnet8"
-    """resnet8/14/20/32/44/56, imagenet-resnet18/50, or package.module:function(num_classes, in_channels)."""
+    """convnet (three layers), resnet8/14/20/32/44/56, imagenet-resnet18/50, or
+    package.module:function(num_classes, in_channels)."""
     epochs: int = setting(60, at_least=1)
     """Length of the training (epochs)."""
     batch_size: int = setting(64, at_least=1)
