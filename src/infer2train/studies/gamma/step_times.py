@@ -20,8 +20,8 @@ from infer2train.training.config import RunConfig
 from infer2train.training.setup import pixel_model
 
 UPDATE_EVERY = 25
-"""T: two refreshes of the oracle are among the steps that are measured."""
-TURN_STEPS, TURNS = 5, 10
+"""T: one refresh of the oracle is among the steps that are measured."""
+TURN_STEPS, TURNS = 5, 5
 """Steps of one way before it is the next one's turn, and turns of each: a machine's speed drifts within seconds."""
 DELAY_STEPS = 5
 """D, so that a refresh is over before its first draw is asked for."""
