@@ -13,7 +13,7 @@ help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]    (PYTHON makes a new .venv: 3.11, 3.12 or 3.13)"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-9s %s\n", $$1, $$2 }'
 
-demo: $(BIN)/.installed ## install, then show on real data, offline, what helps, what hurts, and what training longer does
+demo: $(BIN)/.installed ## install, then show on real data, offline, what helps, what does not, and what training longer does
 	@$(BIN)/infer2train demo
 
 test: $(BIN)/.installed-test ## run the tests

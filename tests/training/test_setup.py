@@ -76,6 +76,8 @@ def test_copies_get_wrong_labels_each_for_itself_and_are_held_back_each_for_itse
     assert int((noisy.targets != plain.targets).sum()) == 30
     _, rest, _ = load_splits(digits(limit=60, copies=3, batch_size=10, holdout=20))
     assert len(rest) == 40
+    with pytest.raises(ValueError, match=r"got copies=3 with imbalance=10.*leave one of them out"):
+        digits(copies=3, imbalance=10.0)
 
 
 def test_bf16_and_self_distillation() -> None:

@@ -67,7 +67,7 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("plan", _plan_parser(), help="how many oracles keep gamma fed, and what a step then costs")
     verbs.add_subcommand("advise", _advise_parser(), help="does mining pay for a baseline, by what was measured before")
     verbs.add_subcommand("reproduce", _reproduce_parser(), help="the paper's figures and tables, and whether it pays")
-    verbs.add_subcommand("demo", _demo_parser(), help="what helps and what hurts, on real data, in minutes")
+    verbs.add_subcommand("demo", _demo_parser(), help="what helps and what does not, on real data, in minutes")
     return parser
 
 
@@ -239,7 +239,7 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
         "--variant",
         type=str,
         default="clean",
-        help="Training labels: clean, noisy (10 % wrong), very-noisy (30 %), long-tailed or redundant.",
+        help="Training set: clean, noisy (10 % wrong), very-noisy (30 %), long-tailed or redundant.",
     )
     add("--seeds", type=int, default=5, help="Paired seeds of each arm: 0, 1, …")
     add("--data", type=str | None, default=None, help="As for train. Default: the regime's.")
@@ -264,7 +264,8 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
 
 def _demo_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
-        description="Show on scikit-learn's digits, some labels wrong, what helps and what hurts.", exit_on_error=False
+        description="Show on scikit-learn's digits, some labels wrong, what helps and what does not.",
+        exit_on_error=False,
     )
     parser.add_argument("--runs-dir", type=str, default="runs", help="Folder of run folders.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")

@@ -1,6 +1,7 @@
-"""`make demo`: where it pays, where it hurts and what the same hardware does instead, on real digits in minutes.
+"""`make demo`: where it pays, where it does not and what the same hardware does instead, on real digits in minutes.
 
-Setting and method were chosen on held-out images; the seeds and the test images shown here had no part in that.
+Setting and method were chosen on held-out images; the seeds and the test images shown here had no part in that,
+but for what docs/results says.
 """
 
 import shutil

@@ -34,8 +34,8 @@ class DataConfig:
     imbalance: float = setting(1.0, at_least=1)
     """Long-tailed training set: the last class has this many times fewer images than the first (1: no tail)."""
     copies: int = setting(1, at_least=1)
-    """Redundant training set: as many images, but each this many times, its copies moved by up to a pixel and up to a
-    tenth darker or brighter."""
+    """Redundant training set: about as many images, but each this many times, its copies moved by up to a pixel and up
+    to a tenth darker or brighter. What label_noise and holdout do, they do to each copy by itself."""
     label_noise: float = 0.0
     """Part of the training labels that are wrong: each moved to another class at random (0 to 1). Tests stay clean."""
     validation_split: int = setting(0, at_least=0)
@@ -60,7 +60,7 @@ class TrainingConfig:
     regime: str = "digits"
     """The named run whose settings the others are changes of: digits, cifar10-resnet44, imagenet-resnet50."""
     model: str = "resnet8"
-    """convnet (three layers), resnet8/14/20/32/44/56, imagenet-resnet18/50, or
+    """convnet (three convolutions), resnet8/14/20/32/44/56, imagenet-resnet18/50, or
     package.module:function(num_classes, in_channels)."""
     epochs: int = setting(60, at_least=1)
     """Length of the training (epochs)."""
@@ -150,6 +150,11 @@ def check_run(config: RunConfig) -> None:
         raise ValueError(
             "images that cannot be decoded are left out before a run, not in the midst of it: got on_bad_image='skip' "
             "with decode='on-demand'; pass --decode once, or remove those that the error names"
+        )
+    if config.imbalance > 1 and config.copies > 1:
+        raise ValueError(
+            f"copies are made of a class-balanced part: got copies={config.copies} with imbalance={config.imbalance}; "
+            "leave one of them out"
         )
     if config.decode == "on-demand" and config.copies > 1:
         raise ValueError(
