@@ -149,7 +149,7 @@ def _pickled(task: Task, dumps: Callable[[Any], bytes]) -> bytes:
 def _can_be_sent(part: object, dumps: Callable[[Any], bytes]) -> bool:
     try:
         dumps(part)
-    except Exception:  # as above
+    except Exception:  # a part's own __reduce__ may raise anything, and all of it means no
         return False
     return True
 
