@@ -133,6 +133,18 @@ def test_the_table_names_the_file_of_each_sample(tmp_path: Path) -> None:
     assert (run / TABLE).read_text().startswith("rank,id,label,loss,looks\n"), "one is left out: which is which?"
 
 
+def test_near_copies_have_no_files(tmp_path: Path) -> None:
+    for number in range(24):
+        file = tmp_path / "data" / ("train" if number < 18 else "test") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+    options = "--method nm-augment --gamma 2 --epochs 1 --copies 3 --batch-size 6 --name copies --quiet"
+    places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
+    assert main(["train", *places, *options.split()]) == 0
+    assert main(["inspect", str(tmp_path / "copies"), "--quiet"]) == 0
+    assert (tmp_path / "copies" / TABLE).read_text().startswith("rank,id,label,loss,looks\n")
+
+
 def test_a_loop_of_ones_own_needs_the_data_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, base = network(), jittered()
     optimizer = sgd(model)

@@ -194,8 +194,8 @@ def _files(config: RunConfig, train: AnySplit) -> Callable[[int], str] | None:
     if isinstance(train, EncodedSplit):
         return train.place
     folder = Path(config.data).expanduser()
-    if not folder.is_dir() or not has_class_folders(folder):
-        return None
+    if config.copies > 1 or not folder.is_dir() or not has_class_folders(folder):
+        return None  # near copies are in no file
     listed = load_splits(replace(config, decode="on-demand", on_bad_image="error"), progress=False)[1]
     assert isinstance(listed, EncodedSplit), type(listed)
     return listed.place
