@@ -433,6 +433,27 @@ def test_regime_then_file_then_flags(tmp_path: Path) -> None:
     assert first.lr == 0.7, "wherever the flag stands"
 
 
+def test_a_regime_over_another_length_takes_its_whole_course_in_it(tmp_path: Path) -> None:
+    shorter = settings_of("train", "--regime", "cifar10-resnet44", "--method", "nm-sample", "--epochs", "30")
+    assert (shorter.lr_drops, shorter.ramp_rate) == ((27,), pytest.approx(0.03))
+    assert settings_of("train", "--regime", "imagenet-resnet50", "--epochs=18").lr_drops == (6, 12, 16)
+    assert settings_of("train", "--epochs", "10", "--lr-drops", "[3]").lr_drops == (3,), "what was given stays"
+    (tmp_path / "own.yaml").write_text("regime: cifar10-resnet44\nepochs: 10\n")
+    assert settings_of("train", "--config", "own.yaml").lr_drops == (9,)
+    (tmp_path / "own.yaml").write_text("regime: cifar10-resnet44\nlr_drops: [50]\n")
+    assert settings_of("train", "--config", "own.yaml", "--epochs", "60").lr_drops == (50,)
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--regim", "cifar10-resnet44"], ["train", "--metho=rho"], ["reproduce", "fig1", "--seed", "3"]]
+)
+def test_a_part_of_a_flags_name_is_no_flag(words: list[str], command: Command) -> None:
+    """What looks for the regime, and what asks which flags were given, would not see it."""
+    status, _, error = command(*words)
+    assert status == 2
+    assert f"unrecognized arguments: {words[-2] if words[-1][0] != '-' else words[-1]}" in error
+
+
 def test_a_file_with_an_unknown_setting(command: Command, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("gama: 3\n")
     status, _, error = command("train", "--config", "own.yaml")

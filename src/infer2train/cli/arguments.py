@@ -45,12 +45,11 @@ def _file_first(arguments: Sequence[str]) -> list[str]:
 
 def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     """The parser, with the defaults of the regime and method that the arguments name."""
-    parser = jsonargparse.ArgumentParser(
+    parser = _parser(
+        "Put cheap inference silicon to work on training accuracy.",
         prog="infer2train",
-        description="Put cheap inference silicon to work on training accuracy.",
         epilog="Every verb takes --debug, which shows the traceback of an error.",
         version=__version__,
-        exit_on_error=False,
     )
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("train", _train_parser(arguments), help="train a model with one method")
@@ -71,10 +70,13 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     return parser
 
 
+def _parser(description: str, **more: Any) -> jsonargparse.ArgumentParser:
+    """A parser that takes flags by their whole names only: `given`, and what looks for the regime, go by those."""
+    return jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **more)
+
+
 def _train_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Train a model with one of the paper's methods.", exit_on_error=False
-    )
+    parser = _parser("Train a model with one of the paper's methods.")
     _add_folder(parser, "Name of the run's folder. Default: REGIME-METHOD-seedN.")
     trace_help = "Write what trainer and oracles do when to this file, for ui.perfetto.dev or chrome://tracing."
     parser.add_argument("--trace", type=str | None, default=None, help=trace_help)
@@ -83,9 +85,7 @@ def _train_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
 
 
 def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Train methods × seeds, paired by seed, and compare them.", exit_on_error=False
-    )
+    parser = _parser("Train methods × seeds, paired by seed, and compare them.")
     _add_folder(parser, "Name of the comparison's folder. Default: compare-REGIME.")
     parser.add_argument(
         "--methods",
@@ -101,10 +101,9 @@ def _compare_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
 
 
 def _report_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Write report.html of a run or comparison folder again; of several of them, one page that compares "
-        "all their runs: what differs, curves over steps and seconds, differences where seeds agree, and costs.",
-        exit_on_error=False,
+    parser = _parser(
+        "Write report.html of a run or comparison folder again; of several of them, one page that compares "
+        "all their runs: what differs, curves over steps and seconds, differences where seeds agree, and costs."
     )
     add = parser.add_argument
     add("folders", type=str, nargs="+", help="Folders such as runs/NAME, of runs and of comparisons.")
@@ -118,10 +117,9 @@ def _report_parser() -> jsonargparse.ArgumentParser:
 
 
 def _inspect_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Write inspect.html into a run's folder: picked beside rejected views, what was picked how often, "
-        "the most extreme, and suspects (also as suspects.csv).",
-        exit_on_error=False,
+    parser = _parser(
+        "Write inspect.html into a run's folder: picked beside rejected views, what was picked how often, "
+        "the most extreme, and suspects (also as suspects.csv)."
     )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME, of train.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
@@ -129,9 +127,7 @@ def _inspect_parser() -> jsonargparse.ArgumentParser:
 
 
 def _eval_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Evaluate the newest good checkpoint of a run on its test images.", exit_on_error=False
-    )
+    parser = _parser("Evaluate the newest good checkpoint of a run on its test images.")
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     best_help = "Evaluate the version that the oracle found to be the best instead: of train --keep-best true."
@@ -141,10 +137,9 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
 
 
 def _export_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Write the newest good checkpoint of a run as files that other programs run, fp32 and int8; judge "
-        "each in a fresh process, and describe them in a model card.",
-        exit_on_error=False,
+    parser = _parser(
+        "Write the newest good checkpoint of a run as files that other programs run, fp32 and int8; judge "
+        "each in a fresh process, and describe them in a model card."
     )
     add = parser.add_argument
     add("folder", type=str, help="A run folder such as runs/NAME.")
@@ -157,20 +152,16 @@ def _export_parser() -> jsonargparse.ArgumentParser:
 
 
 def _gamma_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Measure trainer, int8 engines and views on this machine: γ, alone and end to end, and a verdict.",
-        exit_on_error=False,
-    )
+    parser = _parser("Measure trainer, int8 engines and views on this machine: γ, alone and end to end, and a verdict.")
     _add_measuring(parser)
     parser.add_argument("--json", type=str | None, default=None, help="Write everything measured to this file.")
     return parser
 
 
 def _plan_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Say how many oracle workers of which kind keep γ fed, and what a step then costs: measured as by "
-        "gamma, or from its file.",
-        exit_on_error=False,
+    parser = _parser(
+        "Say how many oracle workers of which kind keep γ fed, and what a step then costs: measured as by "
+        "gamma, or from its file."
     )
     add = parser.add_argument
     add("--measured", type=str | None, default=None, help="What gamma --json wrote. Default: it is measured now.")
@@ -185,8 +176,8 @@ def _plan_parser() -> jsonargparse.ArgumentParser:
 def _add_measuring(parser: jsonargparse.ArgumentParser) -> None:
     """What gamma measures."""
     add = parser.add_argument
-    add("--model", type=str, default="resnet44", help="As for train.")
-    add("--data", type=str | None, default=None, help="As for train. Default: random pixels.")
+    add("--model", type=str | None, default=None, help="As for train. Default: resnet44, or the run's.")
+    add("--data", type=str | None, default=None, help="As for train. Default: random pixels, or the run's.")
     add("--data-cache", type=str | None, default=None, help="As for train.")
     add("--image-size", type=int | None, default=None, help="Height and width in pixels. Default: as stored, or 32.")
     add("--label-column", type=str | None, default=None, help="As for train. Default: by name or feature.")
@@ -200,16 +191,13 @@ def _add_measuring(parser: jsonargparse.ArgumentParser) -> None:
         help="Cores of the oracle, e.g. 1; the trainer gets the others.",
     )
     add("--compile", action="store_true", help="Try torch.compile for the trainer too (minutes).")
-    add("--run", type=str | None, default=None, help="A run folder: its model, data and newest weights.")
+    add("--run", type=str | None, default=None, help="A run folder: its model, views and newest weights.")
     add("--engines", nargs="+", default=[], help="Engines to measure. Default: all that are installed.")
     add("--quiet", action="store_true", help="Show no progress.")
 
 
 def _advise_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Say which methods helped and hurt trainings like a baseline's, how like, and what to try.",
-        exit_on_error=False,
-    )
+    parser = _parser("Say which methods helped and hurt trainings like a baseline's, how like, and what to try.")
     add = parser.add_argument
     add("folder", type=str | None, nargs="?", default=None, help="Run folder of a baseline, finished or running.")
     add("--view-error", type=float | None, default=None, help="Without a folder: error on random training views (%%).")
@@ -222,10 +210,9 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
     from infer2train.studies.reproduce.experiments import EXPERIMENTS
 
     questions = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
-    parser = jsonargparse.ArgumentParser(
-        description="Train an experiment of the paper over paired seeds, and write its table and figures. It can be "
-        "stopped at any moment; the same command goes on. " + questions,
-        exit_on_error=False,
+    parser = _parser(
+        "Train an experiment of the paper over paired seeds, and write its table and figures. It can be "
+        "stopped at any moment; the same command goes on. " + questions
     )
     add = parser.add_argument
     add("experiment", type=str, help=f"{', '.join(EXPERIMENTS)}.")
@@ -263,10 +250,7 @@ def _reproduce_parser() -> jsonargparse.ArgumentParser:
 
 
 def _demo_parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        description="Show on scikit-learn's digits, some labels wrong, what helps and what does not.",
-        exit_on_error=False,
-    )
+    parser = _parser("Show on scikit-learn's digits, some labels wrong, what helps and what does not.")
     parser.add_argument("--runs-dir", type=str, default="runs", help="Folder of run folders.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     return parser
@@ -302,9 +286,9 @@ def setting_texts() -> dict[str, tuple[str, str]]:
 
 
 def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
-    """The defaults of the regime and the method that the arguments (or the --config they name) ask for."""
+    """The defaults of the regime, the method and the length that the arguments (or the --config they name) ask for."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--regime", "--method", "--config"):
+    for flag in ("--regime", "--method", "--config", "--epochs"):
         peek.add_argument(flag)
     named, _ = peek.parse_known_args(arguments)
     stored: dict[str, Any] = {}
@@ -313,5 +297,11 @@ def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
 
         loaded = yaml.safe_load(Path(named.config).read_text(encoding="utf-8"))
         stored = loaded if isinstance(loaded, dict) else {}
-    regime = named.regime or stored.get("regime") or RunConfig.regime
-    return regime_defaults(regime, named.method or stored.get("method") or RunConfig.method)
+    regime, method, epochs = (getattr(named, name) or stored.get(name) for name in ("regime", "method", "epochs"))
+    return regime_defaults(
+        regime or RunConfig.regime,
+        method or RunConfig.method,
+        epochs=int(epochs)
+        if epochs is not None and str(epochs).isdecimal()
+        else None,  # what else there may be, the real parser refuses
+    )

@@ -16,10 +16,11 @@ def settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def own_settings(options: dict[str, Any], method: str) -> dict[str, Any]:
     """What a method has instead of a comparison's common settings: its regime's own, and nothing without effect."""
-    general = regime_defaults(options["regime"], RunConfig.method)
+    epochs = options["epochs"]
+    general = regime_defaults(options["regime"], RunConfig.method, epochs=epochs)
     own = {
         name: value
-        for name, value in regime_defaults(options["regime"], method).items()
+        for name, value in regime_defaults(options["regime"], method, epochs=epochs).items()
         if value != general[name] and options[name] == general[name] and name not in options["given"]
     }
     own["method"] = method

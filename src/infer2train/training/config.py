@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from infer2train.draws.mining import Mining
-from infer2train.settings import changed, setting
+from infer2train.settings import at_least, changed, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ class TrainingConfig:
     """convnet (three convolutions), resnet8/14/20/32/44/56, imagenet-resnet18/50, or
     package.module:function(num_classes, in_channels)."""
     epochs: int = setting(60, at_least=1)
-    """Length of the training (epochs)."""
+    """Length of the training (epochs). Of another length than the regime's, its lr_drops, warmup_epochs and ramp_rate
+    keep their place in it, unless they are given."""
     batch_size: int = setting(64, at_least=1)
     """Examples trained on in each step (B; images)."""
     lr: float = 0.1
@@ -138,6 +139,29 @@ def unmined(config: RunConfig) -> RunConfig:
     kept = ("method", "epochs", "seed", "log_every")
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Mining) if f.name not in kept}
     return replace(config, method="baseline", **defaults)
+
+
+def as_long_as(config: RunConfig, epochs: int) -> RunConfig:
+    """The run over more epochs or fewer: its learning rate and its ramp take their course in that time.
+
+    Of two epochs or more the last one still has the learning rate that the whole run ends with.
+
+    Raises:
+        ValueError: there is less than one epoch.
+
+    Example:
+        >>> as_long_as(RunConfig(epochs=60, lr_drops=(54,)), 10).lr_drops
+        (9,)
+    """
+    at_least("epochs", epochs, 1)
+    longer = epochs / config.epochs
+    return replace(
+        config,
+        epochs=epochs,
+        lr_drops=tuple(max(1, min(round(drop * longer), epochs - 1)) for drop in config.lr_drops),
+        warmup_epochs=config.warmup_epochs * longer,
+        ramp_rate=None if config.ramp_rate is None else config.ramp_rate / longer,
+    )
 
 
 def check_run(config: RunConfig) -> None:

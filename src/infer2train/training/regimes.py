@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infer2train.settings import as_plain, unknown
-from infer2train.training.config import from_plain
+from infer2train.training.config import as_long_as, from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,24 @@ REGIMES: dict[str, Regime] = {
 }
 
 
-def regime_defaults(name: str, method: str) -> dict[str, Any]:
+def regime_defaults(name: str, method: str, *, epochs: int | None = None) -> dict[str, Any]:
     """Every field of a run in this regime with this method, as a flat mapping.
+
+    Args:
+        name: of the regime.
+        method: of the run.
+        epochs: its length; what the regime does by epochs takes its course in that time. Default: the regime's.
 
     Raises:
         ValueError: no such regime.
+
+    Example:
+        >>> regime_defaults("cifar10-resnet44", "baseline", epochs=30)["lr_drops"]
+        [27]
     """
     if name not in REGIMES:
         raise unknown("regime", name, REGIMES)
     regime = REGIMES[name]
     settings = {**regime.settings, **regime.by_method.get(method, {}), "regime": name, "method": method}
-    return as_plain(from_plain(settings))
+    run = from_plain(settings)
+    return as_plain(run if epochs is None else as_long_as(run, epochs))

@@ -9,7 +9,7 @@ from infer2train.draws.methods.table import METHODS
 from infer2train.oracle.engines import resolve_engine
 from infer2train.settings import unknown
 from infer2train.studies.reproduce.experiments import Arm, Experiment, load
-from infer2train.training.config import RunConfig, from_plain
+from infer2train.training.config import RunConfig, as_long_as, from_plain
 from infer2train.training.regimes import regime_defaults
 
 PAPER_EPOCHS = 90
@@ -90,18 +90,3 @@ class Sitting:
 def over_seeds(configs: Mapping[str, RunConfig], seeds: int) -> dict[tuple[str, int], RunConfig]:
     """The runs of some arms, seed by seed, so that a sitting that is cut short has whole pairs."""
     return {(name, seed): replace(config, seed=seed) for seed in range(seeds) for name, config in configs.items()}
-
-
-def as_long_as(config: RunConfig, epochs: int) -> RunConfig:
-    """The run over more epochs or fewer: its learning rate and its ramp take their course in that time.
-
-    Of two epochs or more the last one still has the learning rate that the whole run ends with.
-    """
-    longer = epochs / config.epochs
-    return replace(
-        config,
-        epochs=epochs,
-        lr_drops=tuple(max(1, min(round(drop * longer), epochs - 1)) for drop in config.lr_drops),
-        warmup_epochs=config.warmup_epochs * longer,
-        ramp_rate=None if config.ramp_rate is None else config.ramp_rate / longer,
-    )
