@@ -427,3 +427,9 @@ def test_oracles_of_ranks_on_one_machine_have_cores_of_their_own(monkeypatch: py
         assert cores.shared_out(None, 2) == (own, (0, 1, 2, 3))
     monkeypatch.setattr(cores, "available_cores", lambda: (0, 1))
     assert cores.shared_out(None, 1) == ((1,), (0,)), "there are not enough"
+
+
+def test_cores_are_shared_out_to_processes_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: (0, 1, 2, 5, 6))
+    assert cores.parts_of_all(2) == [(0, 1), (2, 5, 6)]
+    assert cores.parts_of_all(7) == [(0,), (1,), (2,), (5,), (6,), (0,), (1,)], "each has one, though not its own"

@@ -15,12 +15,13 @@ from infer2train.observe.runlog import read_config, read_rows
 from infer2train.reporting.runs import RunFolder, read
 from infer2train.reporting.svg import SERIES
 from infer2train.reporting.tables import difference
+from infer2train.studies.reproduce.costs import cost
 from infer2train.studies.reproduce.diagnosis import recalibrate
 from infer2train.studies.reproduce.experiments import Arm, Experiment
 from infer2train.studies.reproduce.page import Line, reached, table
 from infer2train.studies.reproduce.run import reproduce
-from infer2train.studies.reproduce.sitting import Sitting, as_long_as
-from infer2train.training.config import from_plain
+from infer2train.studies.reproduce.sitting import Sitting
+from infer2train.training.config import as_long_as, from_plain
 from infer2train.training.evaluation import random_views
 from infer2train.training.setup import prepare
 
@@ -264,6 +265,35 @@ def test_an_arm_of_measured_length_stays_as_long_as_it_was_where_it_was_measured
     assert found[0].wall is None, "nothing is timed while arms are missing"
     assert not (tmp_path / "exp" / "timing-long").exists()
     assert "once all runs are there" in (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
+
+
+def test_a_sitting_of_one_arm_treats_the_others_as_what_they_are(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "exp" / "timing")
+    found = reproduce(sitting(tmp_path), ["baseline"])
+    assert read_config(tmp_path / "exp" / "timing" / "self-distill")["method"] == "self-distill"
+    assert [line.on_equal_hardware for line in found] == [line.on_equal_hardware for line in trained[2]]
+    assert "chosen on 50 training images" in (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
+
+
+def test_an_arm_whose_sweep_was_decided_elsewhere_is_shown_and_not_timed(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    for made in ("timing", "sweep-lambda"):
+        shutil.rmtree(tmp_path / "exp" / made)
+    found = {line.arm.name: line for line in reproduce(sitting(tmp_path), ["baseline"])}
+    assert found["self-distill"].on_equal_hardware is not None, "its runs say that it has an oracle"
+    assert found["self-distill"].wall is None
+    assert not (tmp_path / "exp" / "timing").exists()
+
+
+def test_what_was_timed_under_other_settings_is_timed_again(tmp_path: Path) -> None:
+    config = sitting(tmp_path).run(Arm(name="baseline"))
+    cost(config, tmp_path / "timing", quiet=True)
+    rows = read_rows(tmp_path / "timing")
+    cost(config, tmp_path / "timing", quiet=True)
+    assert read_rows(tmp_path / "timing") == rows, "the same settings are timed once"
+    cost(replace(config, method="nm-augment"), tmp_path / "timing", quiet=True)
+    assert read_config(tmp_path / "timing")["method"] == "nm-augment"
 
 
 def test_the_report_shows_what_earlier_sittings_trained(trained: Trained, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -91,6 +92,25 @@ def shared_out(oracle_cores: str | None, workers: int) -> tuple[tuple[int, ...],
         chosen = oracles[rank * workers :][:workers] or oracles[-workers:]
     left = tuple(core for core in everything if core not in oracles)
     return tuple(chosen), left or everything
+
+
+def parts_of_all(parts: int) -> list[tuple[int, ...]]:
+    """The cores of this process in so many parts, for processes side by side; they share cores where there are fewer.
+
+    Example:
+        >>> sum(map(len, parts_of_all(1))) == len(available_cores())
+        True
+    """
+    everything = available_cores()
+    ends = [part * len(everything) // parts for part in range(parts + 1)]
+    own = [everything[first:last] for first, last in pairwise(ends)]
+    return own if all(own) else [(everything[part % len(everything)],) for part in range(parts)]
+
+
+def stay_on(cores: Sequence[int]) -> None:
+    """This process runs on these cores from now on, where the system lets it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager

@@ -10,12 +10,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from infer2train.machine.cores import parts_of_all, stay_on
 from infer2train.observe.runlog import CONFIG
+from infer2train.pool.pools import pool_of
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import read
 from infer2train.reporting.sections import advised
@@ -24,7 +27,7 @@ from infer2train.reporting.tables import comparison_table
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import Result, enter_folder, is_finished
 from infer2train.training.interrupt import Interrupted
-from infer2train.training.loop import train
+from infer2train.training.loop import DivergedError, train
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -63,7 +66,8 @@ def compare(
 ) -> list[MethodSummary]:
     """Train every run of a comparison in its own sub-folder, then write the comparison's report.
 
-    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs.
+    Finished runs are not repeated. Seeds are the outer loop, so that an interrupted comparison has whole pairs. A run
+    that diverges does not keep the others from being trained and shown.
 
     Args:
         comparison: what is compared.
@@ -76,6 +80,7 @@ def compare(
     Raises:
         ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
+        DivergedError: of one run or more the loss or a weight became NaN or infinite; all others are finished.
     """
     if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
         raise ValueError(
@@ -89,11 +94,15 @@ def compare(
         if not _is_done(config, trained / f"{method}-seed{seed}")
     }
     write_comparison(folder, comparison.methods, comparison.seeds, comparison.baseline, comparison.runs_in)
+    diverged: dict[str, DivergedError] = {}
     if jobs == 1:
-        _train_in_turn(waiting, trained, quiet, after)
+        diverged = _train_in_turn(waiting, trained, quiet, after)
     elif waiting:
-        _train_side_by_side(waiting, trained, jobs, quiet, after)
+        diverged = _train_side_by_side(waiting, trained, jobs, quiet, after)
     write_report(folder)
+    if diverged:
+        said = "; ".join(f"{name}: {error}" for name, error in diverged.items())
+        raise DivergedError(f"{said} ({len(diverged)} of {len(comparison.runs)} runs; the report shows the others)")
     return summarise(folder)
 
 
@@ -126,12 +135,19 @@ def _is_done(config: RunConfig, target: Path) -> bool:
 After = Callable[[Path], None] | None
 
 
-def _train_in_turn(waiting: Mapping[str, RunConfig], folder: Path, quiet: bool, after: After) -> None:
+def _train_in_turn(
+    waiting: Mapping[str, RunConfig], folder: Path, quiet: bool, after: After
+) -> dict[str, DivergedError]:
+    """Returns the runs that diverged."""
+    console, diverged = Console(stderr=True, quiet=quiet), dict[str, DivergedError]()
     for number, (name, config) in enumerate(waiting.items(), start=1):
         title = f"[{number}/{len(waiting)}] {name}"
-        result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
-        if not quiet:
-            Console(stderr=True).print(_told(title, result), highlight=False)
+        try:
+            result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
+        except DivergedError as error:
+            diverged[name] = error
+        console.print(_told(title, diverged.get(name) or result), highlight=False, markup=False, soft_wrap=True)
+    return diverged
 
 
 def _train_one(config: RunConfig, folder: Path, *, quiet: bool, title: str | None, after: After) -> Result:
@@ -141,15 +157,28 @@ def _train_one(config: RunConfig, folder: Path, *, quiet: bool, title: str | Non
     return result
 
 
-def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool, after: After) -> None:
-    """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves."""
-    console = Console(stderr=True)
+def _train_side_by_side(
+    waiting: Mapping[str, RunConfig], folder: Path, jobs: int, quiet: bool, after: After
+) -> dict[str, DivergedError]:
+    """Each run in one of `jobs` fresh processes. Ctrl-C is passed on to them: each finishes its step and saves.
+
+    Returns the runs that diverged.
+    """
+    console, diverged = Console(stderr=True, quiet=quiet), dict[str, DivergedError]()
     bar = Progress(
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=quiet
     )
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with bar, _terminable(), ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_leave_with_parent) as executor:
+    places = spawn.SimpleQueue()
+    have_oracles = any(pool_of(config).runs_beside for config in waiting.values())
+    for cores in parts_of_all(jobs):
+        places.put(cores if have_oracles else ())  # or all oracles would have the same
+    with (
+        bar,
+        _terminable(),
+        ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin_job, initargs=(places,)) as executor,
+    ):
         task, done = bar.add_task("runs", total=len(waiting)), 0
         left, running = iter(waiting.items()), dict[Future[Result], str]()
 
@@ -163,12 +192,16 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
             start(jobs)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name, result = running.pop(future), future.result()
+                    name = running.pop(future)
+                    try:
+                        result = future.result()
+                    except DivergedError as error:
+                        diverged[name] = error
                     start(1)
                     done += 1
                     bar.advance(task)
-                    if not quiet:
-                        console.print(_told(f"[{done}/{len(waiting)}] {name}", result), highlight=False)
+                    told = _told(f"[{done}/{len(waiting)}] {name}", diverged.get(name) or result)
+                    console.print(told, highlight=False, markup=False, soft_wrap=True)
         except BaseException as stop:
             executor.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
@@ -177,11 +210,14 @@ def _train_side_by_side(waiting: Mapping[str, RunConfig], folder: Path, jobs: in
             if isinstance(stop, KeyboardInterrupt):
                 raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
             raise
+    return diverged
 
 
-def _leave_with_parent() -> None:
+def _begin_job(places: "SimpleQueue[tuple[int, ...]]") -> None:
     """In a fresh process: take orders from the parent alone, not from the terminal, and end when it is gone."""
     os.setsid()
+    if cores := places.get():
+        stay_on(cores)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -205,7 +241,9 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(title: str, result: Result) -> str:
+def _told(title: str, result: Result | DivergedError) -> str:
+    if isinstance(result, DivergedError):
+        return f"{title}: {result}"
     return f"{title}: test error {result.evaluation.error:.2%} in {result.seconds:.1f} s"
 
 

@@ -5,16 +5,18 @@ oracle has to beat what its device could have done instead: train. On a CPU the 
 threads, on a GPU that trainer and oracle share it gets the time.
 """
 
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from infer2train.draws.methods.table import choices_of
 from infer2train.machine.cores import named_cores
+from infer2train.observe.runlog import CONFIG, read_config
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.runs import read_run
-from infer2train.studies.reproduce.sitting import as_long_as
-from infer2train.training.config import RunConfig
+from infer2train.settings import as_plain, differences
+from infer2train.training.config import RunConfig, as_long_as, from_plain
 from infer2train.training.folder import is_finished
 from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.loop import train
@@ -51,9 +53,11 @@ def devices(config: RunConfig) -> int:
 
 
 def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
-    """Time a short run in `folder`, unless a finished one is there; of a ramp, at the mean share of mined batches."""
+    """Time a short run in `folder`, unless one of these settings was; of a ramp, at the mean share of mined batches."""
+    short = replace(as_long_as(config, TIMED_EPOCHS), train_error_samples=0, evaluate_every=TIMED_EPOCHS)
+    if (folder / CONFIG).is_file() and not _is_of(short, folder):
+        shutil.rmtree(folder)
     if not is_finished(folder):
-        short = replace(as_long_as(config, TIMED_EPOCHS), train_error_samples=0, evaluate_every=TIMED_EPOCHS)
         train(short, folder, resume=folder.exists(), quiet=quiet, title=f"timing {folder.name}", report=False)
     parts = read_run(folder).epochs[-1]["seconds"]
     seconds = float(sum(value for name, value in parts.items() if name not in NO_TRAINING))
@@ -62,6 +66,13 @@ def cost(config: RunConfig, folder: Path, quiet: bool) -> Cost:
         irreducible_losses(resolved(config), partial(train, resume=True, quiet=quiet)).seconds if needs_more else 0.0
     )
     return Cost(devices=devices(config), epochs=config.epochs, epoch_seconds=seconds, before_seconds=before)
+
+
+def _is_of(config: RunConfig, folder: Path) -> bool:
+    """Whether the run in `folder` has these settings, those of where it is computed among them, for it is timed."""
+    stored = as_plain(from_plain(read_config(folder)))
+    wanted = as_plain(resolved(config, stored))
+    return not differences(stored | {"data_cache": None}, wanted | {"data_cache": None})
 
 
 def with_all_devices(baseline: RunConfig, hybrid: RunConfig, timing: Path, quiet: bool) -> RunConfig:

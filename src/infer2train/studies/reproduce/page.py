@@ -62,7 +62,7 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
     def line(arm: Arm, finished: Sequence[RunFolder]) -> Line:
         own, first = costs.get(arm.name), costs.get(arms[0].name)
         wall = own.wall / first.wall if own and first else None
-        has_oracle = METHODS[arm.settings.get("method", "baseline")].has_oracle
+        has_oracle = METHODS[finished[0].config["method"]].has_oracle  # of a sweep's winner the arm does not say it
         return Line(
             arm=arm,
             errors=errors[arm.name],

@@ -28,6 +28,7 @@ from infer2train.studies.reproduce.page import Line, write_page
 from infer2train.studies.reproduce.sitting import Sitting, over_seeds
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS, is_finished
+from infer2train.training.loop import DivergedError
 
 DECIDED, TIMING = "decided.json", "timing"
 
@@ -43,6 +44,7 @@ def reproduce(sitting: Sitting, only: Sequence[str] = ()) -> list[Line]:
     Raises:
         ValueError: an arm that the experiment does not have, or a run of another configuration is in the way.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
+        DivergedError: a run's loss or weights became NaN or infinite; the page shows the others.
     """
     experiment, folder = sitting.experiment, sitting.results
     names = [arm.name for arm in experiment.arms]
@@ -50,14 +52,25 @@ def reproduce(sitting: Sitting, only: Sequence[str] = ()) -> list[Line]:
         if name not in names:
             raise ValueError(f"arms must be the experiment's own: got {name!r}, there is {', '.join(names)}")
     needed = {arm.winner_of for arm in experiment.arms if arm.name in (only or names)}
-    decided = {sweep: _decide(sitting, sweep) for sweep in experiment.sweeps if sweep in needed}
+    decided = {
+        sweep: _decide(sitting, sweep)
+        for sweep in experiment.sweeps
+        if sweep in needed or (_sweep_folder(sitting, sweep) / DECIDED).is_file()
+    }
     arms = [_as_winner(sitting, arm, decided) for arm in experiment.arms]
     configs = {arm.name: _config(sitting, arm) for arm in arms if arm.name in (only or names)}
-    train(sitting, over_seeds(configs, sitting.seeds), folder)
+    diverged = None
+    try:
+        train(sitting, over_seeds(configs, sitting.seeds), folder)
+    except DivergedError as error:
+        diverged = error
     write_comparison(folder, names, range(sitting.seeds), names[0], "../runs")
     write_report(folder)  # also of what earlier sittings trained
     trained = read(folder)
-    return write_page(trained, sitting, arms, decided, _costs(sitting, trained, arms))
+    found = write_page(trained, sitting, arms, decided, _costs(sitting, trained, arms, decided))
+    if diverged is not None:
+        raise diverged
+    return found
 
 
 def train(sitting: Sitting, runs: Mapping[tuple[str, int], RunConfig], folder: Path) -> None:
@@ -102,9 +115,13 @@ def _config(sitting: Sitting, arm: Arm) -> RunConfig:
     return with_all_devices(sitting.run(arm), sitting.run(hybrid), timing, sitting.quiet)
 
 
+def _sweep_folder(sitting: Sitting, sweep: str) -> Path:
+    return sitting.results / f"sweep-{sweep}"
+
+
 def _decide(sitting: Sitting, sweep: str) -> Any:
     """The candidate of the lowest mean error on held-out training images, the first of equals; decided once."""
-    folder = sitting.results / f"sweep-{sweep}"
+    folder = _sweep_folder(sitting, sweep)
     if not (folder / DECIDED).is_file():
         train(sitting, sitting.sweep_runs(sitting.experiment.sweeps[sweep]), folder)
         trained = read(folder)
@@ -124,8 +141,13 @@ def _as_winner(sitting: Sitting, arm: Arm, decided: Mapping[str, Any]) -> Arm:
     return replace(arm, settings={**winner.settings, **arm.settings})
 
 
-def _costs(sitting: Sitting, trained: RunSet, arms: Sequence[Arm]) -> dict[str, Cost]:
-    """Of every arm, once all their runs are finished; before that none, since they are timed in one sitting."""
+def _costs(sitting: Sitting, trained: RunSet, arms: Sequence[Arm], decided: Mapping[str, Any]) -> dict[str, Cost]:
+    """Of every arm, once all their runs are finished; before that none, since they are timed in one sitting.
+
+    None as well where the settings of one are not known here: its sweep was decided elsewhere.
+    """
+    if any(arm.winner_of not in (None, *decided) for arm in arms):
+        return {}
     if any(sum(run.finished for run in trained.of(arm.name)) < sitting.seeds for arm in arms):
         return {}
     return {arm.name: cost(_config(sitting, arm), sitting.results / TIMING / arm.name, sitting.quiet) for arm in arms}
