@@ -4,13 +4,19 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from infer2train.machine.cores import available_cores
 from infer2train.observe.runlog import read_config, read_rows
+from infer2train.studies.compare import Comparison, compare
+from infer2train.training.config import RunConfig
+from infer2train.training.folder import is_finished
+from infer2train.training.loop import DivergedError
 from run_processes import Moment, command_line, interrupt
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
@@ -21,7 +27,7 @@ from infer2train.cli.main import main
 TINY = "--epochs 2 --batch-size 50 --gamma 2 --threads 1 --train-error-samples 0 --limit 100 --checkpoint-every 3"
 COMPARE = ["compare", "--methods", "baseline", "nm-augment", "--seeds", "2", *TINY.split(), "--name", "pair"]
 NAMES = ["baseline-seed0", "nm-augment-seed0", "baseline-seed1", "nm-augment-seed1"]
-LOOP = "infer2train.training.loop"
+LOOP, WATCH = "infer2train.training.loop", "infer2train.training.watch"
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +114,21 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing(finished: tuple[P
     assert [re.sub(r"[\d.]+ m?s.*", "", line) for line in output.splitlines()][-6:] == without_times[-6:]
 
 
+@pytest.mark.parametrize(
+    ("moment", "said", "begun"),
+    [
+        (Moment("before", f"{LOOP}:prepare", 1, interrupt), "interrupted", [0, 0, 0, 0]),
+        (Moment("before", f"{WATCH}:evaluate", 1, interrupt), "interrupted after step 2; everything is", [1, 0, 0, 0]),
+        (Moment("before", f"{WATCH}:evaluate", 2, interrupt), "when baseline-seed0 was finished;", [1, 0, 0, 0]),
+    ],
+)
+def test_ctrl_c_is_heard_outside_the_steps_too(moment: Moment, said: str, begun: list[int], tmp_path: Path) -> None:
+    status, output = command_line(tmp_path, *COMPARE, moment=moment)
+    assert status == 130, output
+    assert said in output
+    assert starts(tmp_path / "runs" / "pair") == dict(zip(NAMES, begun, strict=True))
+
+
 def test_finished_runs_stay_and_more_seeds_are_added(
     finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +177,29 @@ def test_common_settings_reach_only_the_methods_that_have_them(capsys: pytest.Ca
     }
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_diverges_keeps_no_other_from_being_trained_and_shown(jobs: int, tmp_path: Path) -> None:
+    sound = RunConfig(epochs=1, batch_size=40, limit=80, threads=1, train_error_samples=0)
+    runs = {
+        ("baseline", 0): sound,
+        ("nm-augment", 0): replace(sound, method="nm-augment", gamma=2, lr=1e30),
+        ("baseline", 1): replace(sound, seed=1),
+    }
+    with pytest.raises(DivergedError, match=r"nm-augment-seed0: .* must stay finite.*\(1 of 3 runs; the report shows"):
+        compare(Comparison(runs=runs), tmp_path / "pair", jobs=jobs, quiet=True)
+    assert [is_finished(tmp_path / "pair" / f"{arm}-seed{seed}") for arm, seed in runs] == [True, False, True]
+    assert "nm-augment" in (tmp_path / "pair" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+def test_oracles_of_runs_side_by_side_have_other_cores(tmp_path: Path) -> None:
+    mined = RunConfig(method="nm-augment", gamma=2, pool="process", limit=80, batch_size=40, epochs=1, threads=1)
+    runs = {("nm-augment", seed): replace(mined, seed=seed) for seed in (0, 1)}
+    compare(Comparison(runs=runs, baseline="nm-augment"), tmp_path / "pair", jobs=2, quiet=True)
+    own = [read_config(tmp_path / "pair" / f"nm-augment-seed{seed}")["oracle_cores"] for seed in (0, 1)]
+    assert own[0] != own[1]
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_one_after_another(finished: tuple[Path, str]) -> None:
     assert main([*COMPARE, "--jobs", "2", "--quiet"]) == 0
@@ -175,3 +219,6 @@ def test_a_setting_asked_for_wins_over_the_regimes_own_for_a_method() -> None:
     assert "balance" not in own_settings(options, "nm-sample")
     _, options = parse(asked)
     assert own_settings(options, "nm-sample")["balance"] == "uniform"
+    _, options = parse([*asked, "--epochs", "30"])
+    own = own_settings(options, "nm-sample")
+    assert (own["ramp_rate"], own.keys() & {"lr_drops"}) == (pytest.approx(0.03), set()), "of a ramp in 30 epochs"

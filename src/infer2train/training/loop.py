@@ -72,18 +72,17 @@ def train(
             config, partial(train, resume=True, quiet=quiet, title="irreducible model", report=False)
         )
     oracles, trainers = cores(config)
-    with (
-        Trace(trace) if trace else nullcontext() as tracing,
-        on_cores(trainers if oracles else ()),
-        interruptible() as interrupt,
-    ):
+    with Trace(trace) if trace else nullcontext() as tracing, on_cores(trainers if oracles else ()):
         run = prepare(config, progress=not quiet, irreducible=None if given is None else given.file)
         run.loader.notes += (given.note,) if given else ()
         if tracing is not None:
             run.loader.timeline.listen(tracing.add)
-        _train(run, folder, interrupt, resume, quiet, title)
+        with interruptible() as interrupt:  # what comes before may take long and has nothing to save
+            _train(run, folder, interrupt, resume, quiet, title)
         if report:
             write_report(folder)
+    if interrupt.is_set:  # in the last evaluation: whoever called is not to begin another run
+        raise Interrupted(f"interrupted when {folder.name} was finished; everything is saved")
     return result_of(folder)
 
 
@@ -166,6 +165,8 @@ def _train_epochs(
         _checkpoint(run, folder, sums, log)
         if is_enough:
             break
+        if interrupt.is_set and epoch + 1 < run.config.epochs:
+            _stop_interrupted(run.loader.steps, log)
     _keep_best(run, folder, log)
     log.write("event", event="finished", step=run.loader.steps, message=f"finished after {run.loader.steps} steps")
 
