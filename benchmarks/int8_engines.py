@@ -34,8 +34,7 @@ from infer2train.oracle.quantization.program import Simulation, deviation
 from infer2train.oracle.rounds import Contestant, fastest, take_turns
 from infer2train.oracle.samples import SourceSamples
 from infer2train.oracle.snapshot import snapshot
-from infer2train.sources.views.image_views import ImageViews
-from infer2train.studies.gamma.measure import subject
+from infer2train.studies.gamma.measure import subject, subject_of
 from infer2train.studies.gamma.trainer import training_ways
 from int8_peak import fastest_product, operations_per_image
 
@@ -64,9 +63,12 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        source, self.model, self.about = subject(options.model, options.data, None, options.image_size, options.run)
-        self.source: ImageViews = source
-        self.samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
+        self.source, self.model, self.about = (
+            subject_of(options.run, options.data)
+            if options.run
+            else subject(options.model, options.data, None, options.image_size)
+        )
+        self.samples = SourceSamples(self.source, lambda: np.arange(len(self.source)), seed=0, split=split_batch)
         self.images, self.targets = self.batch(options.batch_size)
 
     def batch(self, rows: int, draw: int = 0) -> tuple[Tensor, Tensor]:

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    source, model, about = subject(options.model, None, None, options.image_size, None)
+    source, model, about = subject(options.model, None, None, options.image_size)
     images = torch.rand(options.batch_size, 3, *source.output_size)
     targets = torch.zeros(options.batch_size, dtype=torch.int64)
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "infer2train"
 ROOMS = {
     "settings": "",
     "batches": "",
-    "machine": "cores memory device compilation",
+    "machine": "cores place memory device compilation",
     "draws": "addresses randomness ramp versions mining draw selection number_scores scores losses methods collapse",
     "sources": "albumentations source bits pipeline views collation reader trial replay seeded held_out window "
     "streaming",

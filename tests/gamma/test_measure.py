@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from conformance.engine import needs
+from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.models.build import build_model
 from infer2train.oracle import measurement, rounds
 from infer2train.oracle.engines import missing_packages
@@ -19,10 +20,12 @@ from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import take_turns
 from infer2train.oracle.samples import GivenSamples
 from infer2train.studies.gamma.busyness import Busyness
-from infer2train.studies.gamma.measure import measure_gamma
+from infer2train.studies.gamma.measure import measure_gamma, subject_of
 from infer2train.studies.gamma.recommendation import Recommendation
 from infer2train.studies.gamma.report import GammaReport, print_gamma
 from infer2train.studies.gamma.trainer import StepParts, TrainerSpeed, step_calls, step_parts
+from infer2train.training.config import RunConfig
+from infer2train.training.loop import train
 
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 from infer2train.cli import main as cli
@@ -159,6 +162,19 @@ def test_programs_of_several_chunks_take_turns_in_one_engine() -> None:
     assert (found.refresh_seconds, found.chunk, found.images_per_second) == (0.2, 16, 20.0)
     assert trial.calls[8].rate == 16.0
     assert found.rounds == pytest.approx((16 / 0.9, 20.0))
+
+
+def test_of_a_run_its_own_images_views_and_weights_are_measured(tmp_path: Path) -> None:
+    view = {"view": "random-resized-crop-flip", "crop_size": 6}
+    train(RunConfig(epochs=1, batch_size=40, limit=120, threads=1, seed=3, **view), tmp_path / "run", quiet=True)
+    source, network, about = subject_of(tmp_path / "run")
+    assert (len(source), source.output_size, about["steps"]) == (120, (6, 6), 3)
+    stored = load_checkpoint(tmp_path / "run" / "checkpoints")
+    assert stored is not None
+    assert all(torch.equal(tensor, stored.state["model"][name]) for name, tensor in network.state_dict().items())
+    for given in ({"model": "resnet20"}, {"image_size": 8}, {"label_column": "label"}):
+        with pytest.raises(ValueError, match=f"measures the run's own {next(iter(given))}: got .*; leave it out"):
+            measure_gamma(run=tmp_path / "run", **given)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

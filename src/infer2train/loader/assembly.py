@@ -5,6 +5,7 @@ Everything that is left to the machine or the model is decided here, once, and t
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from infer2train.loader.feeding import Feed, measured_feed
 from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import Rehearsal, rehearse
 from infer2train.machine.device import device_of
+from infer2train.machine.place import Place
 from infer2train.oracle.engines import build_engine, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.schemes import get_scheme
@@ -32,6 +34,7 @@ from infer2train.oracle.scorer import Scorer
 from infer2train.pool.pool import Pool
 from infer2train.pool.pools import pool_of
 from infer2train.pool.task import ScoringTask
+from infer2train.pool.transport import Post
 from infer2train.pool.validated import validated
 from infer2train.sources.pipeline import ViewWorkers
 from infer2train.sources.reader import Reader
@@ -253,6 +256,8 @@ def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Min
     samples = host.samples(mining.seed)
     batch_size = usual_batch_size(host.dataloader) or CHUNK_ON_CPU
     assert mining.oracle_chunk is not None
+    cores, _ = pool_of(mining).cores(mining)
+    own = Post.several(mining.oracle_workers, cores)[0].cores  # of the first worker
     chosen, lines = fastest_engine(
         host.model,
         samples,
@@ -260,14 +265,20 @@ def _for_this_machine(host: Host, mining: Mining, choices: Choices) -> tuple[Min
         batch_size=batch_size,
         update_every=mining.update_every,
         rows=mining.oracle_chunk,
+        place=Place(cores=own, num_threads=max(1, len(cores) // mining.oracle_workers)) if own else nullcontext,
+        device=_oracle_device(host, mining),
     )
     return replace(mining, oracle=chosen), (f"oracle auto is {chosen} here", *lines)
 
 
+def _oracle_device(host: Host, mining: Mining) -> torch.device:
+    """Where a torch engine runs that does not say it: where the model is, or in a process on the CPU."""
+    return torch.device("cpu") if pool_of(mining).runs_beside else device_of(host.model)
+
+
 def _task(host: Host, mining: Mining, choices: Choices) -> ScoringTask:
-    """What the pool does. A torch engine that does not say where it runs does so where the model is, or in a process on
-    the CPU."""
-    device = torch.device("cpu") if pool_of(mining).runs_beside else device_of(host.model)
+    """What the pool does."""
+    device = _oracle_device(host, mining)
     samples, chunk = host.samples(mining.seed), mining.oracle_chunk
     assert chunk is not None
     engine, score = None, get_score(mining)

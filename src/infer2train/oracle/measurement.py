@@ -78,6 +78,7 @@ class EngineTrial:
         chunks: rows of a call to try. Default: `CHUNKS`.
         clocks: that time it.
         place: that it runs in.
+        device: where a torch engine runs that does not say it. Default: the model's.
 
     Raises:
         ValueError: the engine cannot run the model, or its package is missing.
@@ -92,13 +93,14 @@ class EngineTrial:
         chunks: Sequence[int] | None = None,
         clocks: tuple[Clock, ...] = WALL,
         place: Callable[[], AbstractContextManager[object]] = nullcontext,
+        device: torch.device | None = None,
     ) -> None:
         chunks = chunks or CHUNKS
         self.name, self._model, self._samples = spec, model, samples
         self._first = 32 if 32 in chunks else chunks[0]
         self._inputs = {rows: samples.calibration(0, rows) for rows in {self._first, *chunks}}
         with place():
-            self._engine = build_engine(spec, model, samples=samples, rows=self._first)
+            self._engine = build_engine(spec, model, device, samples=samples, rows=self._first)
             self._refresh()
             calls = {rows: self._call_of(rows) for rows in chunks if rows == self._first or self._takes(rows)}
         self.refresh = Contestant(name=f"{spec}: refresh", call=self._refresh, seconds=0.0, clocks=clocks, place=place)
@@ -216,7 +218,15 @@ def step_seconds(model: nn.Module, inputs: Any) -> float:
 
 
 def fastest_engine(
-    model: nn.Module, samples: Samples, *, step_seconds: float, batch_size: int, update_every: int, rows: int
+    model: nn.Module,
+    samples: Samples,
+    *,
+    step_seconds: float,
+    batch_size: int,
+    update_every: int,
+    rows: int,
+    place: Callable[[], AbstractContextManager[object]] = nullcontext,
+    device: torch.device | None = None,
 ) -> tuple[str, list[str]]:
     """What `auto` is here: the engine with the highest end-to-end γ at T, and one line on each engine tried.
 
@@ -229,13 +239,15 @@ def fastest_engine(
         batch_size: examples in a step.
         update_every: T.
         rows: of a call.
+        place: that an oracle will have.
+        device: where a torch engine runs that does not say it. Default: the model's.
     """
     found: dict[str, tuple[bool, float]] = {}
     lines: list[str] = []
     trials: list[EngineTrial] = []
     for spec in [spec for spec in CANDIDATES if not missing_packages(spec)]:
         try:
-            trials.append(EngineTrial(spec, model, samples, chunks=(rows,)))
+            trials.append(EngineTrial(spec, model, samples, chunks=(rows,), place=place, device=device))
         except ValueError as error:
             lines.append(f"{spec}: cannot run this model ({error})")
     take_turns([one for trial in trials for one in trial.contestants], rounds=AUTO_ROUNDS)

@@ -1,8 +1,8 @@
 """`infer2train plan`: how many oracles, of which kind, keep γ fed, and what a step costs; from what gamma measures.
 
 Each worker is taken for a device like the one that was measured. What is predicted is a mean step: the slower of the
-trainer and of all workers together, and what no number of workers hides: publishing weights, and the first draw of a
-version, which nobody can begin before its weights are there.
+trainer and of all workers together, and what no number of workers hides: the first draw of a version, which nobody can
+begin before its weights are there. Publishing weights, every T steps, is left out: gamma does not measure it.
 """
 
 import json

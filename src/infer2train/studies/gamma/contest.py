@@ -1,14 +1,11 @@
 """All that `infer2train gamma` times, built once, so that it can take turns: trainer, views, engines."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
-from infer2train.machine.cores import on_cores
+from infer2train.machine.place import Place
 from infer2train.oracle.engines import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import WALL, Contestant, clocks_of, fastest
@@ -21,25 +18,6 @@ MEASURED = ("torch:fp32", "torch:bf16", "openvino:int8", "onnxruntime:int8")
 TRAINER = "trainer"
 PART_ROUNDS = 3
 """In which the parts of a step are timed: nothing is planned with them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Cores and threads that something runs on."""
-
-    cores: tuple[int, ...]
-    """None of them leaves the process where it is."""
-    num_threads: int
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads)
-        try:
-            with on_cores(self.cores):
-                yield
-        finally:
-            torch.set_num_threads(before)
 
 
 class Contest:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.scores import loss
 from infer2train.machine.cores import available_cores, shared_out
 from infer2train.machine.memory import keep_freed_memory
-from infer2train.observe.runlog import CONFIG, cpu_name, read_config
+from infer2train.machine.place import Place
+from infer2train.observe.runlog import cpu_name, read_config
 from infer2train.oracle.engines import ENGINES
 from infer2train.oracle.rounds import WALL, take_turns
 from infer2train.oracle.samples import SourceSamples
 from infer2train.settings import at_least
 from infer2train.sources.views.image_views import ImageViews
 from infer2train.sources.views.named import make_view
-from infer2train.studies.gamma.contest import Contest, Place
+from infer2train.sources.views.view_dataset import ViewDataset
+from infer2train.studies.gamma.contest import Contest
 from infer2train.studies.gamma.recommendation import recommend, side_by_side
 from infer2train.studies.gamma.report import GammaReport
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import CHECKPOINTS
-from infer2train.training.setup import pixel_model
+from infer2train.training.setup import load_splits, pixel_model, view_size, views_of
 
+DEFAULT_MODEL = "resnet44"
 LARGE = 64
 """Images higher than this get random-resized crops, and a thousand classes where no data says otherwise."""
 MADE_IMAGES = 256
@@ -41,7 +45,7 @@ WARM_UP_STEPS = 5
 
 def measure_gamma(
     *,
-    model: str = "resnet44",
+    model: str | None = None,
     data: str | None = None,
     data_cache: str | None = None,
     image_size: int | None = None,
@@ -58,8 +62,8 @@ def measure_gamma(
     """Measure trainer, engines and views of this machine for a model, and say whether mining pays.
 
     Args:
-        model: an entry of `MODELS`.
-        data: a data set's name or folder. Default: random pixels.
+        model: an entry of `MODELS`. Default: resnet44.
+        data: a data set's name or folder. Default: the run's, or random pixels.
         data_cache: folder of the decoded cache.
         image_size: height and width (pixels). Default: as stored; 32 for random pixels.
         label_column: of Parquet shards, where the labels are. Default: found by name and feature.
@@ -69,7 +73,7 @@ def measure_gamma(
         oracle_cores: cores of the oracle, such as "1"; the trainer is measured on the others, and what a step takes
             beside the oracle is predicted. Default: both are measured on all cores.
         compiled: try torch.compile for the trainer too, which takes minutes.
-        run: a run folder whose model, data and newest weights are measured.
+        run: a run folder whose model, data, views and newest weights are measured.
         engines: engines to measure. Default: every one of `MEASURED` that is installed.
         say: called with what is being measured.
 
@@ -82,7 +86,13 @@ def measure_gamma(
     oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
     torch.set_num_threads(threads or len(trainers))
     keep_freed_memory()  # as a training does
-    source, network, described = subject(model, data, data_cache, image_size, run, label_column)
+    if run is None:
+        source, network, described = subject(model or DEFAULT_MODEL, data, data_cache, image_size, label_column)
+    else:
+        for name, given in {"model": model, "image_size": image_size, "label_column": label_column}.items():
+            if given is not None:
+                raise ValueError(f"gamma --run measures the run's own {name}: got {given}; leave it out, or --run")
+        source, network, described = subject_of(run, data, data_cache)
     samples = SourceSamples(source, lambda: np.arange(len(source)), seed=0, split=split_batch)
     ids = np.resize(np.arange(len(source)), batch_size)
     images, targets = source.batch(Addresses(ids, seeds(0, Purpose.VIEW, slot=np.arange(batch_size))))
@@ -136,30 +146,14 @@ def measure_gamma(
     )
 
 
+Subject = tuple[ViewDataset, nn.Module, dict[str, Any]]
+"""What is measured: views, a network, and what they are called."""
+
+
 def subject(
-    model: str,
-    data: str | None,
-    data_cache: str | None,
-    image_size: int | None,
-    run: Path | None,
-    label_column: str | None = None,
-) -> tuple[ImageViews, nn.Module, dict[str, Any]]:
-    """What is measured: views, a network, and what they are called."""
-    weights = None
-    if run is not None:
-        config = from_plain(read_config(run))
-        checkpoint = load_checkpoint(run / CHECKPOINTS)
-        if checkpoint is None:
-            raise ValueError(f"gamma --run needs a run with a checkpoint: got none in {run}; train it first")
-        if config.decode == "on-demand":
-            raise ValueError(
-                f"gamma --run measures images that were decoded once: got {run}, which decodes on demand; pass --model "
-                "and --image-size instead of --run"
-            )
-        model, data, image_size = config.model, config.data, image_size or config.image_size
-        data_cache, label_column = data_cache or config.data_cache, config.label_column
-        weights = checkpoint.state["model"]
-        assert (run / CONFIG).is_file()
+    model: str, data: str | None, data_cache: str | None, image_size: int | None, label_column: str | None = None
+) -> Subject:
+    """A model that is not trained, on the views that images of that size mostly get."""
     if data is None:
         size = image_size or 32
         generator = np.random.default_rng(0)
@@ -172,15 +166,37 @@ def subject(
         pixels, labels, classes, name = loaded.train.images, loaded.train.targets, len(loaded.class_names), loaded.name
         size = pixels.shape[1]
     view = make_view("random-resized-crop-flip" if size > LARGE else "pad-crop-flip", size)
-    channels = pixels.shape[3]
-    network = pixel_model(RunConfig(model=model), classes, channels)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
-    steps = 0
-    if weights is not None:
-        network.load_state_dict(weights)
-        assert checkpoint is not None
-        steps = int(checkpoint.state["loader"]["steps"])
-    return ImageViews(pixels, labels, view), network, {"model": model, "data": name, "steps": steps}
+    network = _network(RunConfig(model=model), classes, channels=pixels.shape[3])
+    return ImageViews(pixels, labels, view), network, {"model": model, "data": name, "steps": 0}
+
+
+def subject_of(run: Path, data: str | None = None, data_cache: str | None = None) -> Subject:
+    """What a run trains: its model with the newest weights, on the views that it trains on.
+
+    Args:
+        run: its folder.
+        data: where its images are. Default: where they were.
+        data_cache: folder of the decoded cache. Default: the run's.
+
+    Raises:
+        ValueError: there is no run or no checkpoint, or its images are not there.
+    """
+    config = from_plain(read_config(run))
+    checkpoint = load_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise ValueError(f"gamma --run needs a run with a checkpoint: got none in {run}; train it first")
+    config = replace(config, data=data or config.data, data_cache=data_cache or config.data_cache)
+    loaded, train, _ = load_splits(config, progress=False)
+    source = views_of(train, make_view(config.view, view_size(config, train)), torch.device("cpu"))
+    channels = source.batch(Addresses(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))[0].shape[1]
+    network = _network(config, len(loaded.class_names), channels)
+    network.load_state_dict(checkpoint.state["model"])
+    steps = int(checkpoint.state["loader"]["steps"])
+    return source, network, {"model": config.model, "data": loaded.name, "steps": steps}
+
+
+def _network(config: RunConfig, classes: int, channels: int) -> nn.Module:
+    return pixel_model(config, classes, channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's types lack it
 
 
 def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> int:
