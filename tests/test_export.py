@@ -121,6 +121,26 @@ def test_ranges_are_those_of_the_runs_own_oracle(run: Path, tmp_path: Path, monk
     assert (seen[0].scheme, seen[0].version) == ("percentile", 4 * 5), "scheme of the run, and its steps"
 
 
+def test_what_cannot_be_written_keeps_nothing_else_from_being_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(subject: Subject, path: Path) -> tuple[str, ...]:
+        path.write_bytes(b"no ONNX")
+        return ()
+
+    for name in set(FORMATS) - {"safetensors", "onnx"}:
+        monkeypatch.delitem(FORMATS, name)
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=write))
+    into = tmp_path / "there"
+    assert main(["export", str(run), "--into", str(into), "--quiet"]) == 0
+    assert "onnx: not written: an exported file must run in a fresh process" in capsys.readouterr().out
+    assert {path.name for path in into.iterdir()} == {"model.safetensors", FACTS, CARD}
+    facts = json.loads((into / FACTS).read_text())
+    assert [file["format"] for file in facts["files"]] == ["safetensors"]
+    assert list(facts["failed"]) == ["onnx"]
+    assert main(["export", str(run), "--into", str(into), "--formats", "onnx", "--quiet"]) == 1, "it was asked for"
+
+
 def test_an_engine_without_files_says_so(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 16, 3)).eval()
     engine = SimulatedEngine(model, samples=GivenSamples(torch.randn(16, 1, 6, 6), torch.arange(16) % 3))

@@ -119,7 +119,7 @@ def _export(options: dict[str, Any]) -> None:
     into = Path(options["into"] or Path(options["folder"]) / "export")
     progress = Console(stderr=True)
     with progress.status("exporting …") as status:
-        found = export(
+        made = export(
             Path(options["folder"]),
             into,
             formats=options["formats"],
@@ -127,14 +127,16 @@ def _export(options: dict[str, Any]) -> None:
             say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
         )
     table = Table("file", "MB", "error, %", "loss", "images/s")
-    for file in found:
+    for file in made.files:
         rate = f"{file.images_per_second:,.0f}"
         table.add_row(file.file, f"{file.megabytes:.2f}", f"{100 * file.error:.2f}", f"{file.loss:.4f}", rate)
     console = Console()
     console.print(table)
-    for file in found:
+    for file in made.files:
         for note in file.notes:
             console.print(f"{file.file}: {note}", highlight=False, soft_wrap=True)
+    for name, reason in made.failed.items():
+        console.print(f"{name}: not written: {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"files and model card: {into / CARD}", highlight=False, soft_wrap=True)
 
 

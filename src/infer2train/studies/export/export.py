@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,14 @@ READ = 256
 """Images that are read at a time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exports:
+    """What was written, and why what was not: format -> reason."""
+
+    files: list[Exported]
+    failed: dict[str, str]
+
+
 def export(
     folder: Path,
     into: Path | None = None,
@@ -40,8 +48,10 @@ def export(
     formats: Sequence[str] = (),
     threads: int = 1,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Exported]:
+) -> Exports:
     """Write the newest good checkpoint of a run in several formats, with a model card beside them.
+
+    Of formats that nobody named, one that this model cannot be written in does not keep the others from being written.
 
     Args:
         folder: of a run of `train`.
@@ -52,9 +62,10 @@ def export(
 
     Raises:
         ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package.
+        Exception: a format that was named cannot be written, or none can: what its engine or runtime says.
 
     Example:
-        >>> export(Path("runs/first"), formats=["openvino-int8"])[0].file
+        >>> export(Path("runs/first"), formats=["openvino-int8"]).files[0].file
         'model-int8.xml'
     """
     chosen = _chosen(formats)
@@ -80,13 +91,14 @@ def export(
     step = int(checkpoint.state["loader"]["steps"])
     try:
         run.model.load_state_dict(checkpoint.state["model"])
-        found = _written_and_judged(_subject(run, step, config.quantization), run, into, chosen, threads, say)
+        subject = _subject(run, step, config.quantization)
+        made = _written_and_judged(subject, run, into, chosen, threads, say, must=formats)
     finally:
         run.loader.close()
-    facts = {"run": str(folder), "step": step, "threads": threads, "files": [asdict(file) for file in found]}
+    facts = {"run": str(folder), "step": step, "threads": threads, **asdict(made)}
     (into / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (into / CARD).write_text(card(run, config, read_run(folder), step, found, threads), encoding="utf-8")
-    return found
+    (into / CARD).write_text(card(run, config, read_run(folder), step, made.files, threads), encoding="utf-8")
+    return made
 
 
 def _chosen(formats: Sequence[str]) -> dict[str, Format]:
@@ -114,19 +126,34 @@ def _subject(run: Run, step: int, scheme: str) -> Subject:
 
 
 def _written_and_judged(
-    subject: Subject, run: Run, into: Path, formats: dict[str, Format], threads: int, say: Callable[[str], None]
-) -> list[Exported]:
-    found = []
+    subject: Subject,
+    run: Run,
+    into: Path,
+    formats: dict[str, Format],
+    threads: int,
+    say: Callable[[str], None],
+    must: Sequence[str],
+) -> Exports:
+    """Every format, as far as it can be; `must` names those that have to be."""
+    files, failed = list[Exported](), dict[str, str]()
     with tempfile.TemporaryDirectory() as scratch:
         pixels, targets = _evaluation_set(run.evaluation_images, Path(scratch))
         for name, kind in formats.items():
-            say(f"{kind.title}: writing {kind.file}")
-            notes = kind.write(subject, into / kind.file)
-            say(f"{kind.title}: judging {kind.file}")
-            figures = _judged(into / kind.file, pixels, targets, threads)
-            size = sum(path.stat().st_size for path in _parts(into / kind.file)) / 1e6
-            found.append(Exported(format=name, file=kind.file, megabytes=size, notes=notes, **figures))
-    return found
+            try:
+                say(f"{kind.title}: writing {kind.file}")
+                notes = kind.write(subject, into / kind.file)
+                say(f"{kind.title}: judging {kind.file}")
+                figures = _judged(into / kind.file, pixels, targets, threads)
+            except Exception as error:  # an engine's and a runtime's errors are of many kinds
+                for part in _parts(into / kind.file):
+                    part.unlink(missing_ok=True)
+                failed[name] = " ".join(str(error).split()) or type(error).__name__
+                if name in must or len(failed) == len(formats):
+                    raise
+            else:
+                size = sum(path.stat().st_size for path in _parts(into / kind.file)) / 1e6
+                files.append(Exported(format=name, file=kind.file, megabytes=size, notes=notes, **figures))
+    return Exports(files=files, failed=failed)
 
 
 def _parts(path: Path) -> list[Path]:
