@@ -10,7 +10,7 @@ from torch import nn
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import METHODS
 from infer2train.sources.views.image_views import ImageViews
-from infer2train.sources.views.named import make_view
+from infer2train.sources.views.named import VIEWS, make_view
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.regimes import REGIMES, regime_defaults
 from infer2train.training.setup import evaluation_view, parameter_groups, pixel_model
@@ -38,12 +38,20 @@ def test_model_and_view_can_be_built(name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, channels), dtype=np.uint8)
     targets = np.zeros(2, dtype=np.int64)
     shown = config.crop_size or size
-    for view in (make_view(config.view, shown), evaluation_view(shown, size)):
+    trained = make_view(config.view, shown)
+    for view in (trained, evaluation_view(trained, (size, size))):
         images, _ = ImageViews(pixels, targets, view).batch(Addresses(np.arange(2), np.arange(2)))
         assert images.shape == (2, channels, shown, shown)
         if size <= 32:  # a forward pass of ResNet-50 takes seconds
             with torch.inference_mode():
                 assert model(images).shape == (2, classes)
+
+
+@pytest.mark.parametrize("stored", [(32, 48), (48, 32), (32, 32)])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_run_is_evaluated_on_images_of_the_size_that_it_trains_on(name: str, stored: tuple[int, int]) -> None:
+    trained = make_view(name, 32)
+    assert evaluation_view(trained, stored).output_size(*stored) == trained.output_size(*stored)
 
 
 def test_the_papers_cifar_run() -> None:

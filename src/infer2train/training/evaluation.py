@@ -52,7 +52,10 @@ def evaluate(
     size = BATCH if device.type == "cpu" else max(BATCH, PIXELS_ON_DEVICE // math.prod(source.output_size))
     with torch.inference_mode():
         parts = [_judged(model, *batch, device) for batch in _batches(source, addresses, size, workers)]
-        losses, places, confidences = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
+        # On the CPU: not every device has float64.
+        losses, places, confidences = (
+            torch.cat(column).cpu() for column in zip(*(part[:3] for part in parts), strict=True)
+        )
         wrong = places > 0
         figures = torch.stack(
             [

@@ -208,11 +208,11 @@ def assembled(
     # Its penalty is a hundred-thousandth of the loss: gradients rounded to ten bits would lose it.
     allow_tf32(config.method != "self-distill")
     stored, channels = _form(train)
-    size = view_size(config, train)
+    view = make_view(config.view, view_size(config, train))
     # Other processes, which make views or score, read the images where they are.
     home = torch.device("cpu") if config.num_workers or config.oracle_num_workers else device
     training_home = torch.device("cpu") if pool_of(config).runs_beside else home
-    training_images = views_of(train, make_view(config.view, size), training_home)
+    training_images = views_of(train, view, training_home)
     model = pixel_model(config, len(data.class_names), channels).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     forward = model if config.compile == "none" else compiled(model, device, "pass --compile none", config.compile)
     optimizer = SGD(
@@ -230,7 +230,7 @@ def assembled(
         pin_memory=device.type == "cuda" and not _is_on_cuda(training_images),
     )
     by_oracle = config.validation == "oracle"
-    evaluation_images = views_of(evaluation, evaluation_view(size, stored), training_home if by_oracle else home)
+    evaluation_images = views_of(evaluation, evaluation_view(view, stored), training_home if by_oracle else home)
     loader = mine(
         base,
         model,
@@ -272,18 +272,21 @@ def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module
     return Pixels(network, mean, std)
 
 
-def _form(split: AnySplit) -> tuple[int | None, int]:
-    """Height and channels of all images; no height where they differ."""
+def _form(split: AnySplit) -> tuple[tuple[int, int] | None, int]:
+    """Size (height, width) and channels of all images; no size where they differ."""
     if isinstance(split, EncodedSplit):
         return None, 3
-    return int(split.images.shape[1]), int(split.images.shape[3])
+    _, height, width, channels = split.images.shape
+    return (height, width), channels
 
 
 def view_size(config: RunConfig, train: AnySplit) -> int:
     """Height and width of the views that a run trains on (pixels)."""
-    size = config.crop_size or _form(train)[0]
-    assert size is not None, "checked before"
-    return size
+    if config.crop_size is not None:
+        return config.crop_size
+    stored, _ = _form(train)
+    assert stored is not None, "checked before"
+    return stored[0]
 
 
 def _check_views(config: RunConfig) -> None:
@@ -316,9 +319,15 @@ def views_of(split: AnySplit, view: View, device: torch.device) -> ViewDataset:
     return ImageViews(placed(split.images, device), split.targets, view)
 
 
-def evaluation_view(size: int, stored: int | None) -> View:
-    """The whole image, or its centre where the run trains on crops of another size."""
-    return Identity() if size == stored else EvaluationCrop(size)
+def evaluation_view(trained: View, stored: tuple[int, int] | None) -> View:
+    """The whole image, or its centre where the run trains on crops of another size.
+
+    Args:
+        trained: the view that the run trains on.
+        stored: height and width of the images; None where they differ (pixels).
+    """
+    size = trained.output_size(*(stored or (1, 1)))  # of images that differ, a view makes one size
+    return Identity() if size == stored else EvaluationCrop(size[0])
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
