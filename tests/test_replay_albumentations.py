@@ -43,11 +43,19 @@ def closed_over() -> Any:
 
 MODULE_LEVEL = flips()
 
+
+def helper(image: Any) -> Any:
+    return MODULE_LEVEL(image=image)
+
+
 AUGMENTED = {
     "attribute": lambda: Augmented(flips()),
     "subset": lambda: Subset(Augmented(flips()), [1, 2, 3, 4, 5]),
     "closure": lambda: Augmented(closed_over()),
     "global": lambda: Augmented(lambda image: MODULE_LEVEL(image=image)),
+    "comprehension": lambda: Augmented(lambda image: {one: MODULE_LEVEL(image=image) for one in [0]}[0]),
+    "inner lambda": lambda: Augmented(lambda image: (lambda one: MODULE_LEVEL(image=one))(image)),
+    "helper": lambda: Augmented(lambda image: helper(image)),
     "partial": lambda: Augmented(partial(flips())),
     "list": lambda: Subset(Augmented(A.Sequential([flips()], p=1.0)), range(5)),
     "lone": lambda: Augmented(A.HorizontalFlip(p=0.5)),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,24 @@ def _inside(thing: Any) -> list[Any]:
         return [thing.__self__]
     if isinstance(thing, FunctionType):
         held = [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
-        named = [thing.__globals__.get(name) for name in thing.__code__.co_names]
-        # A lambda in a script names its transform; whatever else a function names would lead through whole libraries.
-        return held + [value for value in named if type(value).__module__.partition(".")[0] == "albumentations"]
+        named = [thing.__globals__.get(name) for name in _names_in(thing.__code__)]
+        # A lambda in a script names its transform, or a function beside it; whatever else a function names would lead
+        # through whole libraries.
+        return held + [value for value in named if _is_near(value, thing)]
     return list(getattr(thing, "__dict__", {}).values())
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """What a function names, also in its comprehensions, lambdas and inner functions."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
+
+
+def _is_near(value: Any, function: FunctionType) -> bool:
+    """Whether what a function names is a transform, or a function of the same module."""
+    if isinstance(value, FunctionType):
+        return value.__globals__ is function.__globals__
+    return type(value).__module__.partition(".")[0] == "albumentations"
 
 
 def _is_empty(cell: CellType) -> bool:

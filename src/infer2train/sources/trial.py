@@ -21,8 +21,8 @@ COLLATED = 8
 CAUSES = (
     "Likely causes: a private generator (as np.random.default_rng() or torch.Generator()) held by the data set or a "
     "transform or made in worker_init_fn, a transform that changes its argument in place, a counter or a cache, "
-    "several threads, the clock. Draw from `random`, np.random or torch's global generator instead, or pass "
-    "check=False and do without repeatable draws"
+    "several threads, the clock. Draw from `random`, np.random or torch's global generator instead; a transform of "
+    "Albumentations must be an attribute of the data set, or named by a function that is one"
 )
 WORKER_CAUSES = (
     "Likely causes: get_worker_info().seed or .id, a generator made in worker_init_fn, the process's id. Draw from "
