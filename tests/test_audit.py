@@ -66,12 +66,16 @@ def test_a_view_is_shown_beside_the_others_of_its_sample() -> None:
         assert np.array_equal(row.pixels, views.permute(0, 2, 3, 1).numpy())
         assert np.array_equal(row.scores, draw.scores[own].numpy())
         assert row.ranking()[0] == row.chosen, "the hardest was picked"
+        assert row.name_of(1) == "view 1"
 
 
 def test_a_sample_is_shown_beside_candidates_that_lost() -> None:
     draw = drawn("nm-sample")
     chosen = {float(score) for score in draw.scores[torch.from_numpy(draw.chosen)]}
-    for row in audit_draw(draw, VIEWS, gamma=GAMMA, rows=BATCH):
+    ids = {float(score): int(one) for score, one in zip(draw.scores, draw.candidates.ids, strict=True)}
+    for row in audit_draw(draw, VIEWS, gamma=GAMMA, class_names=NAMES, rows=BATCH):
+        names = [f"{NAMES[TARGETS[ids[float(score)]]]} {ids[float(score)]}" for score in row.scores]
+        assert [row.name_of(one) for one in range(GAMMA)] == names, "each by its own label and id"
         losers = np.delete(row.scores, row.chosen)
         assert len(losers) == GAMMA - 1
         assert not chosen & set(losers.tolist()), "those that were picked too are not shown as losers"

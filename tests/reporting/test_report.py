@@ -72,7 +72,7 @@ def test_a_comparison_says_its_verdicts_first(comparison_page, comparison_folder
     for line in summarise(comparison_folder)[1:]:
         assert difference(line.difference).replace("-", "−") in text
         assert line.difference.verdict.value in text
-    order = ("Results", "Error curves", "Training", "Chosen and rejected views", "Configuration", "Run it again")
+    order = ("Results", "Error curves", "Training", "Chosen and rejected", "Configuration", "Run it again")
     positions = [text.index(f" {title} ") for title in order]
     assert positions == sorted(positions)
     assert len(comparison_page.of("svg")) >= 6

@@ -50,16 +50,20 @@ def audit_draw(
         images = tensors_of(inputs)[0]
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return []
-        place = beside.tolist().index(chosen)
+        place, ids = beside.tolist().index(chosen), draw.candidates.ids[beside]
+        are_samples = len(np.unique(ids)) > 1
         sheet.append(
             GalleryRow(
                 epoch=draw.epoch,
                 draw=draw.number,
-                sample_id=int(draw.candidates.ids[chosen]),
+                sample_id=int(ids[place]),
                 label=_label(targets, place, class_names),
                 pixels=as_pixels(images),
                 scores=scores[beside],
                 chosen=place,
+                samples=[f"{_label(targets, other, class_names)} {one}".strip() for other, one in enumerate(ids)]
+                if are_samples
+                else (),
             )
         )
     return sheet

@@ -1,4 +1,4 @@
-"""The gallery: for a few samples of a run, all their views, the oracle's losses and which view was chosen.
+"""The gallery: what was chosen in a run, for a few samples, beside what was not: their other views, or other samples.
 
 The training loop saves it beside the run; the report shows it. Pixels and scores are kept in safetensors, the rest in
 JSON: nothing is executed when it is read.
@@ -21,16 +21,17 @@ SMALLEST, LARGEST = 64, 160
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One sample of one draw with all its views.
+    """One chosen example of one draw beside candidates that were not: the sample's other views, or other samples.
 
     Args:
         epoch: counted from 0.
         draw: counted from 0 over the run.
-        sample_id: which sample.
+        sample_id: which sample was chosen.
         label: its class, by name or number.
-        pixels: its views, uint8; c is 1 (grey) or 3 (red, green, blue).
-        scores: the oracle's score of each view, its loss by default.
-        chosen: which view was trained on.
+        pixels: the candidates, uint8; c is 1 (grey) or 3 (red, green, blue).
+        scores: the oracle's score of each candidate, its loss by default.
+        chosen: which candidate was trained on.
+        samples: what each candidate is, where they are samples of their own; none where they are views of one.
     """
 
     epoch: int
@@ -40,6 +41,7 @@ class GalleryRow:
     pixels: UInt8[np.ndarray, "g h w c"]
     scores: Float[np.ndarray, " g"]
     chosen: int
+    samples: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         views, _, _, channels = self.pixels.shape
@@ -49,8 +51,12 @@ class GalleryRow:
                 f"pixels {self.pixels.shape}, scores {self.scores.shape}, chosen {self.chosen}; log another draw"
             )
 
+    def name_of(self, candidate: int) -> str:
+        """What a candidate is called under its picture."""
+        return self.samples[candidate] if self.samples else f"view {candidate}"
+
     def ranking(self) -> list[int]:
-        """The views from the highest score to the lowest, those that are not a number last."""
+        """The candidates from the highest score to the lowest, those that are not a number last."""
         return sorted(range(len(self.scores)), key=lambda view: (np.isnan(self.scores[view]), -self.scores[view], view))
 
 
@@ -67,10 +73,8 @@ def save_gallery(folder: Path, rows: Sequence[GalleryRow]) -> None:
     for number, row in enumerate(rows):
         tensors[f"{number}.pixels"] = np.ascontiguousarray(row.pixels)
         tensors[f"{number}.scores"] = np.ascontiguousarray(row.scores)
-    index = [
-        {"epoch": row.epoch, "draw": row.draw, "sample_id": row.sample_id, "label": row.label, "chosen": row.chosen}
-        for row in rows
-    ]
+    kept = ("epoch", "draw", "sample_id", "label", "chosen", "samples")
+    index = [{name: getattr(row, name) for name in kept} for row in rows]
     replace_file(folder / TENSORS, save(tensors))
     replace_file(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
 
