@@ -121,6 +121,20 @@ def test_versions_are_evaluated_as_inline_and_the_run_is_the_same(tmp_path: Path
     assert (validation.best.version, validation.best.error) == (best, expected[best][1])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"method": "infobatch", "epochs": 8, "update_every": 2}, {"mine_every": 4, "update_every": 1}],
+    ids=["a last part that is not scored", "versions that no draw has"],
+)
+def test_a_version_that_is_kept_for_less_than_it_takes_is_left_unfinished(settings: dict[str, Any]) -> None:
+    model = network()
+    optimizer = sgd(model)
+    settings = {"method": "nm-augment", "gamma": 2, "oracle_chunk": CHUNK, **settings}
+    loader = infer2train.mine(jittered(), model, optimizer, validation=Plain(2000), **settings, **IN_PROCESS)
+    assert sum(1 for _ in range(8) for _ in draws(loader, model, optimizer)) == 8 * len(loader)
+    loader.close()
+
+
 def test_of_numbers_there_is_a_loss_and_no_error_also_where_a_worker_is_killed() -> None:
     model = network(outputs=1)
     optimizer = sgd(model, lr=0.0)

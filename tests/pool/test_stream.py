@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conformance.pool import TASKS, Task, case, check_pool
 from infer2train.batches import map_tensors
+from infer2train.draws.addresses import Addresses
 from infer2train.loader.mine import mine
+from infer2train.oracle.scorer import Scorer
 from infer2train.oracle.snapshot import NotFiniteError, Record
 from infer2train.pool.stream import StreamPool
-from infer2train.pool.task import Answer
+from infer2train.pool.task import Answer, ScoringTask
+from infer2train.sources.pipeline import ViewWorkers
+from infer2train.sources.reader import Reader
 from infer2train.sources.replay import Replay
+from infer2train.sources.source import Source
 from pool.process_pools import scoring_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,6 +53,39 @@ def test_a_ruined_record_is_told_of_when_its_scores_are_asked_for() -> None:
     pool.publish(images.record(200))
     pool.submit(1, images.addresses(1), 200)
     assert pool.collect(1).version == 200
+    pool.close()
+
+
+class FailsOnce(Source):
+    """Ids as data, of which one cannot be read the first time."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+
+    def __len__(self) -> int:
+        return 1000
+
+    @property
+    def moves_random_state(self) -> bool:
+        return False
+
+    def batch(self, addresses: Addresses) -> tuple[Tensor, Tensor]:
+        if 4 in addresses.ids and not self.has_failed:
+            self.has_failed = True
+            raise OSError("the network disk is gone, for once")
+        return torch.from_numpy(addresses.ids).float(), torch.from_numpy(addresses.ids)
+
+
+def test_after_a_draw_that_failed_the_next_ones_are_scored_on_their_own_views() -> None:
+    source, workers = FailsOnce(), ViewWorkers()
+    reader, scorer = Reader(source, workers), Scorer(score=None, chunk=4)
+    task = ScoringTask(source=source, reader=reader, view_workers=workers, engine=None, scorer=scorer)
+    pool = StreamPool(task, torch.device("cpu"))
+    for draw in range(2):
+        pool.submit(draw, Addresses(np.arange(12) + 100 * draw, np.zeros(12, dtype=np.int64)), None)
+    with pytest.raises(OSError, match="for once"):
+        pool.collect(0)
+    assert pool.collect(1).tree["targets"].tolist() == list(range(100, 112))
     pool.close()
 
 

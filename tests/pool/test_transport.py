@@ -18,13 +18,14 @@ import torch
 from conformance.pool import TASKS, Task, case, check_pool
 from infer2train.draws.mining import Mining
 from infer2train.pool.channel import Channel, channel_pair, wait_for
-from infer2train.pool.messages import Cancel, Do, Done, News, Order, Take
+from infer2train.pool.messages import Cancel, Do, Done, Failed, News, Order, Take
 from infer2train.pool.pool import Pool
 from infer2train.pool.segment import Segment
 from infer2train.pool.supervisor import SupervisedPool
 from infer2train.pool.task import Task as Work
 from infer2train.pool.transport import Desk, Link, LinkClosedError, Post, Transport
 from infer2train.pool.worker import Worker
+from infer2train.pool.worker_process import WorkerProcess
 from pool.process_pools import scoring_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -208,6 +209,22 @@ def test_a_message_that_breaks_off_is_never_seen() -> None:
     theirs.close()
     with pytest.raises(LinkClosedError):
         ours.receive()
+
+
+def test_a_worker_that_says_why_it_goes_is_heard_by_whoever_had_more_to_tell_it() -> None:
+    link = object.__new__(WorkerProcess)
+    link.channel, end = channel_pair()
+    theirs, many = Channel(end), np.arange(1 << 16)
+    while not link.channel.is_sending:
+        link.tell(Do(1, 1, 0, many, many))
+    theirs.send(Failed(None, "OSError", "cannot open /data/x.h5", "where"))
+    theirs.close()
+    (said,) = link.heard()
+    assert isinstance(said, Failed)
+    assert said.message == "cannot open /data/x.h5"
+    with pytest.raises(LinkClosedError):
+        link.heard()
+    link.channel.close()
 
 
 def test_nobody_who_is_slow_holds_the_other_up() -> None:

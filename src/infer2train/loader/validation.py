@@ -1,7 +1,8 @@
 """Free validation: each version is evaluated on held-out data by the oracle, in time in which no draw waits for it.
 
 Beside `picking`, which tells of the version that is in use. Nothing here changes what is selected, or when: what is
-asked of the pool is small, and done last. A version whose successor came into use first is left unfinished. Of several
+asked of the pool is small, and done last. A version whose successor came into use first, or which no draw may have any
+more, is left unfinished. Of several
 ranks the first one's oracle evaluates, and the others hear of it when an epoch has ended.
 """
 
@@ -116,6 +117,8 @@ class Validation:
 
     def advance(self) -> None:
         """Take in what was done, and have as much more on its way; waits for nobody."""
+        if self._version is not None and self._version not in self._pool.records:
+            self._version, self._found, self._left = None, {}, deque()  # no draw was scored for longer than it is kept
         for answer in self._pool.answered_asides():
             self._found[answer.draw] = answer.tree
         if self._version is None or self._version in self.curve:

@@ -67,10 +67,21 @@ class Refresher:
             published.program = self._beside.submit(self._prepare, published)
 
     def retire(self, version: int) -> None:
-        """Forget the versions below this one."""
+        """Forget the versions below this one; what nobody has begun to prepare of them is not prepared."""
+        for v, published in self._published.items():
+            if v < version and published.program is not None:
+                published.program.cancel()
         self._published = {v: published for v, published in self._published.items() if v >= version}
         if self._in_use is not None and self._in_use.version < version:
             self._in_use = None  # the engine has copied what it needs
+
+    def skip(self, version: int) -> None:
+        """Do without the versions below this one that nobody has begun to prepare."""
+        self._published = {
+            v: published
+            for v, published in self._published.items()
+            if v >= version or published.program is None or not published.program.cancel()
+        }
 
     def use(self, version: int) -> None:
         """Have the engine use the weights of a version; waits until they are prepared.

@@ -3,6 +3,7 @@
 Kept beside the seats, which come and go: a job is done again by whoever sits there next, or is given to another.
 """
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -100,11 +101,15 @@ class Jobs:
 
     # The end
 
-    def cancelled_asides(self) -> list[int]:
-        """The tickets of all asides, which are forgotten with this."""
-        tickets = list(self._asides)
-        self._asides.clear()
+    def cancelled_asides(self, below: float = math.inf) -> list[int]:
+        """The tickets of all asides of versions below one, which are forgotten with this."""
+        tickets = [
+            ticket
+            for ticket, job in self._asides.items()
+            if job.order.version is not None and job.order.version < below
+        ]
         for ticket in tickets:
+            self._asides.pop(ticket)
             self._answers.pop(ticket, None)
         return tickets
 

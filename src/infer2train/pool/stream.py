@@ -167,8 +167,12 @@ class StreamPool(Pool):
     def _do(self, draw: int, addresses: Addresses, version: int | None, taken: "Future[None] | None") -> Answer:
         if taken is not None:
             taken.result()  # it came before; this says why it failed, if it did
-        self._pool.submit(draw, addresses, version)
-        answer = self._pool.collect(draw)
+        try:
+            self._pool.submit(draw, addresses, version)
+            answer = self._pool.collect(draw)
+        except Exception:
+            self._pool.forget()  # or the draws after it would get what is left of its views
+            raise
         if self._stream is not None:
             self._stream.synchronize()  # of the oracle's stream alone: whoever collects may use them on any
         return answer

@@ -117,6 +117,8 @@ class SupervisedPool(Pool):
         self._look(0.0)
 
     def retire(self, version: int) -> None:
+        for ticket in self._jobs.cancelled_asides(below=version):  # draws of it there are none
+            self._tell(Cancel(ticket))
         self._published = {v: published for v, published in self._published.items() if v >= version}
         self._tell(Retire(version))
 

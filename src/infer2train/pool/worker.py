@@ -1,7 +1,7 @@
 """A worker: takes records and draws from its desk, does its task, and tells what came of it. Knows not where it runs.
 
 One thread works; it looks for orders between chunks, so that a record is prepared (by a second thread) while draws of
-the version before are still being done, and a draw that nobody wants any more is left.
+the version before are still being done, and a draw that nobody wants any more is not begun.
 """
 
 import warnings
@@ -135,8 +135,7 @@ class Worker:
             case Forget():
                 self._forget()
             case Retire():
-                if self._refresher is not None:
-                    self._refresher.retire(order.version)
+                self._retire(order.version)
             case Stop():
                 self._is_stopped = True
                 self._pipeline.close()
@@ -148,6 +147,14 @@ class Worker:
         tensors = _Numbered(order.tensors)
         tensors.number = order.number
         self._refresher.publish(Record(order.version, tensors, order.ranges, order.probe_scores))
+
+    def _retire(self, version: int) -> None:
+        assert self._refresher is not None
+        if self._post.is_freshest:
+            # What is being prepared comes into use, or weights that are published faster than prepared never would.
+            self._refresher.skip(version)
+        else:
+            self._refresher.retire(version)
 
     def _cancel(self, ticket: int) -> None:
         self._asides = deque(job for job in self._asides if job.order.ticket != ticket)
@@ -209,6 +216,7 @@ class Worker:
                 return  # what is in use is the newest that could be used at once
             # A draw may wait longer than its version is kept.
             version = max(self._refresher.records) if ready is None else ready
+            self._refresher.retire(version)
         self._desk.enter("refreshing")
         self._refresher.use(version)
 

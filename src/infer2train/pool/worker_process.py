@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -16,7 +16,7 @@ from infer2train.pool.channel import channel_pair
 from infer2train.pool.messages import News, Order
 from infer2train.pool.process_desk import Setting, work
 from infer2train.pool.pulse import Pulse
-from infer2train.pool.transport import Link, Post
+from infer2train.pool.transport import Link, LinkClosedError, Post
 
 GUARD = (
     "pool='process' starts Python processes that import your script: put what the script does under "
@@ -65,7 +65,8 @@ class WorkerProcess(Link):
         self.channel.send(order)
 
     def heard(self) -> list[News]:
-        self.channel.flush()
+        with suppress(LinkClosedError):  # it may have said why it went
+            self.channel.flush()
         return self.channel.receive()
 
     def how_it_ended(self, *, patience_seconds: float = 0.0) -> str | None:
