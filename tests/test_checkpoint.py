@@ -1,5 +1,6 @@
 """A run survives what befalls it: flipped bits, killed processes, full disks; and goes on with the same numbers."""
 
+import errno
 import os
 import random
 import shutil
@@ -205,6 +206,25 @@ def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     shutil.copytree(folder / "step-00000150", left)
     save_checkpoint(folder, 175, state_of(175))
     assert not left.exists()
+
+
+def test_what_cannot_be_removed_is_told_of_and_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where a file that somebody has open stays under another name."""
+
+    def rmtree(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", rmtree)
+        for step in (200, 250, 250, 300):
+            with pytest.warns(RuntimeWarning, match="got 'Directory not empty' .* training goes on"):
+                save_checkpoint(folder, step, state_of(step), keep=2)
+            loaded = load_checkpoint(folder)
+            assert loaded is not None
+            assert (loaded.step, loaded.rejected) == (step, ())
+    assert {"step-00000250", "step-00000300"} == {name for name in names(folder) if not name.startswith(".")}
+    save_checkpoint(folder, 350, state_of(350), keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000300", "step-00000350"], "tidied up later"
 
 
 def test_a_state_that_cannot_be_saved_touches_nothing(folder: Path) -> None:

@@ -14,10 +14,12 @@ writes to a folder, any number may read. Saving waits for the disk; what a state
 """
 
 import errno
+import itertools
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
         TypeError, ValueError: the state holds what cannot be saved; nothing was touched.
         CheckpointError: writing failed (a full disk, say). The earlier checkpoints are as they were.
 
+    Warns:
+        RuntimeWarning: an old checkpoint, or what an earlier save left, cannot be removed. The new one is there.
+
     Example:
         >>> save_checkpoint(Path("run/checkpoints"), 150, {"model": model.state_dict()}).name
         'step-00000150'
@@ -85,28 +90,27 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
     if step < 0 or keep < 1:
         raise ValueError(f"step must be at least 0 and keep at least 1: got step={step}, keep={keep}; use keep=3")
     text, tensors = encode(state)
-    unfinished = folder / f"{_UNFINISHED}{_name(step)}"
+    _tidy(folder)
+    unfinished = _unused(folder / f"{_UNFINISHED}{_name(step)}")
     try:
         if not folder.exists():
             folder.mkdir(parents=True)
             sync(folder.parent)
-        _tidy(folder)
         unfinished.mkdir()
         writers = {_TENSORS: lambda path: _write_tensors(path, tensors), _STATE: lambda path: path.write_text(text)}
         write_folder(unfinished, step, writers)
         _put_in_place(unfinished, folder / _name(step))
-        for old_step, path in list(_checkpoints(folder, until=step))[keep:]:
-            assert old_step < step, path
-            _remove(path)
     except OSError as error:
-        # A disk that refuses to write may refuse to tidy up as well; the next save does it then.
-        with suppress(OSError):
-            _tidy(folder)
+        _tidy(folder)
         file = Path(error.filename or unfinished).name
         raise CheckpointError(
             f"a checkpoint must be written whole: got '{error.strerror or error}' for {file} of step {step} in "
             f"{folder}; the last good checkpoint is {_last_good(folder)}; free space or mend the disk, then resume"
         ) from error
+    _tidy(folder)
+    for _, path in list(_checkpoints(folder, until=step))[keep:]:
+        with _tried(folder):
+            _remove(path)
     return folder / _name(step)
 
 
@@ -168,32 +172,51 @@ def _write_tensors(path: Path, tensors: Mapping[str, Shaped[torch.Tensor, "..."]
 
 def _put_in_place(unfinished: Path, target: Path) -> None:
     """Rename the finished folder to its own name; one that has the name already waits beside it until that is done."""
-    replaced = target.with_name(target.name + _REPLACED)
     if target.exists():
-        target.rename(replaced)
+        target.rename(target.with_name(target.name + _REPLACED))
     unfinished.rename(target)
     sync(target.parent)
-    if replaced.exists():
-        _remove(replaced)
+
+
+@contextmanager
+def _tried(folder: Path) -> Iterator[None]:
+    """Within, something is removed; where that cannot be (open files on NFS, say), it is no reason to stop."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"old checkpoints must be removed: got '{error.strerror or error}' in {folder}; the newest one is whole, "
+            f"and training goes on. What stays there under names like {_UNFINISHED}… can be removed by hand",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint under another name, so that half of one is never taken for a damaged one."""
-    doomed = path.with_name(f"{_UNFINISHED}{path.name}")
+    doomed = _unused(path.with_name(f"{_UNFINISHED}{path.name}"))
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _unused(path: Path) -> Path:
+    """This path, or one like it where something is in its way that could not be removed."""
+    others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(one for one in itertools.chain([path], others) if not one.exists())
 
 
 def _tidy(folder: Path) -> None:
     """Clear up after a save that was killed or failed: remove what is unfinished, finish or undo a replacement."""
     for unfinished in folder.glob(f"{_UNFINISHED}step-*"):
-        shutil.rmtree(unfinished)
+        with _tried(folder):
+            shutil.rmtree(unfinished)
     for replaced in folder.glob(f"step-*{_REPLACED}"):
         target = replaced.with_name(replaced.name.removesuffix(_REPLACED))
-        if target.exists():
-            _remove(replaced)
-        else:
-            replaced.rename(target)
+        with _tried(folder):
+            if target.exists():
+                _remove(replaced)
+            else:
+                replaced.rename(target)
 
 
 def _last_good(folder: Path) -> str:
