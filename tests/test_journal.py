@@ -64,7 +64,7 @@ def test_what_befalls_an_oracle_is_written_and_said_once(tmp_path: Path) -> None
         warn=said.append,
         report=False,
     )
-    journal.begin(is_new=True, steps=0)
+    journal.begin(is_new=True, draws=0)
     draw = draw_at(made("nm-augment"), 1.0)
     for step in (1, 2, 3):
         totals |= {"skipped_draws": float(step), "seconds": float(step), "draws": float(step)}

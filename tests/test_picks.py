@@ -112,6 +112,35 @@ def test_a_run_that_was_broken_off_and_goes_on_has_the_rows_of_one_that_was_not(
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+def test_a_state_taken_between_micro_batches_keeps_their_rows(tmp_path: Path) -> None:
+    def made() -> Any:
+        return mine(jittered(), model, optimizer, gamma=2, accumulation_steps=3, update_every=2, log_dir=tmp_path)
+
+    torch.manual_seed(0)
+    model = network()
+    optimizer = sgd(model)
+    loader = made()
+    for number, (images, targets) in enumerate(loader):
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        if number == 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        if number == 4:
+            break
+    saved = {"loader": loader.state_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    saved = torch.load(_written(saved, tmp_path / "state.pt"), weights_only=True)
+    loader.close()
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    again = made()
+    again.load_state_dict(saved["loader"])
+    for images, targets in again:
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    again.close()
+    assert np.unique(read_picks(tmp_path)["draw"]).tolist() == list(range(6)), "also of draws 3 and 4, done before"
+
+
 def _written(state: Any, path: Path) -> Path:
     torch.save(state, path)
     return path
@@ -122,7 +151,7 @@ def test_too_many_rows_are_thinned_over_the_whole_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(picks, "MOST_ROWS", 150)
     found = seen(None, epochs=8)
     for folder, keeps_all in ((tmp_path / "all", True), (tmp_path / "some", False)):
-        log = PickLog(folder, is_of_views=True, steps=0, keeps_all=keeps_all)
+        log = PickLog(folder, is_of_views=True, draws=0, keeps_all=keeps_all)
         for draw in found:
             log.add(draw)
         log.flush()
@@ -136,7 +165,7 @@ def test_too_many_rows_are_thinned_over_the_whole_run(tmp_path: Path, monkeypatc
     expected = all_of_them["draw"] % stride == 0
     for name in COLUMNS:
         np.testing.assert_array_equal(some[name], all_of_them[name][expected])
-    again = PickLog(tmp_path / "some", is_of_views=True, steps=40)
+    again = PickLog(tmp_path / "some", is_of_views=True, draws=40)
     again.add(found[41])
     again.flush()
     assert np.unique(read_picks(tmp_path / "some")["draw"]).tolist() == list(range(0, 40, stride)), "the stride is kept"

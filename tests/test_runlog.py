@@ -134,3 +134,24 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) == {"step/loss", "step/step"}
     (scalar,) = events.Scalars("step/loss")
     assert (scalar.step, scalar.value) == (7, 0.5)
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["in the same process", "in another"])
+def test_tensorboard_shows_no_step_twice(is_open: bool, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write("step", step=step, loss=float(step))
+    if is_open:
+        log.take_back(1, 0)
+    else:
+        log.close()
+        take_back(tmp_path, 1, 0)
+        log = RunLog(tmp_path)
+    log.write("step", step=2, loss=20.0)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("step/loss")] == [(1, 1.0), (2, 20.0)]

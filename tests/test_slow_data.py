@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from infer2train import mine
 from infer2train.draws.mining import Mining
+from infer2train.loader import feeding
 from infer2train.loader.feeding import JUDGED, READ, UNJUDGED, Feed, FeedWatch, measured_feed
 from infer2train.machine.cores import available_cores
 from infer2train.observe.timeline import TRAINER, Span, Timeline
@@ -84,6 +85,20 @@ def test_the_first_draws_are_not_judged_and_one_warning_is_enough() -> None:
             timeline.add(Span(TRAINER, "scores", 0.0, 1.5))
             timeline.add(Span(TRAINER, "train", 0.0, 9.0 if number < UNJUDGED else 0.4))
     assert len(caught) == 1
+
+
+def test_no_more_steps_wait_for_the_gpu_than_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(feeding, "wait_for_gpu", lambda: waits.append(1))
+    timeline = Timeline()
+    timeline.listen(FeedWatch(feed()).add)
+    for _ in range(100):  # of a ramp's beginning, where nothing is scored
+        timeline.add(Span(TRAINER, "train", 0.0, 0.4))
+    assert len(waits) == UNJUDGED + JUDGED
+    for _ in range(UNJUDGED + JUDGED - 1):
+        timeline.add(Span(TRAINER, "scores", 0.0, 1.5))
+    with pytest.warns(RuntimeWarning, match="the data cannot feed"):
+        timeline.add(Span(TRAINER, "scores", 0.0, 1.5))
 
 
 def test_few_items_are_read_for_it() -> None:

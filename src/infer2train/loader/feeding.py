@@ -172,7 +172,7 @@ class FeedWatch:
             return
         if span.name == "scores":
             self._waiting.append(span.seconds)
-        elif span.name == "train":
+        elif span.name == "train" and len(self._training) < UNJUDGED + JUDGED:
             started = perf_counter()
             wait_for_gpu()  # the loop may only have handed it work
             self._training.append(span.seconds + perf_counter() - started)

@@ -93,32 +93,32 @@ class Journal:
         """
         self._open_log, self._more, self._warn, self._writes_report = open_log, more, warn, report
 
-    def begin(self, is_new: bool, steps: int) -> None:
+    def begin(self, is_new: bool, draws: int) -> None:
         """Begin to write, if that was asked for and is not done yet.
 
         Args:
             is_new: whether no run goes on.
-            steps: done so far.
+            draws: handed out so far.
         """
         if self._open_log is not None:
             self._log, self._open_log = self._open_log(is_new), None
-            self._picks = self._picks_from(steps)
+            self._picks = self._picks_from(draws)
             self._health = Health(self._mining, self._draws_per_epoch(), self._timeline, self._log, self._warn)
             self._mark = self._totals()
 
-    def take_back(self, steps: int, epoch: int) -> None:
+    def take_back(self, steps: int, epoch: int, draws: int) -> None:
         """Forget rows after a checkpoint that a run goes on from."""
         if self._log is not None:
             self._log.take_back(steps, epoch)
-            self._picks = self._picks_from(steps)
+            self._picks = self._picks_from(draws)
 
-    def _picks_from(self, steps: int) -> PickLog | None:
+    def _picks_from(self, draws: int) -> PickLog | None:
         if self._log is None or self._mining.audit == "off" or not self._choices.looks_at_candidates:
             return None
         return PickLog(
             self._log.folder,
             is_of_views=self._choices.candidates == "views",
-            steps=steps,
+            draws=draws,
             keeps_all=self._mining.audit == "all",
         )
 

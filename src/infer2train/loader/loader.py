@@ -140,7 +140,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         if self._surroundings.tells_epochs:
             self.set_epoch(self._course.next_epoch)
         is_another = self._course.read_order(self._dataloader)
-        self.journal.begin(self._course.is_new, self.steps)
+        self.journal.begin(self._course.is_new, self._course.draws)
         self.journal.go_on()
         self._course.warn_of_stale_weights()
         if self._course.begin_epoch() and is_another:
@@ -234,5 +234,5 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         self._state.load_state_dict(state)
         if self.validation is not None and "validation" in state:
             self.validation.load_state_dict(state["validation"])
-        self.journal.begin(self._course.is_new, self.steps)
-        self.journal.take_back(self.steps, self.epoch)
+        self.journal.begin(self._course.is_new, self._course.draws)
+        self.journal.take_back(self.steps, self.epoch, self._course.draws)

@@ -53,16 +53,16 @@ class PickLog:
     Args:
         folder: of the run.
         is_of_views: whether a view of each sample is picked, and not samples.
-        steps: done so far: rows of later ones are of a run that was broken off, and are taken back.
+        draws: handed out so far: rows of later ones are of a run that was broken off, and are taken back.
         keeps_all: keep the rows of every draw, however many there are.
     """
 
-    def __init__(self, folder: Path, *, is_of_views: bool, steps: int, keeps_all: bool = False) -> None:
+    def __init__(self, folder: Path, *, is_of_views: bool, draws: int, keeps_all: bool = False) -> None:
         self._folder = folder / PICKS
         self._is_of_views, self._keeps_all = is_of_views, keeps_all
         self._held: list[Rows] = []
         self._held_rows, self._written_rows, self._stride, self._parts = 0, 0, 1, 0
-        self._take_back(steps)
+        self._take_back(draws)
 
     def add(self, draw: Draw) -> None:
         """Take note of a draw that was handed out."""
@@ -87,12 +87,12 @@ class PickLog:
             self._stride *= 2
             self._rewrite(lambda rows: rows["draw"] % self._stride == 0)
 
-    def _take_back(self, steps: int) -> None:
+    def _take_back(self, draws: int) -> None:
         if self._folder.is_dir():
             parts = sorted(self._folder.glob("part-*.parquet"))
             self._stride = max((_stride_of(part) for part in parts), default=1)
             self._parts = 1 + max((int(part.stem.rpartition("-")[2]) for part in parts), default=-1)
-            self._rewrite(lambda rows: (rows["step"] < steps) & (rows["draw"] % self._stride == 0))
+            self._rewrite(lambda rows: (rows["draw"] < draws) & (rows["draw"] % self._stride == 0))
 
     def _rewrite(self, keeps: Any) -> None:
         """Leave rows out of every part that holds some of them."""

@@ -63,9 +63,11 @@ class RunLog:
 
     def take_back(self, step: int, epoch: int) -> None:
         """Drop the rows that going on after `step`, in `epoch`, will write again."""
-        self._file.close()
+        self.close()
         take_back(self.folder, step, epoch)
         self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+        if self._board is not None:
+            self._board = _summary_writer(self.folder)
 
     def close(self) -> None:
         """Close the files. May be called twice."""
@@ -163,8 +165,11 @@ def cpu_name() -> str:
 
 
 def _summary_writer(folder: Path) -> Any:
+    """Of TensorBoard, which shows none of the steps that were taken back."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    board = folder / "tensorboard"
+    told = [int(row["step"]) for row in read_rows(folder) if row["kind"] in ("step", "epoch")]
+    return SummaryWriter(str(board), purge_step=1 + max(told, default=-1) if board.is_dir() else None)
