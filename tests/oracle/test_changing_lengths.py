@@ -72,7 +72,11 @@ def test_integers_mean_what_the_simulation_says_at_every_length(spec: str) -> No
     engine, record = ready(spec)
     assert engine.takes_any_size
     assert engine.totals()["fp32_versions"] == engine.totals()["recalibrations"] == 0
-    means = Simulation(engine.graph, specify(engine.graph, engine.weights, record.ranges), engine.clipped)
+    means = Simulation(
+        engine.graph,
+        specify(engine.graph, engine.weights, record.ranges, weight_bits=engine.weight_bits),
+        engine.clipped,
+    )
     for length in (SHORTEST, 33, 97, LONGEST):
         inputs = texts([length, SHORTEST, *[length // 2] * ROWS], length)
         got, expected = tensors_of(engine.outputs(inputs)), means(inputs)
