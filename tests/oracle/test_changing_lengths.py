@@ -161,6 +161,44 @@ def test_ranges_are_of_samples_whose_tokens_were_flattened_at_every_length(first
         torch.testing.assert_close(measured, expected)
 
 
+class Deeper(nn.Module):
+    """Layers behind layers, a parameter in front of a sum, and tokens of two kinds, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.shift = nn.Parameter(torch.full((6,), 0.5))
+        self.grid, self.of_grid = nn.Parameter(torch.linspace(-1, 1, 10).view(5, 2)), nn.Linear(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        rows = self.shift + torch.relu(self.first(x.reshape(-1, width)))
+        rows = torch.cat([self.second(rows), rows], 1)[:, :6] + self.of_grid(self.grid).mean(0)
+        return self.third(rows).view(n, length, 3).mean(1)
+
+
+def test_ranges_behind_the_first_layer_are_of_samples_too() -> None:
+    torch.manual_seed(0)
+    model = Deeper().eval()
+    x = torch.randn(6, 7, 4) * torch.rand(6, 7, 1)
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, given, name=name: seen.update({name: given[0].detach()}))
+        for name, layer in model.named_children()
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    graph = WeightGraph(model, x, others=[x[:, :3]])
+    measured = measure_ranges(graph, graph.tensors(state_of(model)), x)
+    for name in ("first", "second", "third"):
+        of_samples = seen[name].view(6, -1)
+        expected = torch.stack([of_samples.amin(1).mean(), of_samples.amax(1).mean()])
+        torch.testing.assert_close(measured[f"{name}.weight/input"], expected, msg=name)
+    expected = torch.tensor([-1.0, 1.0])
+    torch.testing.assert_close(measured["of_grid.weight/input"], expected, msg="without samples: its extremes")
+
+
 class OfOneLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()

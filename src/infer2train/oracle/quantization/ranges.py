@@ -38,11 +38,14 @@ def measure_ranges(
     ranges: dict[str, Tensor] = {}
     samples = batch_size(inputs)
 
-    def watch(site: Site, dim: int) -> Any:
+    def watch(site: Site) -> Any:
         def measure(seen: Tensor) -> Tensor:
             # Samples whose rows were flattened into one dimension are told apart again.
             apart, together = site.flattened or (1, 1)
             x = seen if site.flattened is None else torch.unflatten(seen, 0, (apart, samples, together))
+            dim = site.batch_dim
+            if dim is None:  # without samples: as of one
+                x, dim = seen[None], 0
             others = tuple(d for d in range(x.ndim) if d != dim)
             if percentile is None:
                 low, high = (x.amin(others), x.amax(others)) if others else (x, x)
@@ -54,9 +57,7 @@ def measure_ranges(
 
         return measure
 
-    acts = {
-        number: watch(site, site.batch_dim) for number, site in enumerate(graph.sites) if site.batch_dim is not None
-    }
+    acts = {number: watch(site) for number, site in enumerate(graph.sites) if site.kind != "weight"}
     graph.run(tensors, inputs, acts)
     return ranges
 

@@ -9,6 +9,7 @@ throughout. What a linear layer gives stays real, so logits are not rounded to 2
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class Site:
         name: the weight's name, and `/input` or `/output` behind it for what the layer reads and gives; the second
             tensor that a shared layer reads is `/input.1`.
         kind: weight, input or output.
-        batch_dim: the dimension that counts samples; None for a weight.
+        batch_dim: the dimension that counts samples; None for a weight, and for what follows from weights alone.
         flattened: where samples and their rows (tokens, say) were made one dimension: how many rows of other samples
             lie between two of one, and how many of one lie together; -1 for the one that changes with the inputs'
             size. The samples are then dimension `batch_dim` of the tensor with its first dimension taken apart into
@@ -175,6 +176,7 @@ class SiteFinder:
         self.sites.append(Site(f"{name}.{taken}" if taken else name, kind, dim, flattened))
         with self._graph.inserting_after(self._inputs[-1] if source.op == "placeholder" else source):
             node = self._graph.call_function(at_site, (source, number))
+        node.meta["val"] = source.meta.get("val")  # of the same shape: what reads it is followed back through it
         for reader in readers:
             reader.replace_input_with(source, node)
         self._number[node] = number
@@ -208,14 +210,14 @@ def _inside(graph: fx.Graph) -> Iterator[fx.Node]:
             yield from _inside(inner.graph)
 
 
-def _batch_dim(node: fx.Node, rows: Collection[Any]) -> tuple[int, tuple[int, int] | None]:
+def _batch_dim(node: fx.Node, rows: Collection[Any]) -> tuple[int | None, tuple[int, int] | None]:
     """The dimension that counts samples, and how they lie where they were flattened together with others.
 
     It is the dimension whose size is that of the inputs' first. Where there is none, the tensor is followed back to
-    where it was flattened; a tensor of which nothing is known has its samples first.
+    where it was flattened; one that leads back to no input has no samples in it. Where the inputs' first size is fixed,
+    nothing is known of any, and samples are taken to come first.
     """
-    found: Any = node
-    while isinstance(found, fx.Node) and "val" in found.meta and isinstance(found.meta["val"], Tensor):
+    for found in _behind(node):
         shape = found.meta["val"].shape
         for dim, size in enumerate(shape):
             if _symbol(size) in rows:
@@ -227,8 +229,19 @@ def _batch_dim(node: fx.Node, rows: Collection[Any]) -> tuple[int, tuple[int, in
                     return 1, (-1, together)
                 changes = any(isinstance(other, torch.SymInt) for other in shape[dim + 1 :])
                 return 1, (apart, -1 if changes else together)
-        found = found.args[0] if found.args else None
-    return 0, None
+    return (None if rows else 0), None
+
+
+def _behind(node: fx.Node) -> Iterator[fx.Node]:
+    """A node, and those that it is computed from, the nearest first; those that are tensors."""
+    waiting, seen = deque([node]), {node}
+    while waiting:
+        found = waiting.popleft()
+        if isinstance(found.meta.get("val"), Tensor):
+            yield found
+        nearest = [before for before in found.all_input_nodes if before not in seen]
+        seen.update(nearest)
+        waiting.extend(nearest)
 
 
 def _symbol(size: Any) -> Any:
