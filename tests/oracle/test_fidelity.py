@@ -1,5 +1,6 @@
 """Fidelity against a slow reference, and the monitor on real engines."""
 
+import math
 import warnings
 from typing import Any
 
@@ -223,3 +224,13 @@ def test_a_sound_oracle_on_views_that_differ_is_no_reason_to_speak() -> None:
 def test_who_picks_among_samples_needs_no_views_that_differ() -> None:
     one = GivenSamples(images(2)[:1].expand(ROWS, -1, -1, -1), torch.zeros(ROWS).long())
     assert said(FidelityMonitor(one, loss, CPU, mines_views=False), engine_of("simulated:b8"), 2 * PATIENCE) == []
+
+
+def test_scores_that_are_no_numbers_say_nothing() -> None:
+    fresh = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    half = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 1.0]])
+    for ruined in (torch.nan, torch.inf):
+        live = torch.cat([fresh, torch.tensor([[1.0, ruined, 2.0]])])
+        said = torch.cat([half, torch.tensor([[1.0, 2.0, 3.0]])])
+        assert fidelity(said, live) == fidelity(half, fresh)
+    assert math.isnan(fidelity(half, fresh * torch.nan).captured_gain)

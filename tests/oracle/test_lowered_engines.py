@@ -463,6 +463,21 @@ def test_a_model_that_says_the_same_with_any_weights_is_no_broken_engine() -> No
     assert bool((engine.outputs(x) == 0).all())
 
 
+@pytest.mark.parametrize("spec", ["openvino:int8", "onnxruntime:int8"])
+def test_a_layer_whose_weights_are_all_zero_has_its_bias(spec: str) -> None:
+    """A head that begins with the classes' shares, say."""
+    needs(spec)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    nn.init.zeros_(model[4].weight)
+    model[4].bias.data = torch.tensor([0.01, -0.04, 0.05])
+    x = 20 * torch.randn(32, 3, 16, 16)
+    engine = build_engine(spec, model, samples=GivenSamples(x))
+    engine.refresh(engine.calibrated(snapshot(model, 0)))
+    assert engine.totals()["fp32_versions"] == 0
+    torch.testing.assert_close(engine.outputs(x), model(x).detach(), rtol=1e-3, atol=1e-5)
+
+
 # What is refused
 
 

@@ -1,15 +1,18 @@
 """Copies of models as people have them: with computed weights, kept activations, TorchScript."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
 from infer2train import mine
 from infer2train.oracle.quantization.frozen import frozen_copy
-from mined_runs import draws, jittered, sgd
+from mined_runs import Plain, draws, jittered, sgd
 
 
 class Keeps(nn.Module):
@@ -41,6 +44,57 @@ def spectral() -> nn.Module:
 
 def scripted() -> nn.Module:
     return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3)))  # type: ignore[no-any-return]
+
+
+def seen_by(hook_of: Callable[[list[Tensor]], Any], mined: bool) -> tuple[Tensor, list[Tensor]]:
+    """Weights after an epoch whose loss takes what a hook saw of the first layer, and what that was at each step."""
+    torch.manual_seed(0)
+    features: list[Tensor] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].register_forward_hook(hook_of(features))
+    optimizer, base = sgd(model), DataLoader(Plain(24), batch_size=4)
+    loader = mine(base, model, optimizer, gamma=1, update_every=2) if mined else base  # of one view, it is the same
+    told = []
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y) + features[0].abs().mean()
+        told.append(features[0].detach())
+        assert len(features) == 1
+        features.clear()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model[1].weight.detach(), told
+
+
+def test_hooks_that_look_are_the_loops_alone() -> None:
+    def looks(features: list[Tensor]) -> Any:
+        return lambda module, inputs, output: features.append(output)
+
+    (own, told), (other, others) = seen_by(looks, mined=False), seen_by(looks, mined=True)
+    assert torch.equal(own, other)
+    assert all(torch.equal(a, b) for a, b in zip(told, others, strict=True))
+
+
+def test_hooks_that_change_outputs_are_kept() -> None:
+    def doubles(features: list[Tensor]) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            return 2 * output
+
+        return hook
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    handle = model.register_forward_hook(doubles([]))
+    loader = mine(jittered(), model, sgd(model), gamma=2)
+    x = torch.rand(4, 1, 6, 6)
+    assert torch.equal(frozen_copy(model)(x), model(x))
+    loader.close()
+    handle.remove()
+    mine(jittered(), model, sgd(model), gamma=2).close()
+    assert torch.equal(frozen_copy(model)(x), model(x))
+    model.register_forward_hook(lambda module, inputs, output: None)
+    mine(jittered(), model, sgd(model), gamma=2).close()
+    assert not frozen_copy(model)._forward_hooks, "one that looks, beside none that changes"
 
 
 KINDS = [normed, pruned, spectral, Keeps, scripted]

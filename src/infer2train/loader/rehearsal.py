@@ -24,6 +24,7 @@ from infer2train.draws.scores import Score
 from infer2train.draws.selection import Balance
 from infer2train.loader.remedies import score_to_write, split_to_write
 from infer2train.oracle.live import are_close, asked, asked_copy
+from infer2train.oracle.quantization.hooks import has_hooks, keep_hooks, unseen
 from infer2train.oracle.scorer import one_each
 
 ROWS = 8
@@ -86,6 +87,8 @@ def rehearse(
     if not choices.has_oracle:
         return Rehearsal()
     outputs = _outputs(network, batch, inputs)
+    if has_hooks(model) and (hooked := _if_dependent(model, inputs, outputs)) is not None:
+        network, outputs = hooked
     _require_deterministic(network, inputs, outputs)
     _require_rows_apart(network, inputs, outputs)
     if choices.loss == "distillation":
@@ -102,6 +105,17 @@ def rehearse(
     whole = said(outputs, targets)
     alike = [_agree(said(asked(network, x), y), whole[2 * i : 2 * i + 2]) for i, (x, y) in enumerate(pairs)]
     return Rehearsal(varying=varying, is_padding_seen=not all(alike))
+
+
+def _if_dependent(model: nn.Module, inputs: Any, outputs: Any) -> tuple[nn.Module, Any] | None:
+    """A copy with the user's forward hooks and its outputs, where these depend on them; all copies keep them then."""
+    keep_hooks(model)
+    with unseen(model), seeded(0), _cuda_moved(inputs):
+        network = asked_copy(model)
+        said = asked(network, inputs)
+    is_dependent = not are_close(said, outputs)
+    keep_hooks(model, is_dependent)
+    return (network, said) if is_dependent else None
 
 
 def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:

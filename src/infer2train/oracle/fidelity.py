@@ -5,6 +5,7 @@ views each, so it is cheap enough to stay on. The model's own scores come with i
 float32 reference would be as old as the engine where it misses a change.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +51,18 @@ class Fidelity:
 def fidelity(oracle: Float[Tensor, "s v"], fresh: Float[Tensor, "s v"]) -> Fidelity:
     """Compare an oracle's scores of `v` views of each of `s` samples with the scores that it should have given.
 
+    Samples with a score that is NaN or infinite are left out; NaN of all where none is left.
+
     Example:
         >>> found = fidelity(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
         >>> found.captured_gain, found.same_view, round(found.rank_correlation, 3), found.spread
         (0.0, 0.0, 0.5, 0.5)
     """
+    # Scores that are no numbers are never picked; samples that have some say nothing of the others.
+    is_known = oracle.isfinite().all(1) & fresh.isfinite().all(1)
+    if not bool(is_known.any()):
+        return Fidelity(captured_gain=math.nan, same_view=math.nan, rank_correlation=math.nan, spread=math.nan)
+    oracle, fresh = oracle[is_known], fresh[is_known]
     mean, best = fresh.mean(1), fresh.amax(1)
     chosen = fresh.gather(1, oracle.argmax(1, keepdim=True))[:, 0]
     possible = float((best - mean).sum())
@@ -108,6 +116,8 @@ class FidelityMonitor:
         """Compare the engine with what the model itself said, `scores` of its outputs, and keep count."""
         views = self.scores(engine.outputs(self.inputs)).view(-1, PROBE_VIEWS)
         found = fidelity(views, live.to(views.device).view(-1, PROBE_VIEWS))
+        if math.isnan(found.captured_gain):
+            return found
         figures = {"captured_gain_sum": found.captured_gain, "same_view_sum": found.same_view}
         figures |= {"rank_correlation_sum": found.rank_correlation, "fidelity_count": 1.0}
         for name, value in figures.items():

@@ -18,6 +18,7 @@ from infer2train.batches import as_float32, call_model, take_rows, tensors_of, t
 from infer2train.machine.device import device_of
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.frozen import frozen_copy, unwrapped, without_history
+from infer2train.oracle.quantization.hooks import without_hooks
 from infer2train.oracle.samples import PROBE_VIEWS
 from infer2train.oracle.snapshot import parameters_and_buffers
 
@@ -104,7 +105,7 @@ def asked_copy(model: nn.Module) -> nn.Module:
         return frozen_copy(model).float()
     shared = {id(parameter): parameter for parameter in model.parameters()}
     with torch.no_grad():
-        return unwrapped(copy.deepcopy(model, without_history(model) | shared).eval())
+        return unwrapped(copy.deepcopy(model, without_history(model) | without_hooks(model) | shared).eval())
 
 
 def _with_tensors(structure: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -232,7 +232,13 @@ class _Template:
                 arrays[f"site.{number}.z"] = (zero + UNSIGNED).astype(np.uint8)
         for number, (held, data, weight) in enumerate(self._biases):
             assert program is not None
-            scale = program.affines[data].scale.double() * program.affines[weight].scale.double()
+            of_data, of_weight = program.affines[data].scale.double(), program.affines[weight].scale.double()
+            greatest = by_name[held].double().abs().max()
+            if greatest > 0 and not bool(by_name[self._graph.sites[weight].name].any()):
+                # S of weights that are all zero says nothing: one in which the bias is nearly what it is.
+                of_weight = (greatest / (of_data * ZERO_WEIGHT_STEPS)).float().double()
+                arrays[_scale(weight)] = np.full_like(arrays[_scale(weight)], of_weight.item())
+            scale = of_data * of_weight
             steps = (by_name[held].double() / scale).round().clamp(-BIAS_LIMIT, BIAS_LIMIT)
             arrays[f"bias.{number}"] = steps.numpy().astype(np.int32)
             arrays[f"bias.{number}.s"] = scale.float().expand(len(steps)).numpy()
@@ -240,6 +246,10 @@ class _Template:
         model.CopyFrom(self._model)
         model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
         return bytes(model.SerializeToString())
+
+
+ZERO_WEIGHT_STEPS = 2**24
+"""In which a layer whose weights are all zero has its greatest bias."""
 
 
 def _scale(site: int) -> str:

@@ -7,19 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infer2train.oracle.quantization.hooks import without_hooks
+
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in evaluation mode, without gradients, that shares no storage with it.
 
     Tensors that a forward pass left in the model's attributes (a weight that `weight_norm` or pruning computes, a kept
-    feature map) are copied without their history, which `copy.deepcopy` alone refuses.
+    feature map) are copied without their history, which `copy.deepcopy` alone refuses. Forward hooks of the user's are
+    left out, see `hooks`.
 
     Example:
         >>> frozen_copy(nn.utils.weight_norm(nn.Linear(2, 2))).weight.requires_grad
         False
     """
     with torch.no_grad():  # TorchScript copies by computing
-        result = unwrapped(copy.deepcopy(model, without_history(model)).eval())
+        result = unwrapped(copy.deepcopy(model, without_history(model) | without_hooks(model)).eval())
     for parameter in result.parameters():
         parameter.requires_grad_(False)  # one by one: TorchScript's modules have no requires_grad_
         parameter.grad = None
