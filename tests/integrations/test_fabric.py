@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
@@ -96,3 +97,20 @@ def test_a_mined_loader_is_not_taken_by_fabric_itself() -> None:
     fabric, _, _, loader = set_up()
     with pytest.raises(TypeError, match="Only PyTorch DataLoader"):
         fabric.setup_dataloaders(loader)
+
+
+def test_steps_that_fabrics_scaler_skips_are_counted() -> None:
+    """It overflows at the first step, as it does on real networks."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    own = network()
+    model, optimizer = fabric.setup(own, sgd(own))
+    loader = infer2train.mine(fabric.setup_dataloaders(jittered(40)), model, optimizer, gamma=2, update_every=3)
+    before = scaler.get_scale()
+    for x, y in loader:
+        fabric.backward(torch.nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert scaler.get_scale() < before, "it has skipped a step"
+    assert loader.steps == 10

@@ -4,14 +4,14 @@ import difflib
 import multiprocessing
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -30,12 +30,13 @@ from lightning_runs import (
     seed_all,
     trainer,
 )
+from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train.draws.draw import Draw
 from infer2train.integrations.lightning import Batches, Mining
 from infer2train.observe.runlog import read_rows
 from integrations.host_runs import die, killed
-from mined_runs import equal, state_of
+from mined_runs import equal, network, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "hosts" / "lightning.md").read_text("utf-8")
@@ -327,6 +328,32 @@ def test_what_cannot_be_mined_yet_is_refused(
         return
     with pytest.raises(ValueError, match=message):
         one.fit(module(), datamodule=Data())
+
+
+class Flow(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from ((torch.zeros(1, 6, 6), 0) for _ in range(16))
+
+
+def test_a_stream_is_refused() -> None:
+    one = trainer(Mining(**SETTINGS), max_epochs=1)
+    with pytest.raises(ValueError, match=r"under Lightning, .* must be known: got a stream, Flow; mine it by mine"):
+        one.fit(Module(), DataLoader(Flow(), batch_size=4))
+
+
+def test_weights_are_averaged_as_without_mining() -> None:
+    """At its end, batch-norm's statistics are measured in an epoch without a step, on batches as they are."""
+
+    class Normed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(norm=True)
+
+    averaging = StochasticWeightAveraging(0.05, swa_epoch_start=1, annealing_epochs=1)
+    one = trainer(Mining(**SETTINGS), averaging, max_epochs=2)
+    one.fit(Normed(), datamodule=Data())
+    assert averaging._average_model is not None
+    assert one.state.finished
 
 
 def test_a_checkpoint_of_an_unmined_run_is_refused_within_an_epoch_only(tmp_path: Path) -> None:

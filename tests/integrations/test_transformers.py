@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -442,6 +442,18 @@ def test_settings_that_do_not_go_with_the_trainer_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         images(tmp_path, mining)
+
+
+class Flow(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from ({"pixel_values": torch.zeros(1, 8, 8), "labels": 0} for _ in range(16))
+
+
+def test_a_stream_is_refused(tmp_path: Path) -> None:
+    trainer = images(tmp_path, Mining(method="nm-sample", gamma=2), max_steps=2)
+    trainer.train_dataset = Flow()
+    with pytest.raises(ValueError, match=r"the length of an epoch must be known: got a stream, \w+; mine it by mine"):
+        trainer.train()
 
 
 def test_the_length_of_a_ramp_is_the_trainers(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
+from infer2train.loader.order import draws_in_epoch
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.sharding import is_sharded, own_shard
 from infer2train.loader.surroundings import is_fabrics
@@ -19,6 +20,24 @@ RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
 REMEMBERING = ("pruned", "learnable", "trusted")
 """Picks that depend on what is known of a sample id."""
+
+
+def draws_foreseen(dataloader: "DataLoader[Any]", host: str) -> int:
+    """Draws in an epoch, under a host that plans with them. Every rank calls this.
+
+    Raises:
+        ValueError: nobody knows before an epoch is read: of a stream, or of a batch sampler without a length.
+    """
+    is_stream = isinstance(dataloader.dataset, IterableDataset)
+    draws = None if is_stream else draws_in_epoch(dataloader, Ranks.here())
+    if draws is None:
+        got = type(dataloader.dataset if is_stream else dataloader.batch_sampler).__name__
+        raise ValueError(
+            f"under {host}, which plans with it, the length of an epoch must be known: got {'a stream, ' * is_stream}"
+            f"{got}; mine it by mine() in a loop of your own, under Accelerate or in Fabric"
+            + ("" if is_stream else ", or give the batch sampler a __len__")
+        )
+    return draws
 
 
 def check_loader(dataloader: "DataLoader[Any]") -> None:

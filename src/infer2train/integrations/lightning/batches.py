@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from infer2train.batches import logits_of
-from infer2train.loader.admission import check_loader
+from infer2train.loader.admission import check_loader, draws_foreseen
 from infer2train.loader.loader import MinedLoader
-from infer2train.loader.order import draws_in_epoch
-from infer2train.loader.ranks import Ranks
 
 LoaderOfFit = Callable[[], MinedLoader | None]
 """The loader of the `fit` under way; None before training starts."""
@@ -36,9 +34,10 @@ class Batches:
 
     def __init__(self, base: "DataLoader[Any]", trainer: Any, loader: LoaderOfFit) -> None:
         self.base, self._trainer, self._loader = base, trainer, loader
+        self._draws = draws_foreseen(base, "Lightning")
 
     def __len__(self) -> int:
-        return draws_in_epoch(self.base, Ranks.here())
+        return self._draws
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader() or self.base, name)
@@ -48,9 +47,14 @@ class Batches:
         loader = self._loader()
         if loader is None:
             yield from self.base
+        elif self._trains_nothing:  # the last of `fit`: no step of it is one of training
+            loader.close()
+            yield from self.base
         elif progress(self._trainer).completed < self._trainer.num_training_batches:  # else a resumed epoch is over
             self._join(loader)
-            yield from loader
+            for batch in loader:
+                self._require_foreseen(loader)
+                yield batch
 
     def penalty(self, outputs: Any) -> Tensor:
         """What the method adds to the loss, see `MinedLoader.penalty`."""
@@ -63,6 +67,24 @@ class Batches:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Nothing, likewise."""
+
+    @property
+    def _trains_nothing(self) -> bool:
+        """Whether the epoch ends before a step: so StochasticWeightAveraging measures batch-norm's statistics."""
+        is_automatic = self._trainer.lightning_module.automatic_optimization
+        return bool(is_automatic and self._trainer.accumulate_grad_batches > self._draws)
+
+    def _require_foreseen(self, loader: MinedLoader) -> None:
+        """Refuse an epoch of another length than Lightning plans with: it would end early, or never end by itself.
+
+        Raises:
+            ValueError: it has one.
+        """
+        if len(loader) != self._draws:
+            raise ValueError(
+                f"an epoch must be as long as its sampler says: got {len(loader)} draws where {self._draws} were "
+                "foreseen; a sampler that gives each rank another part says so by num_replicas, as torch's does"
+            )
 
     def _join(self, loader: MinedLoader) -> None:
         """Bring the loader to where Lightning stands in its epoch.

@@ -30,10 +30,9 @@ from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.integrations.transformers.draws import DrawLoader, Draws
 from infer2train.integrations.transformers.weights import mend_weights
+from infer2train.loader.admission import draws_foreseen
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.mine import mine
-from infer2train.loader.order import draws_in_epoch
-from infer2train.loader.ranks import Ranks
 from infer2train.loader.surroundings import with_all_batches
 
 if TYPE_CHECKING:
@@ -113,7 +112,8 @@ class MiningMixin(Host):
         # An oracle has a precision of its own, also where Accelerate has put, or will put, another around `forward`: a
         # copy that shares all weights keeps the model's.
         model = self.accelerator.unwrap_model(copy.copy(self.model), keep_fp32_wrapper=False)
-        self.loader = mine(base, model, mining=self._mining_for(draws_in_epoch(base, Ranks.here())), **self._of_mine)
+        draws = draws_foreseen(base, "the Trainer")
+        self.loader = mine(base, model, mining=self._mining_for(draws), **self._of_mine)
         set_epoch = getattr(prepared, "set_epoch", None)
         self._draws = Draws(self.loader, self.args.gradient_accumulation_steps, set_epoch)
         return DrawLoader(self._draws)
