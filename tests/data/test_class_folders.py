@@ -13,6 +13,7 @@ from PIL import features
 
 from infer2train.data import once
 from infer2train.data.class_folders import FolderImages
+from infer2train.data.images import DataError
 from infer2train.data.load import load_data, load_encoded
 
 Write = Callable[..., Path]
@@ -157,6 +158,13 @@ def test_names_of_any_bytes(class_folder: Path, cache_dir: Path) -> None:
     path = class_folder / "train" / "cat" / "b.png"
     path.rename(path.with_name(os.fsdecode(b"\xff\xfe \xc3\xa4.png")))
     assert sorted(levels(encoded(class_folder, cache_dir).train)) == [10, 20, 30, 40, 50]
+
+
+def test_a_class_must_have_a_name_that_can_be_written(class_folder: Path, cache_dir: Path) -> None:
+    path = class_folder / "train" / "cat"
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9")))
+    with pytest.raises(DataError, match=r"in UTF-8: got b'caf\\xe9' in .*; rename it"):
+        encoded(class_folder, cache_dir)
 
 
 def test_the_fingerprint_follows_names_sizes_and_times(class_folder: Path, cache_dir: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from infer2train.data import fingerprints
 from infer2train.data.fingerprints import INDEX, fingerprint
 
 
@@ -94,3 +95,15 @@ def test_hashes_of_other_files_are_kept(files: list[Path], cache_dir: Path, hash
     for path in (*files, *files):
         fingerprint([path], {}, cache_dir)
     assert hashed == ["a", "b"]
+
+
+def test_an_index_that_cannot_be_written_only_costs_the_hashing(
+    files: list[Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cache of others, which may be read alone."""
+
+    def refused(path: Path, value: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(fingerprints, "write_json", refused)
+    assert fingerprint(files, {}, cache_dir) == fingerprint(files, {}, cache_dir)

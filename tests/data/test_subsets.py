@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infer2train.data import images
 from infer2train.data.images import ImageSplit
 from infer2train.data.subsets import balanced_ids, hold_out, limit_split, long_tailed, mislabelled, near_copies
+from infer2train.draws.addresses import Addresses
+from infer2train.sources.views.identity import Identity
+from infer2train.sources.views.image_views import ImageViews
 
 
 def split_of(targets: Any) -> ImageSplit:
@@ -90,6 +94,23 @@ def test_validation_images_are_not_the_first_that_a_limit_takes() -> None:
 def test_something_must_be_left_to_train_on(n: int) -> None:
     with pytest.raises(ValueError, match=r"1\.\.99: got .*lower --validation-split"):
         hold_out(split_of(TARGETS), n, seed=0)
+
+
+def test_a_large_part_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_of(TARGETS)
+    copied = limit_split(hold_out(split, 20, seed=0)[0], 40, seed=1)
+    monkeypatch.setattr(images, "LARGEST_COPY", 0)
+    part = limit_split(hold_out(split, 20, seed=0)[0], 40, seed=1)
+    assert part.images is split.images
+    np.testing.assert_array_equal(part.pixels(), copied.images)
+    np.testing.assert_array_equal(part.targets, copied.targets)
+    views = ImageViews(part.images, part.targets, Identity(), part.numbers)
+    seen, targets = views.batch(Addresses(np.arange(40), np.zeros(40, dtype=np.int64)))
+    np.testing.assert_array_equal(seen.permute(0, 2, 3, 1).numpy(), copied.images)
+    assert targets.tolist() == copied.targets.tolist()
+    assert len(views) == 40
+    with pytest.raises(IndexError, match=r"\[0, 40\): got 40"):
+        views.batch(Addresses(np.array([40]), np.array([0])))
 
 
 def test_parts_do_not_write_through_to_the_original() -> None:

@@ -128,7 +128,7 @@ class ClassFolders(Layout):
         for name, status in _files(folder, "", (), others):
             names.append(os.fsencode(name))
             line = f"{folder.parent.name}/{folder.name}/{status.st_size}/{status.st_mtime_ns}/"
-            self._digest.update(line.encode() + names[-1])
+            self._digest.update(os.fsencode(line) + names[-1])
         if not names:
             raise DataError(
                 f"every class folder must hold images: got {f'only {_counted(others)}' if others else 'none'} in "
@@ -163,6 +163,13 @@ def _test_folder(root: Path, class_names: tuple[str, ...]) -> Path:
 
 def _names_of_classes(folder: Path) -> list[str]:
     if names := _subfolders(folder):
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"a class is called as its folder, in UTF-8: got {os.fsencode(name)!r} in {folder}; rename it"
+                ) from error
         return names
     raise DataError(
         f"{folder.name} must hold one folder for each class: got none in {folder}; move the images of each class to "

@@ -35,7 +35,8 @@ def fingerprint(files: Sequence[Path], options: Mapping[str, Any], index_dir: Pa
     settled = time.time_ns() - _SETTLED_NS
     entries = {str(path.resolve()): list(entry) for path, entry in digests.items() if entry[1] < settled}
     if any(known.get(path) != entry for path, entry in entries.items()):
-        write_json(index_dir / INDEX, known | entries)
+        with contextlib.suppress(OSError):  # a cache that others made may be read alone
+            write_json(index_dir / INDEX, known | entries)
     listed = [[path.name, size, digest] for path, (size, _, digest) in digests.items()]
     return hashlib.sha256(json.dumps([dict(options), listed], sort_keys=True).encode()).hexdigest()
 

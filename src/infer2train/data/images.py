@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+LARGEST_COPY = 1 << 29
+"""Of the pixels of a part of a split (bytes): more stay in the cache's file, which processes share."""
+
 
 class DataError(ValueError):
     """Data that is not as it must be; says which file, what was got and the remedy."""
@@ -24,6 +27,7 @@ class ImageSplit:
     Args:
         images: pixels, channels last, c = 1 (grey) or 3 (RGB); usually a read-only `np.memmap`.
         targets: class of each image, in [0, number of classes).
+        numbers: which of `images` each sample is. Default: all of them, in their order.
 
     Example:
         >>> split = ImageSplit(np.zeros((2, 8, 8, 1), np.uint8), np.array([4, 1]))
@@ -31,22 +35,33 @@ class ImageSplit:
         2
     """
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "i h w c"]
     targets: Int64[np.ndarray, " n"]
+    numbers: Int64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         assert self.images.ndim == 4, self.images.shape
         assert self.images.shape[3] in (1, 3), self.images.shape
-        assert self.targets.shape == self.images.shape[:1], (self.targets.shape, self.images.shape)
+        length = self.images.shape[:1] if self.numbers is None else self.numbers.shape
+        assert self.targets.shape == length, (self.targets.shape, length)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def part(self, ids: Int64[np.ndarray, " m"]) -> "ImageSplit":
-        """The samples of these ids, copied into memory and read-only."""
-        images, targets = np.asarray(self.images)[ids], self.targets[ids]
-        images.flags.writeable = targets.flags.writeable = False
+        """The samples of these ids, read-only; copied into memory where that is little, else left where they are."""
+        numbers = ids if self.numbers is None else self.numbers[ids]
+        targets = self.targets[ids]
+        targets.flags.writeable = False
+        if len(ids) * self.images[:1].nbytes > LARGEST_COPY:
+            return ImageSplit(self.images, targets, numbers)
+        images = np.asarray(self.images)[numbers]
+        images.flags.writeable = False
         return ImageSplit(images, targets)
+
+    def pixels(self) -> UInt8[np.ndarray, "n h w c"]:
+        """All of them, in memory."""
+        return np.asarray(self.images) if self.numbers is None else np.asarray(self.images)[self.numbers]
 
 
 class EncodedImages(ABC):

@@ -136,9 +136,10 @@ def near_copies(split: ImageSplit, copies: int, seed: int) -> ImageSplit:
     if not 1 <= copies <= len(split):
         raise ValueError(f"copies must leave an image to copy, so be in 1..{len(split)}: got {copies}; lower --copies")
     once = split.part(balanced_ids(split.targets, len(split) // copies, seed))
-    n, h, w, _ = once.images.shape
-    padded = np.pad(once.images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    images = np.repeat(once.images, copies, axis=0)
+    pixels = once.pixels()
+    n, h, w, _ = pixels.shape
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    images = np.repeat(pixels, copies, axis=0)
     for copy in range(1, copies):
         down, right, light, _ = words(seed, Purpose.COPY, slot=np.arange(n), view=copy)
         rows, columns = ((3 * start >> 32)[:, None] + np.arange(size) for start, size in ((down, h), (right, w)))

@@ -316,7 +316,7 @@ def views_of(split: AnySplit, view: View, device: torch.device) -> ViewDataset:
     """The views of a split's images: from memory, from a CUDA device where they fit, or decoded on demand."""
     if isinstance(split, EncodedSplit):
         return OnDemandViews(split.pixels, split.targets, view)
-    return ImageViews(placed(split.images, device), split.targets, view)
+    return ImageViews(placed(split.images, device), split.targets, view, split.numbers)
 
 
 def evaluation_view(trained: View, stored: tuple[int, int] | None) -> View:

@@ -36,6 +36,7 @@ class ImageViews(ViewDataset):
             copied, in processes that are spawned.
         targets: one class each.
         view: what a seed does to an image.
+        numbers: which of `images` each sample is. Default: all of them, in their order.
 
     Raises:
         ValueError: there are not as many targets as images, or the view cannot be taken of images of this size.
@@ -49,13 +50,19 @@ class ImageViews(ViewDataset):
         ((2, 3, 32, 32), [3, 3])
     """
 
-    def __init__(self, images: Images, targets: Int64[np.ndarray, " m"] | Int64[Tensor, " m"], view: View) -> None:
-        if len(images) != len(targets):
+    def __init__(
+        self,
+        images: Images,
+        targets: Int64[np.ndarray, " m"] | Int64[Tensor, " m"],
+        view: View,
+        numbers: Int64[np.ndarray, " m"] | None = None,
+    ) -> None:
+        if (count := len(images if numbers is None else numbers)) != len(targets):
             raise ValueError(
-                f"every image needs one target: got {len(images)} images and {len(targets)} targets; "
+                f"every image needs one target: got {count} images and {len(targets)} targets; "
                 "pass arrays of one length"
             )
-        self.images = images
+        self.images, self._numbers = images, numbers
         self.targets = torch.as_tensor(np.array(targets) if isinstance(targets, np.ndarray) else targets)
         if isinstance(images, Tensor):
             self.targets = self.targets.to(images.device)
@@ -63,7 +70,7 @@ class ImageViews(ViewDataset):
         self.output_size = view.output_size(images.shape[1], images.shape[2])
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.targets)
 
     def batch(self, addresses: Addresses) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
         """The views at these addresses and their targets, on the images' device."""
@@ -73,6 +80,7 @@ class ImageViews(ViewDataset):
 
     def _gather(self, ids: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n h w c"]:
         """A copy of these images. `take` and `index_select` copy whole images, plain indexing single bytes."""
+        ids = ids if self._numbers is None else self._numbers[ids]
         if isinstance(self.images, np.ndarray):
             return torch.from_numpy(np.asarray(self.images).take(ids, axis=0))
         return self.images.index_select(0, torch.from_numpy(ids).to(self.images.device))
