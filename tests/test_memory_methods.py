@@ -118,6 +118,16 @@ def test_the_weighted_mean_has_the_expectation_of_the_whole_batchs() -> None:
     assert abs(np.mean(means) - float(gradients.mean())) < 4 * error
 
 
+def test_infobatch_remembers_float32_whatever_the_default() -> None:
+    memory = Memory()
+    torch.set_default_dtype(torch.float64)
+    try:
+        memory.write(torch.tensor([3]), torch.tensor([0.5], dtype=torch.float32))
+        assert memory.read(torch.tensor([3, 9])).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_infobatch_ends_with_whole_batches_and_needs_to_know_when() -> None:
     method = made("infobatch", epochs=8)
     assert [method.share(epoch) for epoch in range(8)] == [1.0] * 7 + [0.0]
@@ -237,6 +247,19 @@ def test_trusted_draws_in_proportion_to_the_loss_and_without_replacement() -> No
             first.append(int(picked.chosen[0]))
     shares = np.bincount(first, minlength=4) / len(first)
     assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=4 * 0.5 / len(first) ** 0.5)
+
+
+def test_trusted_takes_a_doubted_label_only_where_there_is_no_other() -> None:
+    irreducible = np.where(np.arange(107) % 2 == 0, 0.1, 2.0).astype(np.float32)
+    method = made("trusted", balance="none", irreducible=irreducible, trust=1.0, ramp_rate=0.1)
+    for number, share in enumerate((0.0, 0.3, 1.0)):
+        draw = draw_at(method, share, number=number)
+        believed = irreducible[draw.candidates.ids if share else method.candidates(draw).ids] <= 1.0
+        scores = torch.zeros(len(believed))  # of a network that knows them all by heart
+        picked = method.select(replace(draw, scores=scores) if share else draw, scores if share else None, None)
+        ids = picked.addresses.ids
+        assert believed.sum() >= len(ids), "there are enough"
+        assert (irreducible[ids] <= 1.0).all(), share
 
 
 def test_trusted_leaves_wrong_labels_which_the_loss_alone_would_take() -> None:

@@ -34,8 +34,8 @@ class Mining:
     update_every: int = setting(100, at_least=1)
     """Steps between refreshes of the oracle (T)."""
     delay_steps: int = setting(0, at_least=0)
-    """Extra steps of allowed staleness (D), for loops that fetch ahead, e.g. 1 under Accelerate; 0 is the paper's
-    Algorithm 1."""
+    """Extra steps of allowed staleness (D), for loops that fetch ahead and for oracles that get new weights late; 0 is
+    the paper's Algorithm 1."""
     mine_every: int = setting(1, at_least=1)
     """Mine only at every so many steps; the others train on ordinary batches (steps)."""
     score: str | Callable[[Any, Any], Any] | None = None

@@ -16,13 +16,13 @@ class Memory:
     """
 
     def __init__(self, values: Float32[Tensor, " n"] | None = None) -> None:
-        self.values = torch.empty(0) if values is None else values.float()
+        self.values = torch.empty(0, dtype=torch.float32) if values is None else values.float()
 
     def write(self, ids: Int64[Tensor, " k"], values: Float32[Tensor, " k"]) -> None:
         """Remember a number for each of these samples; of a sample that occurs twice, either."""
         size = int(ids.max()) + 1 if len(ids) else 0
         if size > len(self.values):
-            grown = torch.full((max(size, 2 * len(self.values)),), torch.nan)
+            grown = torch.full((max(size, 2 * len(self.values)),), torch.nan, dtype=torch.float32)
             grown[: len(self.values)] = self.values
             self.values = grown
         self.values[ids] = values
@@ -30,7 +30,7 @@ class Memory:
     def read(self, ids: Int64[Tensor, " k"]) -> Float32[Tensor, " k"]:
         """What is remembered of these samples."""
         known = ids < len(self.values)
-        found = torch.full((len(ids),), torch.nan)
+        found = torch.full((len(ids),), torch.nan, dtype=torch.float32)
         found[known] = self.values[ids[known]]
         return found
 

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
@@ -36,8 +36,17 @@ class HardSamples(Method):
         return with_hardest(draw, scores, targets, self.mining.balance)
 
 
-def with_hardest(draw: Draw, scores: Float[Tensor, " n"], targets: Any, balance: Balance) -> Draw:
+def with_hardest(
+    draw: Draw, scores: Float[Tensor, " n"], targets: Any, balance: Balance, last: Bool[Tensor, " n"] | None = None
+) -> Draw:
     """The draw with the highest scores under class quotas, then others at random: B in all.
+
+    Args:
+        draw: with its candidates.
+        scores: of them.
+        targets: of them.
+        balance: of classes among the hardest.
+        last: those that fill it only where there are no others.
 
     Raises:
         ValueError: targets are no classes, or not one for each candidate.
@@ -53,14 +62,18 @@ def with_hardest(draw: Draw, scores: Float[Tensor, " n"], targets: Any, balance:
         return torch.from_numpy(draw.numbers(seeds, Purpose.CLASSES, labels.cpu().numpy())).to(labels.device)
 
     hardest = pick_hardest(scores, classes, count, balance=balance, class_keys=class_keys)
-    chosen = filled(draw, hardest, len(scores))
+    chosen = filled(draw, hardest, len(scores), last)
     mined = np.arange(len(chosen)) < count
     return replace(draw, addresses=draw.candidates[chosen], chosen=chosen, mined=mined)
 
 
-def filled(draw: Draw, hardest: Int64[Tensor, " m"], num_candidates: int) -> Int64[np.ndarray, " b"]:
-    """The hardest, and candidates at random behind them: B in all."""
+def filled(
+    draw: Draw, hardest: Int64[Tensor, " m"], num_candidates: int, last: Bool[Tensor, " n"] | None = None
+) -> Int64[np.ndarray, " b"]:
+    """The hardest, and candidates at random behind them, some only where there are no others: B in all."""
     keys = torch.from_numpy(draw.numbers(seeds, Purpose.FILL, np.arange(num_candidates))).to(hardest.device)
+    if last is not None:
+        keys[last.to(keys.device)] = torch.iinfo(torch.int64).max
     return fill(hardest, num_candidates, len(draw.ids), keys).cpu().numpy()
 
 

@@ -1,6 +1,7 @@
 """Samples whose label a model believes that never saw them, and among those the likelier the harder."""
 
 import math
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -12,9 +13,11 @@ from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
 from infer2train.draws.draw import Draw
 from infer2train.draws.methods.irreducible import WithIrreducible
 from infer2train.draws.methods.method import Choices, Read
-from infer2train.draws.methods.samples import has_classes, with_hardest
+from infer2train.draws.methods.samples import filled, has_classes, with_hardest
 from infer2train.draws.mining import Mining
 
+TINY = 1e-30
+"""Of scores, the least that counts."""
 LABELS, CHUNK = 1024, 64
 """Samples whose labels are looked at to count the classes, and how many at a time."""
 
@@ -38,13 +41,20 @@ class Trusted(WithIrreducible):
 
     def select(self, draw: Draw, scores: Float[Tensor, " n"] | None, targets: Any) -> Draw:
         if not draw.kind.is_scored:
-            return self.as_samples.select(draw, None, targets)
+            offered, nothing = self.candidates(draw), torch.empty(0, dtype=torch.int64)
+            doubted = self.irreducible(offered.ids) > self._limit
+            return replace(draw, addresses=offered[filled(draw, nothing, len(offered), last=doubted)])
         chance = torch.from_numpy(draw.numbers(uniforms, Purpose.UNIFORM_SCORE, np.arange(len(draw.candidates))))
         keys = -(-chance.double().log()).log()
         if scores is not None:
-            keys = keys + scores.cpu().double().log()  # of a score that is 0, NaN or infinite: picked last
-        keys[self.irreducible(draw.candidates.ids) > self._limit] = -torch.inf
-        return with_hardest(draw, keys.float(), targets, self.mining.balance)
+            weight = scores.cpu().double()
+            keys = (
+                keys + weight.clamp(min=TINY).log()
+            )  # not even a score of 0 stands behind a label that is not believed
+            keys[~weight.isfinite()] = -torch.inf
+        doubted = self.irreducible(draw.candidates.ids) > self._limit
+        keys[doubted] = -torch.inf
+        return with_hardest(draw, keys.float(), targets, self.mining.balance, last=doubted)
 
     def survey(self, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
         super().survey(read, ids)
