@@ -399,6 +399,50 @@ def test_a_draw_without_a_step_is_a_skipped_step() -> None:
     assert [draw.step for draw in leaving_out(loader, model, optimizer)] == list(range(10, 20))
 
 
+def test_with_a_delay_too(recwarn: pytest.WarningsRecorder) -> None:
+    loader, model, optimizer = made(delay_steps=2)
+    list(leaving_out(loader, model, optimizer, 5, 6, 9))
+    assert loader.steps == 10
+    assert loader.metrics()["skipped_steps"] == 3
+    assert any("draw 5 was followed by another" in str(warning.message) for warning in recwarn)
+
+
+def test_a_host_ahead_within_its_delay_is_taken_for_no_skipper() -> None:
+    loader, model, optimizer = made(delay_steps=2)
+    ahead = iter(loader)
+    waiting = [next(ahead)]
+    for number in range(10):  # one draw ahead, but in time for once
+        if number != 4 and (batch := next(ahead, None)) is not None:
+            waiting.append(batch)
+        x, y = waiting.pop(0)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if number == 4:
+            waiting.append(next(ahead))
+    assert loader.steps == 10
+    assert "skipped_steps" not in loader.metrics()
+
+
+def test_weights_that_are_changed_after_the_step_are_published_by_step_done() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(40), model, gamma=2, update_every=1)
+    for x, y in loader:
+        if loader.steps:
+            record = loader.state_dict()["records"][str(loader.steps)]["tensors"]
+            assert all(float(tensor.abs().max()) <= 0.01 for name, tensor in record.items() if "weight" in name)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "weight" in name:
+                    parameter.clamp_(-0.01, 0.01)
+        loader.step_done()
+    loader.close()
+
+
 def test_a_resumed_run_knows_a_skipped_draw_too() -> None:
     loader, model, optimizer = made()
     with pytest.warns(RuntimeWarning, match="skipped steps"):

@@ -450,6 +450,37 @@ def test_a_look_at_a_batch_changes_nothing() -> None:
     assert [draw.number for draw in draws(looked, model, optimizer)] == list(range(10, 20))
 
 
+def test_a_look_after_a_resume_changes_nothing() -> None:
+    seed_all(5)
+    first = Run()
+    first.train(until=9)
+    again = Run()
+    again.restore(first.saved())
+    for _ in range(2):
+        next(iter(again.loader))
+    assert (again.loader.epoch, again.loader.steps) == (1, 9)
+    again.train()
+    assert again.loader.last is not None
+    assert again.loader.last.number == EPOCHS * DRAWS - 1, "the resumed epoch was trained to its end"
+    assert equal(state_of(again.model), state_of(undisturbed().model))
+
+
+def test_a_second_iteration_takes_the_first_ones_place() -> None:
+    model = network()
+    loader = mine(jittered(40), model, sgd(model), gamma=2)
+    first = iter(loader)
+    next(first)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match=r"iterated once at a time: .* look at a batch"):
+        next(first)
+    loader.close()
+    batches = iter(other := mine(jittered(40), model, sgd(model), gamma=2))
+    next(batches)
+    other.close()
+    with pytest.raises(RuntimeError, match="a loader that is closed has no more batches"):
+        next(batches)
+
+
 def test_a_look_at_several_batches_is_told_from_training_that_nobody_counted() -> None:
     model = network()
     loader = mine(jittered(40), model, sgd(model), gamma=2)
@@ -518,3 +549,14 @@ def test_another_loader_built_on_it_does_not_train_unmined() -> None:
     built = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)  # as Accelerate skips batches
     with pytest.raises(RuntimeError, match=r"made by itself: got another loader .*loader.load_state_dict"):
         next(iter(built))
+
+
+@pytest.mark.gpu
+def test_a_state_that_was_loaded_onto_another_device_is_taken(tmp_path: Path) -> None:
+    seed_all(5)
+    first = Run()
+    first.train(until=9)
+    torch.save(first.loader.state_dict(), tmp_path / "state.pt")
+    again = Run()
+    again.loader.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cuda", weights_only=True))
+    assert again.loader.steps == 9

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ class NumpyBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[Any]:
         yield from np.array_split(np.random.permutation(N), np.random.randint(2, 6))
+
+
+class Endless(Sampler[int]):
+    """As of loops by steps."""
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(N).tolist()
 
 
 class Holds(Sampler[int]):
@@ -205,3 +214,22 @@ def test_ids_that_may_be_read_are_known_without_the_sampler() -> None:
     batches = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler(part), 2, False)
     assert readable_ids(DataLoader(Jittered(24), batch_sampler=batches)).tolist() == [3, 5, 11]
     assert readable_ids(DataLoader(Jittered(24), batch_size=2, shuffle=True)).tolist() == list(range(24))
+
+
+def test_an_epoch_without_an_end_is_refused() -> None:
+    loader = mine(DataLoader(Jittered(N), batch_size=4, sampler=Endless()), network(), gamma=2)
+    with pytest.raises(ValueError, match=r"an epoch must end: got more than 2400 ids of 24 samples .*islice"):
+        next(iter(loader))
+    long = mine(DataLoader(Jittered(N), batch_size=4, sampler=RandomSampler(range(N), True, 3000)), network(), gamma=2)
+    assert len(long) == 750, "a length that is told may be any"
+    next(iter(long))
+
+
+def test_a_batch_sampler_without_a_length_has_that_of_its_epoch(tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(DataLoader(Jittered(N), batch_sampler=Grouped()), model, optimizer, gamma=2, log_dir=tmp_path)
+    with pytest.raises(TypeError, match="without a length"):
+        len(loader)
+    assert len(list(draws(loader, model, optimizer))) == len(loader) == 3
+    loader.close()

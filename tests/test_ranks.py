@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
 from infer2train import mine
 from infer2train.draws.draw import Draw
@@ -27,7 +27,7 @@ from infer2train.loader.loader import MinedLoader
 from infer2train.loader.order import in_turn
 from infer2train.loader.ranks import Ranks
 from infer2train.machine import cores
-from mined_runs import Jittered, equal, network, sgd
+from mined_runs import Jittered, Plain, equal, network, sgd
 from rank_processes import in_processes
 
 N, BATCH, EPOCHS = 48, 4, 3
@@ -433,3 +433,16 @@ def test_cores_are_shared_out_to_processes_side_by_side(monkeypatch: pytest.Monk
     monkeypatch.setattr(cores, "available_cores", lambda: (0, 1, 2, 5, 6))
     assert cores.parts_of_all(2) == [(0, 1), (2, 5, 6)]
     assert cores.parts_of_all(7) == [(0,), (1,), (2,), (5,), (6,), (0,), (1,)], "each has one, though not its own"
+
+
+def test_an_epoch_of_parts_that_no_sampler_tells_of_is_as_long_as_a_part(tmp_path: Path) -> None:
+    def lengths() -> tuple[int, int, int]:
+        model = network()
+        own = range(Ranks.here().rank, 24, 2) if Ranks.here().rank else range(0, 20, 2)
+        base = DataLoader(Plain(24), batch_size=2, sampler=SubsetRandomSampler(own))
+        loader = mine(base, model, gamma=2)
+        before = len(loader)
+        seen = sum(1 for _ in loader)
+        return before, len(loader), seen
+
+    assert in_processes(2, lengths, tmp_path) == [(6, 6, 6), (6, 6, 6)], "of ten and twelve samples"

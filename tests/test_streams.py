@@ -18,6 +18,7 @@ from infer2train import mine
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.loader.loader import MinedLoader
 from infer2train.loader.ranks import Ranks
+from infer2train.machine.cores import as_text, available_cores
 from infer2train.observe.runlog import read_rows
 from infer2train.sources.window import HEAD, WindowItems, item_id, pass_and_place, write_items
 from mined_runs import CLASSES, SIZE, Jittered, draws, equal, network, sgd, state_of
@@ -405,6 +406,23 @@ def test_what_cannot_be_mined_in_a_stream_is_refused(
     with pytest.raises(ValueError, match=said) as error:
         mined(stream, **settings)
     assert "\n" not in str(error.value)
+
+
+class Epochs(Fixed):
+    """Is told which epoch begins."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def test_a_stream_that_is_told_the_epoch_is_mined_under_a_host_by_oracles_elsewhere() -> None:
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    own = network()
+    model, optimizer = fabric.setup(own, sgd(own))
+    base = fabric.setup_dataloaders(streamed(Epochs()))
+    loader = mine(base, model, optimizer, pool="process", oracle_cores=as_text(available_cores()[-1:]), **MINED)
+    next(iter(loader))
+    loader.close()
 
 
 def test_a_window_is_for_streams_and_a_batch_for_windows() -> None:

@@ -44,9 +44,12 @@ def optimizers_of(given: Any) -> list[Optimizer]:
 
 
 def scaler_of(given: Any) -> "torch.amp.GradScaler | None":
-    """The gradient scaler that steps an optimiser which a host has wrapped (Accelerate's, say), if there is one."""
+    """The gradient scaler that steps an optimiser which a host has wrapped (Accelerate, Fabric), if there is one."""
     parts = given if isinstance(given, list | tuple) else [given]
-    scalers = (getattr(part, "scaler", None) for part in parts)
+    holders = [
+        holder for part in parts for holder in (part, getattr(getattr(part, "_strategy", None), "precision", None))
+    ]
+    scalers = (getattr(holder, "scaler", None) for holder in holders)
     return next((scaler for scaler in scalers if isinstance(scaler, torch.amp.GradScaler)), None)
 
 
@@ -96,21 +99,29 @@ class Pace:
 
     A host that fetches ahead asks for the next draw before it trains, too. But then it always does; so once a host was
     seen to have finished all its steps when it asked for a draw, one step that is missing at a later draw was skipped
-    (a loss that was not finite, say).
+    (a loss that was not finite, say). With a delay a host may fetch ahead, in a thread of its own too, which is in time
+    now and then; so it must not have been seen ahead before, from the first draw on.
     """
 
     is_one_by_one = False
     """Whether the host was seen to train on each draw before it asks for the next."""
 
-    def has_skipped(self, due: int, done: int) -> bool:
+    def __init__(self) -> None:
+        self._in_time, self._was_ahead = 0, False
+
+    def has_skipped(self, due: int, done: int, *, delay_steps: int = 0) -> bool:
         """Whether the host, which asks for a draw, has left out the step before it.
 
         Args:
             due: steps of this epoch whose draws are all handed out.
             done: steps of it that were acknowledged.
+            delay_steps: that a host may be ahead.
         """
         if due > 0 and done == due:
-            self.is_one_by_one = True
+            self._in_time += 1
+            self.is_one_by_one |= delay_steps == 0 or (not self._was_ahead and self._in_time > delay_steps)
+        elif done < due:
+            self._was_ahead = True
         return self.is_one_by_one and done == due - 1
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from infer2train.draws.mining import Mining
 from infer2train.draws.versions import EpochSteps
 from infer2train.loader.acknowledgement import Pace
-from infer2train.loader.order import Batches, draws_in_epoch, epoch_batches, fingerprint, global_batches
+from infer2train.loader.order import Batches, epoch_batches, fingerprint, global_batches
 from infer2train.loader.passes import Passes
 from infer2train.loader.ranks import Ranks
 
@@ -24,6 +25,15 @@ REMEDIES = (
 """What a loop can do whose steps were not all counted."""
 STALE_EPOCHS = 2
 """An oracle that is refreshed less often than this is worth a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """Where the loop began with the epoch under way, or went on with it after a resume."""
+
+    draws: int = 0
+    position: int = 0
+    steps: int = 0
 
 
 class Course:
@@ -45,6 +55,7 @@ class Course:
         self.epoch_ids: Int64[np.ndarray, " e"] = np.empty(0, dtype=np.int64)
         self._batches: Batches | Passes = []
         self._first: EpochSteps | None = None
+        self._begun = _Begun()
         self._order: str | None = None
         self._is_open, self._is_resumed = False, False
         self._has_warned, self._has_warned_of_skips = False, False
@@ -77,9 +88,22 @@ class Course:
         """The epoch that begins or goes on when the loader is iterated next."""
         return self.epoch + (self._is_open and not self._is_resumed and not self._is_peeked())
 
-    def draws_per_epoch(self, dataloader: "DataLoader[Any]") -> int:
-        """Of the user's loader, before an epoch was read; of a stream, whose length nobody knows, in a window."""
-        return draws_in_epoch(dataloader, self._ranks) if self._passes is None else self._passes.draws_per_window
+    def draws_per_epoch(self, foreseen: int | None) -> int:
+        """As the epoch that was read last has it; of a stream, whose length nobody knows, in a window.
+
+        Args:
+            foreseen: from `draws_in_epoch`, where no epoch was read yet.
+
+        Raises:
+            TypeError: nobody knows yet.
+        """
+        if self._passes is not None:
+            return self._passes.draws_per_window
+        if self._batches:
+            return len(self._batches)
+        if foreseen is None:
+            raise TypeError("a batch sampler without a length tells it when an epoch begins")
+        return foreseen
 
     def step_of(self, draw: int) -> int:
         """The step that trains on a draw."""
@@ -104,11 +128,10 @@ class Course:
         """
         if self._is_peeked():
             # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
-            assert self._first is not None
-            self._warn_of_a_long_look(self.draws - self._first.first_draw)
-            self.draws, self.position = self._first.first_draw, 0
+            self._warn_of_a_long_look(self.draws - self._begun.draws)
+            self.draws, self.position = self._begun.draws, self._begun.position
             if self._passes is not None:
-                self._passes.begin(self.epoch, 0)
+                self._passes.begin(self.epoch, self.position)
             return False
         if self._is_open and not self._is_resumed:
             self.epoch, self.position = self.epoch + 1, 0
@@ -144,6 +167,7 @@ class Course:
                 "that has it, and leave data and batch size as they were"
             )
         self._order, self._is_resumed, self._is_open = order, False, True
+        self._begun = _Begun(draws=self.draws, position=self.position, steps=self.steps)
         return begins
 
     def end_epoch(self) -> None:
@@ -156,12 +180,12 @@ class Course:
         self.draws, self.position = self.draws - 1, self.position - 1
 
     def _is_peeked(self) -> bool:
-        """Whether the epoch under way was only looked at: `next(iter(loader))`, or a loop broken off at once."""
-        first = self._first
-        if not self._is_open or self._is_resumed or first is None or self.steps > first.first_step:
+        """Whether the epoch under way, or what is left of a resumed one, was only looked at: `next(iter(loader))`, or a
+        loop broken off at once."""
+        if not self._is_open or self._is_resumed or self.steps > self._begun.steps:
             return False
         # Where nobody counts steps, two draws may have been trained on.
-        return self._has_oracle or self.draws - first.first_draw <= 1
+        return self._has_oracle or self.draws - self._begun.draws <= 1
 
     def _warn_of_a_long_look(self, draws: int) -> None:
         if draws > 1:
@@ -200,8 +224,8 @@ class Course:
         """Whether the host, which asks for a draw, has left out the step before it."""
         assert self._first is not None
         first = self._first.first_step
-        return self._mining.delay_steps == 0 and self._pace.has_skipped(
-            self.step_of(self.draws) - first, self.steps - first
+        return self._pace.has_skipped(
+            self.step_of(self.draws) - first, self.steps - first, delay_steps=self._mining.delay_steps
         )
 
     def warn_of_skips(self) -> None:

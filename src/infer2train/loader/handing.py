@@ -59,7 +59,8 @@ class Handing:
             raise RuntimeError(
                 "a loader that is closed has no more batches: got one that was closed, by close() or by "
                 f"{self.made_by} being called again with its optimizer; iterate the loader made last, or call "
-                f"{self.made_by} again"
+                f"{self.made_by} again. To have two of them for one optimizer, leave optimizer= out of both and call "
+                "step_done() of each after a step"
             )
 
     def _submit_ahead(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from infer2train.batches import logits_of
+from infer2train.batches import logits_of, to_device
 from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Method
 from infer2train.draws.mining import Mining
@@ -67,7 +67,9 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         assert mining.oracle_chunk is not None
         self.mining, self._method, self._pool = mining, method, pool
         self._has_oracle = method.choices.has_oracle
-        LikeDataLoader.__init__(self, dataloader, has_copies=self._has_oracle and pool.runs_beside)
+        # Of a stream, oracles elsewhere read the items that were read here.
+        has_copies = self._has_oracle and pool.runs_beside and passes is None
+        LikeDataLoader.__init__(self, dataloader, has_copies=has_copies)
         Measured.__init__(self, meter := Meter(), pool)
         self._surroundings, self._ranks = surroundings or OwnLoop(weights.model), Ranks.here()
         course = Course(mining, self._has_oracle, self._ranks, passes)
@@ -83,7 +85,9 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         """How good versions are on the data that was given to `mine()` as `validation`."""
         gradients = Gradients(weights.model, is_accumulated=mining.accumulation_steps > 1)
         self._state = RunState(dataloader, mining, self._ranks, course, publisher, method, gradients)
-        draws_per_epoch = partial(course.draws_per_epoch, dataloader)
+        self._is_stream = passes is not None
+        self._draws_in_epoch = draws_in_epoch(dataloader, self._ranks) if passes is None else None
+        draws_per_epoch = partial(course.draws_per_epoch, self._draws_in_epoch)
         self.journal = Journal(mining, method.choices, draws_per_epoch, self.timeline, self._totals)
         """What is written of the run, if that was asked for."""
         scored = publisher if self._has_oracle else None
@@ -94,8 +98,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
     # The epoch
 
     def __len__(self) -> int:
-        """Draws in an epoch."""
-        return draws_in_epoch(self._dataloader, self._ranks)
+        """Draws in an epoch: in the one that was read last, or as many as can be foreseen before the first."""
+        return len(self._dataloader) if self._is_stream else self._course.draws_per_epoch(self._draws_in_epoch)
 
     def __iter__(self) -> Iterator[Any]:
         self._iteration += 1
@@ -103,6 +107,13 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         try:
             self._begin_epoch()
             while self._course.left:
+                if iteration != self._iteration:
+                    self._require_open()
+                    raise RuntimeError(
+                        "a mined loader is iterated once at a time: got a batch asked of an iteration that another one "
+                        "has taken the place of; look at a batch (next(iter(loader))) before or after an epoch, or at "
+                        "the DataLoader that it was made from"
+                    )
                 batch = self._next_batch()
                 yield self._surroundings.placed(batch, is_last=not self._course.left)
         finally:
@@ -228,6 +239,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             ValueError: the state is of a loader with other settings, or of ranks with another global batch; or it has
                 gradients of another rank.
         """
+        state = to_device(state, "cpu")  # however it was loaded; what belongs elsewhere is taken there
         self._state.check(state)
         self._picker.stop()
         self._progress.forget_due()

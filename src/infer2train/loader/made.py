@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
+from infer2train.batches import to_device
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
@@ -146,6 +147,7 @@ class MadeLoader(Measured, Counted, Handing):
         Raises:
             ValueError: the state is of a loader with other settings.
         """
+        state = to_device(state, "cpu")  # however it was loaded; what belongs elsewhere is taken there
         if differ := differences(state["mining"], self._settings()):
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"

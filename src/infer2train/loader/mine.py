@@ -1,5 +1,6 @@
 """`mine()`: joins sampler, addresses, pool, pick and views into a loader for anybody's training loop."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from infer2train.batches import Split, split_batch
+from infer2train.draws.methods.method import Method
 from infer2train.draws.methods.table import get_method
 from infer2train.draws.mining import Mining
 from infer2train.loader.acknowledgement import Optimizers, acknowledge_steps, optimizers_of, scaler_of, untouched
@@ -117,6 +119,7 @@ def mine(
         wanted = replace(wanted, accumulation_steps=surroundings.accumulation_steps)
         told = (f"accumulation_steps is {wanted.accumulation_steps}, as Accelerate accumulates gradients",)
     method = get_method(wanted)  # refuses what it cannot work with before anything is read or started
+    _warn_of_no_mining(method)
     require_idle_time(validation, wanted)
     passes = passes_of(base, wanted, has_transform=transform is not None)
     read = base
@@ -151,3 +154,19 @@ def mine(
         more = dict if loader.validation is None else loader.validation.metrics
         loader.journal.write_to(partial(begun_log, Path(log_dir), config, device_of(model)), more=more)
     return loader
+
+
+def _warn_of_no_mining(method: Method) -> None:
+    """Tell the user of a training that is over before its method begins."""
+    mining, choices = method.mining, method.choices
+    if mining.epochs is None:
+        return
+    is_pruned = choices.pick == "pruned"  # by what the epoch before has seen
+    if mining.epochs == 1 if is_pruned else choices.schedule.share(mining.epochs - 1, mining.epochs) == 0:
+        remedy = "train for two epochs or more" if is_pruned else "pass ramp_start=0.0, ramp_stop=0.0 to mine at once"
+        warnings.warn(
+            f"nothing will be mined: {mining.method} begins after the first epoch at the earliest, and the training "
+            f"has epochs={mining.epochs}; {remedy}",
+            RuntimeWarning,
+            stacklevel=3,
+        )

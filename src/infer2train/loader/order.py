@@ -7,6 +7,7 @@ batches of all are joined to global ones.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -21,13 +22,15 @@ from infer2train.draws.randomness import seeded
 from infer2train.loader.ranks import Ranks
 
 Batches = list[Int64[np.ndarray, " _"]]
+LONGEST_EPOCH = 100
+"""Times that an epoch whose length nobody says may have as many ids as there are samples: beyond, it has no end."""
 
 
 def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batches:
     """The ids of every batch of an epoch, from the user's batch sampler.
 
     Raises:
-        ValueError: the sampler gives something else than integers, or no batch at all.
+        ValueError: the sampler gives something else than integers, no batch at all, or no end.
     """
     state = int(seeds(seed, Purpose.ORDER, epoch=epoch))
     generators = _generators(dataloader)
@@ -37,7 +40,7 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
         with seeded(state):
             for generator in generators:
                 generator.manual_seed(state)
-            batches = [_as_ids(batch) for batch in dataloader.batch_sampler]
+            batches = _whole_epoch(dataloader)
     finally:
         for generator, before in zip(generators, kept, strict=True):
             generator.set_state(before)
@@ -47,6 +50,31 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
             f"at batch_size={dataloader.batch_size}; lower the batch size or turn drop_last off"
         )
     return batches
+
+
+def _whole_epoch(dataloader: "DataLoader[Any]") -> Batches:
+    """What the batch sampler gives, to its end."""
+    assert dataloader.batch_sampler is not None
+    samples = len(dataloader.dataset)  # type: ignore[arg-type]
+    most = LONGEST_EPOCH * samples if _length_of(dataloader) is None else math.inf
+    batches, ids = Batches(), 0
+    for batch in dataloader.batch_sampler:
+        batches.append(_as_ids(batch))
+        ids += len(batches[-1])
+        if ids > most:
+            raise ValueError(
+                f"an epoch must end: got more than {most} ids of {samples} samples from a sampler without a length; "
+                "give it one, or an end (itertools.islice(ids, n) in its __iter__), and loop over epochs"
+            )
+    return batches
+
+
+def _length_of(dataloader: "DataLoader[Any]") -> int | None:
+    """Batches in an epoch of the user's, where its batch sampler says so."""
+    try:
+        return len(dataloader)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def global_batches(dataloader: "DataLoader[Any]", batches: Batches, ranks: Ranks) -> Batches:
@@ -89,14 +117,25 @@ def in_turn(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n"]
     return np.concatenate(parts)[places.argsort(kind="stable")]
 
 
-def draws_in_epoch(dataloader: "DataLoader[Any]", ranks: Ranks) -> int:
-    """How many there are, without asking the sampler. A sampler for several ranks tells by its `num_replicas` (torch,
-    Lightning) or `num_processes` (Accelerate)."""
+def draws_in_epoch(dataloader: "DataLoader[Any]", ranks: Ranks) -> int | None:
+    """How many there are, as far as that can be known without asking the sampler. Every rank calls this.
+
+    A sampler that gives each rank another part tells by its `num_replicas` (torch, Lightning) or `num_processes`
+    (Accelerate), by other ids than on another rank, or by another length.
+    """
+    batches = _length_of(dataloader)
+    if ranks.world == 1 or isinstance(dataloader.dataset, IterableDataset):
+        return batches
+    ids = hashlib.sha256(readable_ids(dataloader).tobytes()).hexdigest()
+    everywhere = ranks.texts_of_all(f"{-1 if batches is None else batches} {ids}")
+    lengths = [int(told.partition(" ")[0]) for told in everywhere]
+    if min(lengths) < 0:
+        return None
     samplers = _samplers(dataloader)
     is_part = any(getattr(s, name, None) for s in samplers for name in ("num_replicas", "num_processes"))
-    if ranks.world == 1 or is_part or isinstance(dataloader.dataset, IterableDataset):
-        return len(dataloader)
-    return len(dataloader) // ranks.world if _drops_last(dataloader) else -(-len(dataloader) // ranks.world)
+    if is_part or len(set(everywhere)) > 1:
+        return max(lengths)
+    return lengths[0] // ranks.world if _drops_last(dataloader) else -(-lengths[0] // ranks.world)
 
 
 def global_batch_size(dataloader: "DataLoader[Any]", ranks: Ranks) -> int | None:
