@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from infer2train.batches import logits_of
 from infer2train.loader.admission import check_loader, draws_foreseen
 from infer2train.loader.loader import MinedLoader
+from infer2train.loader.ranks import Ranks
 
 LoaderOfFit = Callable[[], MinedLoader | None]
 """The loader of the `fit` under way; None before training starts."""
@@ -75,12 +76,12 @@ class Batches:
         return bool(is_automatic and self._trainer.accumulate_grad_batches > self._draws)
 
     def _require_foreseen(self, loader: MinedLoader) -> None:
-        """Refuse an epoch of another length than Lightning plans with: it would end early, or never end by itself.
+        """Refuse an epoch of several ranks of another length than was guessed: Lightning would end it in its midst.
 
         Raises:
             ValueError: it has one.
         """
-        if len(loader) != self._draws:
+        if Ranks.here().world > 1 and len(loader) != self._draws:
             raise ValueError(
                 f"an epoch must be as long as its sampler says: got {len(loader)} draws where {self._draws} were "
                 "foreseen; a sampler that gives each rank another part says so by num_replicas, as torch's does"
