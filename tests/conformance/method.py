@@ -335,7 +335,7 @@ def _reference(method: Method, draw: Draw, scores: list[float], targets: list[in
         return list(_views(draw, range(GAMMA if choices.kind is Kind.UNSCORED else 1))), None, None, None
     if choices.candidates == "samples" and not draw.kind.is_scored:
         offered = [*_candidates(method, replace(draw, kind=Kind.MINED))]
-        by_key = sorted(range(GAMMA * BATCH), key=lambda i: (_number(draw, seeds, Purpose.FILL, i), i))
+        by_key = _fillers(method, draw, [sample_id for sample_id, _ in offered])
         return ([offered[i] for i in by_key[:BATCH]],)
     if not draw.kind.is_scored:
         return (list(_views(draw, range(1))),)
@@ -350,7 +350,7 @@ def _reference(method: Method, draw: Draw, scores: list[float], targets: list[in
         ]
     if choices.candidates == "samples":
         chosen = _hardest(draw, scores, targets, mined, method.mining.balance)
-        by_key = sorted(range(len(scores)), key=lambda i: (_number(draw, seeds, Purpose.FILL, i), i))
+        by_key = _fillers(method, draw, draw.candidates.ids.tolist())
         chosen += [i for i in by_key if i not in chosen][: BATCH - mined]
         flags = [place < mined for place in range(BATCH)]
     else:
@@ -404,14 +404,20 @@ REFERENCE_PICKS = {"max": _max, "proportional": _proportional, "quantile": _quan
 REFERENCED = (*REFERENCE_PICKS, "all", "anchors", "hardest", "learnable", "trusted")
 
 
+def _fillers(method: Method, draw: Draw, ids: list[int]) -> list[int]:
+    """Candidates by chance; those whose label is not believed behind all others."""
+    doubted = [method.choices.pick == "trusted" and IRREDUCIBLE[sample_id] > TRUST for sample_id in ids]
+    return sorted(range(len(ids)), key=lambda i: (doubted[i], _number(draw, seeds, Purpose.FILL, i), i))
+
+
 def _trusted(draw: Draw, scores: list[float] | None) -> list[float]:
     """Keys whose highest are a draw without replacement, in proportion to the scores; of the untrusted none."""
     keys = []
     for i, sample_id in enumerate(draw.candidates.ids.tolist()):
         u = _number(draw, uniforms, Purpose.UNIFORM_SCORE, i)
         score = 1.0 if scores is None else scores[i]
-        is_out = IRREDUCIBLE[sample_id] > TRUST or not math.isfinite(score) or score <= 0 or u == 0
-        keys.append(-math.inf if is_out else float(np.float32(math.log(score) - math.log(-math.log(u)))))
+        is_out = IRREDUCIBLE[sample_id] > TRUST or not math.isfinite(score) or u == 0
+        keys.append(-math.inf if is_out else float(np.float32(math.log(max(score, 1e-30)) - math.log(-math.log(u)))))
     return keys
 
 
