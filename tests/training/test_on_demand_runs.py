@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
 
 from infer2train.cli import main as cli
+from infer2train.draws.addresses import Addresses
 from infer2train.observe.runlog import read_rows
-from infer2train.studies.gamma.measure import subject
+from infer2train.sources.views.on_demand import OnDemandViews
+from infer2train.studies.gamma.measure import subject_of
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.decoding_rate import decoding_warning
 from infer2train.training.folder import evaluate_folder
@@ -154,9 +156,12 @@ def test_the_imagenet_regime_on_the_command_line(
     assert "report.html" in {path.name for path in Path("runs/a").iterdir()}
 
 
-def test_its_gamma_is_not_measured_on_other_images(alone: Path) -> None:
-    with pytest.raises(ValueError, match="which decodes on demand; pass --model and --image-size"):
-        subject("resnet8", None, None, None, alone)
+def test_its_gamma_is_measured_on_its_own_images(alone: Path) -> None:
+    source, network, about = subject_of(alone)
+    assert isinstance(source, OnDemandViews)
+    images, _ = source.batch(Addresses(np.arange(2), np.arange(2)))
+    assert network(images).shape[0] == 2
+    assert about["steps"] > 0
 
 
 def test_limit_and_validation_split(photos: Path) -> None:
