@@ -149,7 +149,8 @@ class Worker:
         self._refresher.publish(Record(order.version, tensors, order.ranges, order.probe_scores))
 
     def _retire(self, version: int) -> None:
-        assert self._refresher is not None
+        if self._refresher is None:
+            return
         if self._post.is_freshest:
             # What is being prepared comes into use, or weights that are published faster than prepared never would.
             self._refresher.skip(version)

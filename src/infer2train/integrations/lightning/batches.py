@@ -71,9 +71,9 @@ class Batches:
 
     @property
     def _trains_nothing(self) -> bool:
-        """Whether the epoch ends before a step: so StochasticWeightAveraging measures batch-norm's statistics."""
-        is_automatic = self._trainer.lightning_module.automatic_optimization
-        return bool(is_automatic and self._trainer.accumulate_grad_batches > self._draws)
+        """Whether Lightning goes through the epoch without a backward pass: so StochasticWeightAveraging measures
+        batch-norm's statistics."""
+        return bool(getattr(self._trainer.fit_loop, "_skip_backward", False))
 
     def _require_foreseen(self, loader: MinedLoader) -> None:
         """Refuse an epoch of several ranks of another length than was guessed: Lightning would end it in its midst.
