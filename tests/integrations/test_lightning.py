@@ -356,6 +356,20 @@ def test_weights_are_averaged_as_without_mining() -> None:
     assert one.state.finished
 
 
+def test_an_epoch_of_one_step_is_mined() -> None:
+    """Lightning steps at the end of an epoch, however many batches were to be accumulated."""
+    seen: list[Any] = []
+
+    class Looks(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(self.trainer.train_dataloader.last)
+            return super().training_step(batch, batch_idx)
+
+    trainer(Mining(**SETTINGS), max_epochs=2, accumulate_grad_batches=100).fit(Looks(), datamodule=Data())
+    assert len(seen) == 12
+    assert all(draw is not None and draw.scores is not None for draw in seen)
+
+
 def test_a_checkpoint_of_an_unmined_run_is_refused_within_an_epoch_only(tmp_path: Path) -> None:
     for batches, names in ((3, "within"), (6, "between")):
         (tmp_path / names).mkdir()
