@@ -217,7 +217,7 @@ def test_what_cannot_be_removed_is_told_of_and_stops_nothing(folder: Path, monke
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", rmtree)
         for step in (200, 250, 250, 300):
-            with pytest.warns(RuntimeWarning, match="got 'Directory not empty' .* training goes on"):
+            with pytest.warns(RuntimeWarning, match="got 'Directory not empty' .* the next save tries again"):
                 save_checkpoint(folder, step, state_of(step), keep=2)
             loaded = load_checkpoint(folder)
             assert loaded is not None

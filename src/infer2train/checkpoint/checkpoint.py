@@ -185,8 +185,8 @@ def _tried(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         warnings.warn(
-            f"old checkpoints must be removed: got '{error.strerror or error}' in {folder}; the newest one is whole, "
-            f"and training goes on. What stays there under names like {_UNFINISHED}… can be removed by hand",
+            f"old checkpoints must be removed: got '{error.strerror or error}' in {folder}; the next save tries again, "
+            f"and what stays there under names like {_UNFINISHED}… can be removed by hand",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -298,10 +298,6 @@ def _defaults_for(arguments: Sequence[str]) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(named.config).read_text(encoding="utf-8"))
         stored = loaded if isinstance(loaded, dict) else {}
     regime, method, epochs = (getattr(named, name) or stored.get(name) for name in ("regime", "method", "epochs"))
-    return regime_defaults(
-        regime or RunConfig.regime,
-        method or RunConfig.method,
-        epochs=int(epochs)
-        if epochs is not None and str(epochs).isdecimal()
-        else None,  # what else there may be, the real parser refuses
-    )
+    # What is no number, the real parser refuses.
+    length = int(epochs) if epochs is not None and str(epochs).isdecimal() else None
+    return regime_defaults(regime or RunConfig.regime, method or RunConfig.method, epochs=length)

@@ -2,8 +2,8 @@
 
 Beside `picking`, which tells of the version that is in use. Nothing here changes what is selected, or when: what is
 asked of the pool is small, and done last. A version whose successor came into use first, or which no draw may have any
-more, is left unfinished. Of several
-ranks the first one's oracle evaluates, and the others hear of it when an epoch has ended.
+more, is left unfinished. Of several ranks the first one's oracle evaluates, and the others hear of it when an epoch has
+ended.
 """
 
 import math

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("int8", "fp32")
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
+ZERO_WEIGHT_STEPS = 2**24
+"""In which a layer whose weights are all zero has its greatest bias."""
 UNSIGNED = 128
 """Added to integers of activations: the runtime's kernels are fastest on unsigned ones; only the numbering moves."""
 
@@ -246,10 +248,6 @@ class _Template:
         model.CopyFrom(self._model)
         model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
         return bytes(model.SerializeToString())
-
-
-ZERO_WEIGHT_STEPS = 2**24
-"""In which a layer whose weights are all zero has its greatest bias."""
 
 
 def _scale(site: int) -> str:

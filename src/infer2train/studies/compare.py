@@ -94,10 +94,9 @@ def compare(
         if not _is_done(config, trained / f"{method}-seed{seed}")
     }
     write_comparison(folder, comparison.methods, comparison.seeds, comparison.baseline, comparison.runs_in)
-    diverged: dict[str, DivergedError] = {}
-    if jobs == 1:
+    if jobs == 1 or not waiting:
         diverged = _train_in_turn(waiting, trained, quiet, after)
-    elif waiting:
+    else:
         diverged = _train_side_by_side(waiting, trained, jobs, quiet, after)
     write_report(folder)
     if diverged:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -254,15 +254,16 @@ def _is_on_cuda(views: ViewDataset) -> bool:
     return isinstance(views, ImageViews) and isinstance(views.images, torch.Tensor)
 
 
-def placed(images: UInt8[np.ndarray, "n h w c"], device: torch.device) -> Images:
-    """The images on a CUDA device if they fit there with room to spare; else as they are."""
+def placed(split: ImageSplit, device: torch.device) -> tuple[Images, Int64[np.ndarray, " n"] | None]:
+    """A split's images, and which of them its samples are: on a CUDA device if they fit there with room to spare."""
     if device.type != "cuda":
-        return images
+        return split.images, split.numbers
     free_bytes, _ = torch.cuda.mem_get_info(device)
     free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run
-    if images.nbytes > LARGEST_PART * free_bytes:
-        return images
-    return torch.from_numpy(np.array(images)).to(device)
+    if len(split) * split.images[:1].nbytes > LARGEST_PART * free_bytes:
+        return split.images, split.numbers
+    pixels = split.pixels()
+    return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels)).to(device), None
 
 
 def pixel_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:
@@ -316,7 +317,8 @@ def views_of(split: AnySplit, view: View, device: torch.device) -> ViewDataset:
     """The views of a split's images: from memory, from a CUDA device where they fit, or decoded on demand."""
     if isinstance(split, EncodedSplit):
         return OnDemandViews(split.pixels, split.targets, view)
-    return ImageViews(placed(split.images, device), split.targets, view, split.numbers)
+    images, numbers = placed(split, device)
+    return ImageViews(images, split.targets, view, numbers)
 
 
 def evaluation_view(trained: View, stored: tuple[int, int] | None) -> View:

@@ -48,9 +48,7 @@ class Trusted(WithIrreducible):
         keys = -(-chance.double().log()).log()
         if scores is not None:
             weight = scores.cpu().double()
-            keys = (
-                keys + weight.clamp(min=TINY).log()
-            )  # not even a score of 0 stands behind a label that is not believed
+            keys = keys + weight.clamp(min=TINY).log()  # a score of 0 too stands before what is not believed
             keys[~weight.isfinite()] = -torch.inf
         doubted = self.irreducible(draw.candidates.ids) > self._limit
         keys[doubted] = -torch.inf
