@@ -74,7 +74,7 @@ def test_a_sample_is_shown_beside_candidates_that_lost() -> None:
     chosen = {float(score) for score in draw.scores[torch.from_numpy(draw.chosen)]}
     ids = {float(score): int(one) for score, one in zip(draw.scores, draw.candidates.ids, strict=True)}
     for row in audit_draw(draw, VIEWS, gamma=GAMMA, class_names=NAMES, rows=BATCH):
-        names = [f"{NAMES[TARGETS[ids[float(score)]]]} {ids[float(score)]}" for score in row.scores]
+        names = [f"{NAMES[TARGETS[ids[float(score)]]]} · {ids[float(score)]}" for score in row.scores]
         assert [row.name_of(one) for one in range(GAMMA)] == names, "each by its own label and id"
         losers = np.delete(row.scores, row.chosen)
         assert len(losers) == GAMMA - 1

@@ -61,7 +61,7 @@ def audit_draw(
                 pixels=as_pixels(images),
                 scores=scores[beside],
                 chosen=place,
-                samples=[f"{_label(targets, other, class_names)} {one}".strip() for other, one in enumerate(ids)]
+                samples=[f"{_label(targets, other, class_names)} · {one}" for other, one in enumerate(ids)]
                 if are_samples
                 else (),
             )
