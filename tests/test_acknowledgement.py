@@ -411,17 +411,26 @@ def test_a_host_ahead_within_its_delay_is_taken_for_no_skipper() -> None:
     loader, model, optimizer = made(delay_steps=2)
     ahead = iter(loader)
     waiting = [next(ahead)]
-    for number in range(10):  # one draw ahead, but in time for once
-        if number != 4 and (batch := next(ahead, None)) is not None:
+    for number in range(10):  # one draw ahead, as by a thread, but for some time that has no draw ready
+        if number not in range(3, 7) and (batch := next(ahead, None)) is not None:
             waiting.append(batch)
         x, y = waiting.pop(0)
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if number == 4:
-            waiting.append(next(ahead))
+        if not waiting and (batch := next(ahead, None)) is not None:
+            waiting.append(batch)
     assert loader.steps == 10
     assert "skipped_steps" not in loader.metrics()
+
+
+def test_who_skips_the_first_draw_is_known_in_the_next_epoch() -> None:
+    loader, model, optimizer = made(update_every=100)
+    list(leaving_out(loader, model, optimizer, 0))
+    assert loader.steps == 9
+    with pytest.warns(RuntimeWarning, match="followed by another one without a step"):
+        list(leaving_out(loader, model, optimizer, 3))
+    assert loader.metrics()["skipped_steps"] == 1
 
 
 def test_weights_that_are_changed_after_the_step_are_published_by_step_done() -> None:
