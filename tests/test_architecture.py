@@ -32,7 +32,8 @@ ROOMS = {
     "training": "config regimes schedule interrupt progress evaluation setup step decoding_rate folder irreducible "
     "watch loop",
     "studies": "advise compare export inspection gamma plan reproduce demo",
-    "cli": "arguments arms verbs main __main__",
+    "cli": "arguments arms verbs main",
+    "__main__": "",
 }
 """In the way of the data; behind each room its modules in theirs."""
 MOST_ROOMS, MOST_ARROWS = 20, 100

@@ -17,7 +17,7 @@ SETTINGS = {"--seeds": 1, "--epochs": 200, "--threads": 1, "--gamma": 2, "--jobs
 def start(runs_dir: Path) -> subprocess.Popen[str]:
     settings = [str(word) for setting in SETTINGS.items() for word in setting]
     methods = ["--methods", "baseline", "nm-augment", "nm-augment-soft"]  # the last waits for its turn
-    command = [sys.executable, "-m", "infer2train.cli", "compare", *methods, *settings, "--runs-dir", str(runs_dir)]
+    command = [sys.executable, "-m", "infer2train", "compare", *methods, *settings, "--runs-dir", str(runs_dir)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

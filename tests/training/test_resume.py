@@ -289,7 +289,7 @@ class Installed:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "infer2train.cli", *arguments],
+                [sys.executable, "-m", "infer2train", *arguments],
                 cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

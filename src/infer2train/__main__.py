@@ -1,4 +1,4 @@
-"""`python -m infer2train.cli`."""
+"""`python -m infer2train`."""
 
 import sys
 
