@@ -80,6 +80,6 @@ def load(name: str) -> Any:
 
 EXPERIMENTS = {
     name: experiment(name, load(name))
-    for name in ("fig1", "fig2", "fig3", "table", "precision", "pays", "learnable", "map")
+    for name in ("fig1", "fig2", "fig3", "table", "precision", "pays", "learnable", "by-heart", "map")
 }
 """By name, which is that of the file."""
