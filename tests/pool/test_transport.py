@@ -5,6 +5,7 @@ And what a transport of processes promises of its messages: whole ones only, wha
 
 import os
 import queue
+import resource
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -209,6 +210,23 @@ def test_a_message_that_breaks_off_is_never_seen() -> None:
     theirs.close()
     with pytest.raises(LinkClosedError):
         ours.receive()
+
+
+@pytest.mark.parametrize("free", [0, 1], ids=["no-descriptor", "none-to-map-it"])
+def test_what_came_without_its_memory_is_not_given_that_of_the_next(free: int) -> None:
+    ours, end = channel_pair()
+    theirs = Channel(end)
+    ours.send(Take(1, 0, Segment.of({"w": torch.ones(3)}), {}, None))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, limits[1]))
+    try:
+        with pytest.raises(LinkClosedError, match="ulimit -n"):
+            theirs.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    theirs.close()
 
 
 def test_a_worker_that_says_why_it_goes_is_heard_by_whoever_had_more_to_tell_it() -> None:

@@ -29,6 +29,7 @@ _MOST_DESCRIPTORS = 2
 """Of one message: a record's weights, and all other tensors."""
 _READ_BYTES = 1 << 18
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_AT_LIMIT = "had no room for what it told: this process has as many files open as it may (raise the limit: ulimit -n)"
 """Descriptors that come are not handed on to processes that are started later."""
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*get_args(Order), *get_args(News))}
 _TREES = frozenset({"tree", "ranges", "probe_scores"})
@@ -99,24 +100,32 @@ class Channel:
         """All whole messages that have come; does not wait.
 
         Raises:
-            LinkClosedError: the other side is gone, and so is all that it said.
+            LinkClosedError: the other side is gone, and so is all that it said; or what it said cannot be taken, since
+                this process has as many files open as it may.
         """
         is_closed = False
         try:
             while True:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS, _FLAGS)
+                data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS, _FLAGS)
                 self._descriptors.extend(descriptors)
+                if flags & socket.MSG_CTRUNC:  # what comes later would be taken for what is missing
+                    raise LinkClosedError(_AT_LIMIT)
                 if not data:
                     is_closed = True
                     break
                 self._inbox += data
         except (BlockingIOError, InterruptedError):
             pass
+        except LinkClosedError:
+            raise
         except OSError:
             is_closed = True
-        messages = list(iter(self._next, None))
+        try:
+            messages = list(iter(self._next, None))
+        except OSError as error:  # to map a segment takes a descriptor too
+            raise LinkClosedError(_AT_LIMIT) from error
         if is_closed and not messages:
-            raise LinkClosedError("the other side of a channel is gone")
+            raise LinkClosedError("hung up")
         return messages
 
     def _next(self) -> Order | News | None:

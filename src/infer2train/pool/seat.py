@@ -53,7 +53,7 @@ class Seat:
         """Sit down."""
         now = time.monotonic()
         self.link, self.refused = link, None
-        self._is_there, self._has_hung_up, self._is_ready = False, False, False
+        self._is_there, self._is_ready, self._hung_up = False, False, ""
         self._started = self._ready_since = self._answered = now
         self._beats, self._looked, self._silent_seconds = 0, now, 0.0
 
@@ -93,8 +93,9 @@ class Seat:
             return []
         try:
             news = self.link.heard()
-        except LinkClosedError:
-            self._has_hung_up = self.link.how_it_ended(patience_seconds=HANG_UP_SECONDS) is None
+        except LinkClosedError as error:
+            if self.link.how_it_ended(patience_seconds=HANG_UP_SECONDS) is None:
+                self._hung_up = str(error)
             return []
         for told in news:
             self._note(told)
@@ -123,8 +124,8 @@ class Seat:
         patience, phase, now = self._patience, self.link.phase, time.monotonic()
         if self.refused is not None:
             return self.refused
-        if (ended := self.link.how_it_ended()) is not None or self._has_hung_up:
-            return f"{ended or 'hung up'} while {phase}"
+        if ended := self.link.how_it_ended() or self._hung_up:
+            return f"{ended} while {phase}"
         if not self._is_there:
             return None
         if not self._is_ready:
