@@ -69,6 +69,16 @@ def test_a_view_is_shown_beside_the_others_of_its_sample() -> None:
         assert row.name_of(1) == "view 1"
 
 
+def test_a_batch_of_single_candidates_is_shown_to_its_last() -> None:
+    """infobatch has one candidate a sample, of which there need be no whole number of γ."""
+    loader = mined("infobatch", epochs=4)
+    next(iter(loader))
+    assert loader.last is not None
+    rows = audit_draw(loader.last, VIEWS, gamma=GAMMA, class_names=NAMES, rows=BATCH)
+    assert [row.sample_id for row in rows] == loader.last.addresses.ids.tolist()
+    loader.close()
+
+
 def test_a_sample_is_shown_beside_candidates_that_lost() -> None:
     draw = drawn("nm-sample")
     chosen = {float(score) for score in draw.scores[torch.from_numpy(draw.chosen)]}

@@ -37,6 +37,20 @@ def test_a_loop_of_ones_own_leaves_rows_lanes_and_a_report(tmp_path: Path) -> No
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.parametrize(("method", "mined"), [("baseline", []), ("nm-augment", [1, 4, 7, 10])])
+def test_rows_in_which_nothing_was_mined_say_nothing_of_lag_and_scores(
+    method: str, mined: list[int], tmp_path: Path
+) -> None:
+    model = network()
+    optimizer = sgd(model)
+    settings: dict[str, Any] = {"gamma": 2, "update_every": 2, "mine_every": 3, "log_every": 1}
+    loader = mine(jittered(40), model, optimizer, method=method, log_dir=tmp_path, **settings)
+    list(draws(loader, model, optimizer))
+    loader.close()
+    for name in ("lag", "score_mean", "score_chosen"):
+        assert [row["step"] for row in rows_of(tmp_path, "step") if name in row] == mined
+
+
 def test_time_between_epochs_and_away_from_training_is_not_of_the_steps(tmp_path: Path) -> None:
     model = network()
     optimizer = sgd(model)

@@ -118,6 +118,22 @@ def test_the_weighted_mean_has_the_expectation_of_the_whole_batchs() -> None:
     assert abs(np.mean(means) - float(gradients.mean())) < 4 * error
 
 
+@pytest.mark.parametrize("prune", [0.5, 0.9])
+def test_a_batch_of_which_nothing_is_kept_counts_nothing(prune: float) -> None:
+    """Two easy samples of loss 0.5: were such a batch to count whole, the mean would be (1 + prune²)/2."""
+    method = made("infobatch", prune=prune)
+    method.observe(replace(draw_at(method, 1.0, number=0, ids=IDS[:2]), scores=torch.ones(2)))
+    method.begin_epoch(1)
+    losses, means = torch.full((2,), 0.5), []
+    for number in range(4000):
+        picked = method.select(draw_at(method, 1.0, number=number, epoch=1, ids=IDS[:2]), losses, None)
+        assert picked.chosen is not None
+        assert picked.weights is not None
+        assert len(picked.chosen) > 0
+        means.append(float((losses[picked.chosen] * picked.weights).mean()))
+    assert abs(np.mean(means) - 0.5) < 4 * np.std(means) / len(means) ** 0.5
+
+
 def test_infobatch_remembers_float32_whatever_the_default() -> None:
     memory = Memory()
     torch.set_default_dtype(torch.float64)
@@ -138,14 +154,14 @@ def test_infobatch_ends_with_whole_batches_and_needs_to_know_when() -> None:
         made("infobatch", prune=1.0)
 
 
-def test_where_all_would_be_left_out_the_batch_stays_whole() -> None:
+def test_where_all_would_be_left_out_the_batch_stays_and_counts_nothing() -> None:
     method = made("infobatch", prune=0.999999)
     draw = draw_at(method, 1.0)
     method.observe(replace(draw, scores=torch.ones(BATCH)))
     method.begin_epoch(1)
     picked = method.select(draw, torch.zeros(BATCH), None)
     assert picked.weights is not None
-    assert (len(picked.addresses), picked.weights.tolist()) == (BATCH, [1.0] * BATCH)
+    assert (len(picked.addresses), picked.weights.tolist()) == (BATCH, [0.0] * BATCH)
 
 
 def test_infobatch_trains_on_less_in_a_loop() -> None:
@@ -284,6 +300,19 @@ def test_trusted_needs_class_labels_or_a_limit() -> None:
     with pytest.raises(ValueError, match=r"needs class labels, got Tensor; pass trust="):
         mine(base, network(), **settings)
     mine(base, network(), **settings, trust=1.5).close()
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_guessing_is_among_all_classes_however_the_labels_are_ordered(classes: int) -> None:
+    labels = torch.arange(51_200) % classes
+    base = DataLoader(TensorDataset(torch.zeros(len(labels), 4), labels), batch_size=16)
+    irreducible = np.full(len(labels), np.log(classes) - 0.01)
+    loader = mine(base, nn.Linear(4, classes), method="trusted-random", irreducible=irreducible)
+    assert loader.metrics()["trusted_share"] == 1.0
+    loader.close()
+    doubted = mine(base, nn.Linear(4, classes), method="trusted-random", irreducible=irreducible + 0.02)
+    assert doubted.metrics()["trusted_share"] == 0.0
+    doubted.close()
 
 
 class Counted(TensorDataset):

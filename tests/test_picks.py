@@ -56,6 +56,16 @@ def test_views_have_the_scores_that_the_loop_saw(tmp_path: Path) -> None:
         assert {*rows["seed"][whole].tolist()} == {*draw.candidates.seeds[: 4 * picks.WHOLE_SLOTS].tolist()}
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_hides_no_other(bad: float) -> None:
+    scores = np.float32([3.0, bad, 1.0, 2.0, bad, 5.0, bad, bad])
+    _, of_views = picks._of_views(np.array([0, 5]), scores)
+    assert of_views["rival_median"][:2].tolist() == pytest.approx([1.5, np.nan], nan_ok=True)
+    assert of_views["rival_max"][:2].tolist() == pytest.approx([2.0, np.nan], nan_ok=True)
+    _, of_samples = picks._of_samples(np.array([0, 5]), scores)
+    assert (of_samples["rival_median"], of_samples["rival_max"]) == (1.5, 2.0)
+
+
 def test_samples_have_every_candidate(tmp_path: Path) -> None:
     found, rows = seen(tmp_path, **SAMPLES), read_picks(tmp_path)
     for draw in found:

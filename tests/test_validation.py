@@ -21,6 +21,7 @@ from infer2train.machine.cores import as_text, available_cores
 from infer2train.observe.runlog import read_rows
 from infer2train.oracle.snapshot import snapshot
 from infer2train.oracle.torch_engine import TorchEngine
+from infer2train.pool.validated import _wrong
 from mined_runs import Measured, Plain, draws, equal, jittered, network, sgd, state_of
 from rank_processes import in_processes
 
@@ -33,6 +34,13 @@ EVERY, HELD_OUT, CHUNK, EPOCHS = 3, 70, 8, 2
 def made(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any) -> MinedLoader:
     settings = {"update_every": EVERY, "gamma": 3, "oracle_chunk": CHUNK, **settings}
     return infer2train.mine(jittered(), model, optimizer, method="nm-augment", **settings)
+
+
+def test_outputs_that_are_nan_are_wrong() -> None:
+    logits = torch.tensor([[torch.nan, 1.0], [2.0, 1.0], [torch.nan, torch.nan]])
+    wrong = _wrong(logits, torch.zeros(3, dtype=torch.int64))
+    assert wrong is not None
+    assert wrong.tolist() == [True, False, True]
 
 
 def until_validated(loader: MinedLoader, version: int) -> None:

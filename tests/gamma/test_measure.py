@@ -94,6 +94,7 @@ def report(speeds: list[EngineSpeed], **settings: Any) -> GammaReport:
         "machine": {"cpu": "a CPU"},
         "versions": {},
         **{"model": "m", "data": "random", "image_size": 32, "batch_size": 64, "threads": 1, "trained_steps": 5},
+        "record_bytes": 4_000,
         **{"gamma": 10, "failed": {}, "views_per_second": 1e5},
         **{"rounds": 2, "is_cpu_time": False, "taken_by_others": 0.05},
         "train": [TrainerSpeed(name="eager", images_per_second=200.0, step_seconds=0.32, rounds=(200.0, 50.0))],

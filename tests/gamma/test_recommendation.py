@@ -38,7 +38,7 @@ def test_gamma_grows_with_the_steps_between_refreshes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gamma", "verdict", "kept"), [(9, "FITS", 9), (15, "COSTS × 1.58", 15), (40, "DOES NOT FIT", 9)]
+    ("gamma", "verdict", "kept"), [(9, "FITS", 9), (15, "COSTS × 1.55", 15), (40, "DOES NOT FIT", 9)]
 )
 def test_verdicts(gamma: int, verdict: str, kept: int) -> None:
     found = recommend([engine()], gamma=gamma, **STEP)
@@ -107,6 +107,35 @@ def test_no_step_is_shorter_than_trainer_and_oracle_allow(
     assert found >= 1.0 - 1e-9
     one_after_the_other = 1.0 + draw_seconds + refresh_seconds / update_every
     assert found <= one_after_the_other * (1 + 1 / update_every) + 1e-9 + refresh_seconds
+
+
+@pytest.mark.parametrize(("images_per_second", "refresh_seconds"), [(1800.0, 0.2), (1750.0, 1.0), (2500.0, 9.0)])
+def test_what_mining_costs_is_the_step_beside_an_oracle_that_is_the_slower_one(
+    images_per_second: float, refresh_seconds: float
+) -> None:
+    speed = engine(images_per_second=images_per_second, refresh_seconds=refresh_seconds)
+    found = recommend([speed], gamma=10, **STEP)
+    beside = hybrid_step_seconds(
+        step_seconds=0.2,
+        draw_seconds=10 * 64 / images_per_second,
+        refresh_seconds=refresh_seconds,
+        update_every=found.update_every,
+        delay_steps=200,
+    )
+    assert found.verdict == f"COSTS × {beside / 0.2:.2f}"
+
+
+@pytest.mark.parametrize(("update_every", "delay_steps"), [(1, 10), (2, 8), (5, 10), (10, 20)])
+def test_workers_that_take_turns_are_followed_over_more_than_a_version(update_every: int, delay_steps: int) -> None:
+    found = hybrid_step_seconds(
+        step_seconds=1.0,
+        draw_seconds=6.0,
+        refresh_seconds=0.0,
+        update_every=update_every,
+        delay_steps=delay_steps,
+        workers=4,
+    )
+    assert found == pytest.approx(6 / 4, rel=0.03)
 
 
 def disturbed(*rounds: float) -> EngineSpeed:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conformance.networks import TextEncoder, experienced, tokens
+from infer2train.oracle.quantization import ranges
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.ranges import measure_ranges
 
@@ -84,6 +85,12 @@ def test_a_percentile_cuts_off_both_ends_of_each_sample() -> None:
     numbers = np.sort(x.flatten(1).numpy(), axis=1)  # of 300 a sample; a hundredth of them are 3
     assert got.tolist() == pytest.approx([numbers[:, 3].mean(), numbers[:, 296].mean()], rel=1e-5)
     assert measure_ranges(graph, tensors, x)["0.weight/input"].tolist() == [-100, 100]
+
+
+@pytest.mark.parametrize(("size", "rank"), [(300, 300), (1000, 999), (2000, 1998), (10_000, 9990), (3072, 3069)])
+def test_the_nearest_rank_is_that_of_the_exact_number(size: int, rank: int) -> None:
+    rows = torch.arange(1.0, size + 1)[None]
+    assert ranges._percentile(rows, 99.9).tolist() == [rank]
 
 
 def test_the_hundredth_percentile_is_the_extremes() -> None:

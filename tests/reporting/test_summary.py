@@ -77,7 +77,15 @@ def test_an_inconclusive_difference_says_how_many_seeds_it_needs():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(59.94, "59.9 s"), (59.96, "1 min 0 s"), (599.6, "10 min"), (3599.6, "1 h 0 min"), (None, "–")],
+    [
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (599.6, "10 min"),
+        (659.0, "11 min"),
+        (3599.0, "1 h 0 min"),
+        (3599.6, "1 h 0 min"),
+        (None, "–"),
+    ],
 )
 def test_durations_carry_over(seconds, text):
     assert duration(seconds) == text

@@ -58,6 +58,12 @@ def test_self_distillation_adds_its_penalty() -> None:
     ratio = penalty_gradient_ratio(0.5, run.loader.last, result.logits, result.targets)
     assert ratio is not None
     assert ratio > 0
+    smooth = penalty_gradient_ratio(0.5, run.loader.last, result.logits, result.targets, smoothing=0.1)
+    logits = result.logits.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets, label_smoothing=0.1), logits)
+    (sharp,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
+    assert smooth == pytest.approx(ratio * float(sharp.norm() / plain.norm()), rel=1e-4)
+    assert smooth != pytest.approx(ratio, rel=1e-3)
     twice = penalty_gradient_ratio(1.0, run.loader.last, result.logits, result.targets)
     assert twice == pytest.approx(2 * ratio)
 

@@ -14,7 +14,7 @@ from infer2train.draws.draw import Draw
 from infer2train.draws.methods.method import Choices
 from infer2train.draws.mining import Mining
 from infer2train.loader.health import Health
-from infer2train.observe.metrics import LOGGED, Totals, draws_per_second, window
+from infer2train.observe.metrics import LOGGED, OF_MINED, Totals, draws_per_second, window
 from infer2train.observe.picks import PickLog
 from infer2train.observe.runlog import RunLog, read_rows, write_config
 from infer2train.observe.timeline import Timeline, last_steps
@@ -149,6 +149,7 @@ class Journal:
         if steps % self._mining.log_every:
             return
         measured, self._mark = window(now, self._mark), now
+        unknown = () if measured["mined_draws"] else OF_MINED
         self._log.write(
             "step",
             step=steps,
@@ -157,7 +158,7 @@ class Journal:
             version=self._version,
             steps_per_second=draws_per_second(measured) / self._mining.accumulation_steps,
             **self._more(),
-            **{name: measured[name] for name in self._logged if name in measured},
+            **{name: measured[name] for name in self._logged if name in measured and name not in unknown},
         )
 
     def pause(self) -> None:

@@ -32,6 +32,8 @@ LOGGED = (
     "int8_share",
 )
 """What of a metrics window goes into each step row; what was not measured in it is left out."""
+OF_MINED = ("lag", "score_mean", "score_chosen")
+"""Means over what was mined, which a window without that has none of."""
 FIDELITY = ("captured_gain", "same_view", "rank_correlation")
 """Of an oracle that rounds, against its own weights in float32: means over the refreshes of a window."""
 

@@ -7,6 +7,7 @@ there are too many rows, every second draw is left out, of those there are and o
 over the whole run.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,9 +159,7 @@ def _of_views(chosen: Int64[np.ndarray, " b"], scores: Float32[np.ndarray, " n"]
     rivals = table[is_rival].reshape(len(slots), -1)
     others = np.flatnonzero(is_rival[:WHOLE_SLOTS])
     nothing = np.full(len(others), np.nan)
-    medians, most = np.full((2, len(slots)), np.nan)
-    if rivals.shape[1]:
-        medians, most = np.median(rivals, axis=1), rivals.max(1)
+    medians, most = np.array([_middle_and_most(row) for row in rivals]).reshape(-1, 2).T
     return np.concatenate([chosen, others]), {
         "slot": np.concatenate([slots, others // table.shape[1]]),
         "rival_median": np.concatenate([medians, nothing]),
@@ -169,10 +168,15 @@ def _of_views(chosen: Int64[np.ndarray, " b"], scores: Float32[np.ndarray, " n"]
 
 
 def _of_samples(chosen: Int64[np.ndarray, " b"], scores: Float32[np.ndarray, " n"]) -> Found:
-    rivals = np.delete(scores, chosen)
-    median, most = (np.median(rivals), rivals.max()) if len(rivals) else (np.nan, np.nan)
+    median, most = _middle_and_most(np.delete(scores, chosen))
     every = np.arange(len(scores))
     return every, {"slot": every, "rival_median": median, "rival_max": most}
+
+
+def _middle_and_most(scores: Float32[np.ndarray, " n"]) -> tuple[float, float]:
+    """Of those that are finite; NaN where none is."""
+    finite = scores[np.isfinite(scores)]
+    return (float(np.median(finite)), float(finite.max())) if len(finite) else (math.nan, math.nan)
 
 
 def read_picks(folder: Path) -> Rows:

@@ -54,7 +54,7 @@ def _wrong(outputs: Any, targets: Any) -> Tensor | None:
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
         return None
     logits = logits_of(outputs)
-    return (logits.argmax(1) != targets).cpu() if logits.ndim == 2 else None
+    return ((logits.argmax(1) != targets) | logits.isnan().any(1)).cpu() if logits.ndim == 2 else None
 
 
 def validated(task: ScoringTask, held_out: Source, split: Split, measure: Score | None) -> ValidatedTask:

@@ -73,8 +73,8 @@ def _beside(draw: Draw, chosen: int, gamma: int) -> Int64[np.ndarray, " g"]:
     """Indices of the chosen candidate and of those it is shown with: its own sample's, or losers of the draw."""
     same: Addresses = draw.candidates
     slot = chosen // gamma * gamma
-    own = np.arange(slot, slot + gamma)
-    if len(np.unique(same.ids[own])) == 1 and gamma > 1:
+    own = np.arange(slot, min(slot + gamma, len(same)))  # fewer where a draw has one candidate a sample
+    if len(own) == gamma > 1 and len(np.unique(same.ids[own])) == 1:
         return own
     assert draw.chosen is not None
     losers = np.setdiff1d(np.arange(len(same)), draw.chosen)[: gamma - 1]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from infer2train.pool.messages import Do, Done
 from infer2train.settings import at_least
+from infer2train.studies.gamma.measure import bytes_of
 from infer2train.studies.gamma.recommendation import FAITHFUL, hybrid_step_seconds
 from infer2train.training.config import RunConfig
 from infer2train.training.setup import pixel_model
@@ -119,8 +120,7 @@ def bytes_of_a_draw(candidates: int, chunk: int) -> int:
 
 def bytes_of_a_record(model: str, classes: int = 10) -> int:
     """The weights and statistics of a model."""
-    tensors = pixel_model(RunConfig(model=model), classes, 3).state_dict().values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return bytes_of(pixel_model(RunConfig(model=model), classes, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def plan_of(
     candidates, step = gamma * batch_size, batch_size / measured["training_images_per_second"]
     engines, rate = measured["engines"], link_megabits * MEGABIT
     draw_bytes = bytes_of_a_draw(candidates, min(engine["chunk"] for engine in engines))
-    record_bytes = bytes_of_a_record(measured["model"])
+    record_bytes = measured.get("record_bytes") or bytes_of_a_record(measured["model"])  # of older files
     costs = [
         Costs(
             oracle=engine["name"],

@@ -106,12 +106,12 @@ def mean_loss(
 
 
 def penalty_gradient_ratio(
-    weight: float, draw: Draw, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"]
+    weight: float, draw: Draw, logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], smoothing: float = 0.0
 ) -> float | None:
     """λ‖∇KL‖ / ‖∇L‖ with respect to the logits: how much the penalty of equation 1 has to say; None without one."""
     if draw.log_probabilities is None:
         return None
     logits = logits.detach().float().requires_grad_()
-    (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
+    (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets, label_smoothing=smoothing), logits)
     (penalty,) = torch.autograd.grad(weight * distillation(logits, draw.log_probabilities.to(logits.device)), logits)
     return float(penalty.norm() / plain.norm())

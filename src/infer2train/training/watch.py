@@ -53,12 +53,15 @@ class Watch:
         result, lr = self._seen
         mined, seen = self._mined or (self._run.loader.last, result)
         assert mined is not None
-        weight = self._run.config.distill_weight
+        config = self._run.config
+        ratio = penalty_gradient_ratio(
+            config.distill_weight, mined, seen.logits, seen.targets, smoothing=config.label_smoothing
+        )
         return {
             "loss": result.loss,
             "lr": lr,
             "penalty": seen.penalty,
-            "penalty_gradient_ratio": penalty_gradient_ratio(weight, mined, seen.logits, seen.targets),
+            "penalty_gradient_ratio": ratio,
             **self._validated(),
         }
 

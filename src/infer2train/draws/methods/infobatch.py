@@ -55,9 +55,11 @@ class InfoBatch(Method):
         is_easy = scores.cpu() < self._mean  # of NaN, nothing is
         kept = ~is_easy | (chance >= self.mining.prune)
         if not bool(kept.any()):
-            kept, is_easy = torch.ones_like(kept), torch.zeros_like(is_easy)
+            kept = torch.ones_like(kept)  # a batch must have something in it; none of it counts
+            counts = torch.zeros(len(kept))
+        else:
+            counts = torch.where(is_easy[kept], 1 / (1 - self.mining.prune), 1.0)
         chosen = kept.nonzero().flatten().numpy()
-        counts = torch.where(is_easy[kept], 1 / (1 - self.mining.prune), 1.0)
         return replace(
             draw,
             addresses=draw.candidates[chosen],

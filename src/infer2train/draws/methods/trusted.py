@@ -19,7 +19,7 @@ from infer2train.draws.mining import Mining
 TINY = 1e-30
 """Of scores, the least that counts."""
 LABELS, CHUNK = 1024, 64
-"""Samples whose labels are looked at to count the classes, and how many at a time."""
+"""Samples, taken at random, whose greatest label says how many classes there are; and how many are read at a time."""
 
 
 @final
@@ -57,11 +57,12 @@ class Trusted(WithIrreducible):
     def survey(self, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
         super().survey(read, ids)
         if self.mining.trust is None:
-            self._limit = math.log(len(self._classes(read, ids[:: max(1, len(ids) // LABELS)])))
+            chance = uniforms(self.mining.seed, Purpose.IRREDUCIBLE, epoch=1, slot=np.arange(len(ids)))
+            self._limit = math.log(self._classes(read, ids[np.argsort(chance, kind="stable")[:LABELS]]))
 
-    def _classes(self, read: Read, ids: Int64[np.ndarray, " n"]) -> set[int]:
-        """The labels that occur."""
-        found: set[int] = set()
+    def _classes(self, read: Read, ids: Int64[np.ndarray, " n"]) -> int:
+        """How many classes there are, numbered from 0."""
+        greatest = 0
         for start in range(0, len(ids), CHUNK):
             part = ids[start : start + CHUNK]
             _, targets = read(Addresses(part, seeds(self.mining.seed, Purpose.IRREDUCIBLE, slot=np.arange(len(part)))))
@@ -70,8 +71,8 @@ class Trusted(WithIrreducible):
                     f"{self.mining.method} takes a label for wrong that is less likely than guessing: it needs class "
                     f"labels, got {type(targets).__name__}; pass trust=, the greatest irreducible loss of a right one"
                 )
-            found |= set(targets.tolist())
-        return found
+            greatest = max(greatest, int(targets.max()))
+        return 1 + greatest
 
     def metrics(self) -> dict[str, float]:
         known = self._irreducible.values

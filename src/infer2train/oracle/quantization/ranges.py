@@ -71,5 +71,5 @@ def _typical(greatest: Float[Tensor, " n"], tails: float) -> Float[Tensor, ""]:
 
 def _percentile(rows: Float[Tensor, "n m"], percentile: float) -> Float[Tensor, " n"]:
     """The nearest-rank percentile of each row; `torch.quantile` refuses rows as long as a feature map."""
-    rank = max(1, math.ceil(percentile / 100 * rows.shape[1]))
+    rank = max(1, math.ceil(round(percentile * rows.shape[1] / 100, 9)))  # 99.9 % of 1,000 are 999, in floats too
     return rows.kthvalue(rank, dim=1).values

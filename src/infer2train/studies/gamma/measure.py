@@ -125,6 +125,7 @@ def measure_gamma(
         machine={"cpu": cpu_name(), "cores": len(available_cores()), "system": platform.platform()},
         versions=_versions(),
         model=described["model"],
+        record_bytes=bytes_of(network),
         data=described["data"],
         image_size=int(images.shape[-1]),
         batch_size=batch_size,
@@ -197,6 +198,11 @@ def subject_of(run: Path, data: str | None = None, data_cache: str | None = None
 
 def _network(config: RunConfig, classes: int, channels: int) -> nn.Module:
     return pixel_model(config, classes, channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's types lack it
+
+
+def bytes_of(network: nn.Module) -> int:
+    """Its weights and statistics: what an oracle gets at a refresh."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 
 def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> int:

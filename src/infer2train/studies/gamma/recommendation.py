@@ -11,6 +11,8 @@ UPDATES = (10, 50, 100)
 """T, the steps between refreshes, that is planned for."""
 DEAREST = 2.0
 """A training that would take longer than this many times is not worth it: train longer instead."""
+MEASURED_STEPS = 200
+"""Of a trainer beside its oracle, over which a step is averaged, at least."""
 FAITHFUL = 0.5
 """Captured gain below which an engine is recommended only where none has more: its picks are not the model's."""
 
@@ -98,13 +100,14 @@ def hybrid_step_seconds(
         1.1
     """
     rule = VersionRule(update_every=update_every, delay_steps=delay_steps)
-    versions = 3 + -(-delay_steps // update_every)
+    before = update_every * (2 + -(-delay_steps // update_every))
+    measured = update_every * -(-MEASURED_STEPS // update_every)  # several workers take turns longer than a version
     trainer = measured_from = 0.0
     begun: list[float] = []
     published = {0: 0.0}
     free, refreshed = [0.0] * workers, [-1] * workers
-    for step in range(versions * update_every):
-        if step == (versions - 1) * update_every:
+    for step in range(before + measured):
+        if step == before:
             measured_from = trainer
         version = rule.version_of_step(step)
         asked = begun[step - queue_depth - 1] if step > queue_depth else 0.0
@@ -117,7 +120,7 @@ def hybrid_step_seconds(
         if rule.is_published(step + 1):
             trainer += publish_seconds
             published[step + 1] = trainer
-    return (trainer - measured_from) / update_every
+    return (trainer - measured_from) / measured
 
 
 def side_by_side(
@@ -178,28 +181,26 @@ def recommend(
             best = (found[update_every], speed, update_every)
     assert best is not None
     reached, speed, update_every = best
-    ratio = gamma / reached if reached > 0 else math.inf
+
+    def draw_seconds_of(gamma: int, images_per_second: float) -> float:
+        return gamma * batch_size * (1 / images_per_second + 1 / views_per_second)
+
+    def times_as_long(images_per_second: float, step_seconds: float) -> float:
+        """What a draw and its part of a refresh take, in steps."""
+        return (draw_seconds_of(gamma, images_per_second) + speed.refresh_seconds / update_every) / step_seconds
+
+    ratio = times_as_long(speed.images_per_second, step_seconds)
     verdict = _verdict(ratio)
-    by_round = [
-        end_to_end_gamma(
-            images_per_second,
-            speed.refresh_seconds,
-            step_seconds=seconds,
-            batch_size=batch_size,
-            update_every=update_every,
-            views_per_second=views_per_second,
-        )
-        for images_per_second, seconds in zip(speed.rounds, step_rounds, strict=False)
-    ]
+    by_round = [times_as_long(*measured) for measured in zip(speed.rounds, step_rounds, strict=False)]
     fitting = gamma if ratio <= DEAREST else max(1, math.floor(reached))
-    draw_seconds = fitting * batch_size * (1 / speed.images_per_second + 1 / views_per_second)
+    draw_seconds = draw_seconds_of(fitting, speed.images_per_second)
     return Recommendation(
         engine=speed.name,
         gamma=fitting,
         update_every=update_every,
         delay_steps=math.ceil((speed.refresh_seconds + draw_seconds) / step_seconds),
         verdict=verdict,
-        otherwise=_otherwise(verdict, [gamma / found if found > 0 else math.inf for found in by_round]),
+        otherwise=_otherwise(verdict, by_round),
     )
 
 

@@ -22,6 +22,8 @@ class GammaReport:
     machine: dict[str, Any]
     versions: dict[str, str]
     model: str
+    record_bytes: int
+    """Of its weights and statistics."""
     data: str
     image_size: int
     batch_size: int
@@ -69,6 +71,7 @@ class GammaReport:
             "machine": self.machine,
             "versions": self.versions,
             "model": self.model,
+            "record_bytes": self.record_bytes,
             "data": self.data,
             "image_size": self.image_size,
             "batch_size": self.batch_size,
