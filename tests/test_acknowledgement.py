@@ -424,6 +424,32 @@ def test_a_host_ahead_within_its_delay_is_taken_for_no_skipper() -> None:
     assert "skipped_steps" not in loader.metrics()
 
 
+def test_a_resumed_run_knows_as_much_of_its_host() -> None:
+    def run(resume: bool) -> tuple[int, list[int | None]]:
+        loader, model, optimizer = made(delay_steps=1)
+        versions = []
+        for number, (x, y) in enumerate(loader):
+            assert loader.last is not None
+            versions.append(loader.last.version)
+            if number != 2:
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            if number == 1 and resume:
+                states = [part.state_dict() for part in (loader, model, optimizer)]
+                loader.close()
+                break
+        if resume:
+            loader, model, optimizer = made(delay_steps=1)
+            for part, state in zip((loader, model, optimizer), states, strict=True):
+                part.load_state_dict(state)
+            versions += [draw.version for draw in leaving_out(loader, model, optimizer, 0)]
+        return loader.steps, versions
+
+    with pytest.warns(RuntimeWarning, match="followed by another one without a step"):
+        assert run(resume=True) == run(resume=False)
+
+
 def test_who_skips_the_first_draw_is_known_in_the_next_epoch() -> None:
     loader, model, optimizer = made(update_every=100)
     list(leaving_out(loader, model, optimizer, 0))

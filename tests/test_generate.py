@@ -181,6 +181,22 @@ def test_a_resumed_run_goes_on_identically(inline: tuple[Told, list[dict[str, Te
     assert equal(weights, inline[1])
 
 
+def test_a_look_before_a_state_is_saved_changes_nothing(inline: tuple[Told, list[dict[str, Tensor]]]) -> None:
+    first = Run()
+    list(first.epoch())
+    next(look := iter(first.made))
+    next(iter(first.made))
+    with pytest.raises(RuntimeError, match="iterated once at a time"):
+        next(look)
+    state = first.state()
+    first.made.close()
+    again = Run(seed=9)
+    again.load(state)
+    told, weights = trained(again)
+    assert told == inline[0][DRAWS:]
+    assert equal(weights, inline[1])
+
+
 def test_of_one_optimiser_each_step_counts_at_once_and_of_none_the_loops_own_word() -> None:
     teacher, learner = Teacher(), student()
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)

@@ -465,6 +465,70 @@ def test_a_look_after_a_resume_changes_nothing() -> None:
     assert equal(state_of(again.model), state_of(undisturbed().model))
 
 
+def test_a_look_before_a_state_is_saved_changes_nothing() -> None:
+    seed_all(5)
+    first = Run()
+    first.train(until=DRAWS)
+    next(iter(first.loader))
+    again = Run()
+    again.restore(first.saved())
+    again.train()
+    assert again.loader.last is not None
+    assert again.loader.last.number == EPOCHS * DRAWS - 1
+    assert equal(state_of(again.model), state_of(undisturbed().model))
+
+
+def test_a_loop_of_looks_that_nobody_counts_goes_on() -> None:
+    """As with any DataLoader, `next(iter(loader))` gives another batch each time, but for a first look."""
+    loader = mine(jittered(40), network(), method="baseline")
+    seen = []
+    for _ in range(5):
+        next(iter(loader))
+        assert loader.last is not None
+        seen.append(tuple(loader.last.ids.tolist()))
+    assert len(set(seen)) == 4
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("method", ["self-distill", "nm-augment"])
+def test_a_loop_that_leaves_the_penalty_out_is_told(method: str, recwarn: pytest.WarningsRecorder) -> None:
+    for asks in (True, False):
+        model = network()
+        optimizer = sgd(model)
+        loader = mine(jittered(40), model, optimizer, method=method, gamma=2)
+        for x, y in loader:
+            outputs = model(x)
+            (F.cross_entropy(outputs, y) + (loader.penalty(outputs) if asks else 0)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        told = [str(warning.message) for warning in recwarn if "adds a penalty to the loss" in str(warning.message)]
+        assert len(told) == (method == "self-distill" and not asks)
+
+
+def test_a_score_is_computed_as_elsewhere_in_a_loop_under_autocast() -> None:
+    def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs @ outputs.new_full((outputs.shape[1], 1), 0.3)).squeeze(1)
+
+    found = []
+    for is_low in (False, True):
+        model = network()
+        loader = mine(jittered(40), model, sgd(model), gamma=2, score=score)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+            next(iter(loader))
+        assert loader.last is not None
+        found.append(loader.last.scores)
+    assert equal(*found)
+
+
+def test_an_epoch_without_a_step_is_told() -> None:
+    model = network()
+    optimizer = sgd(model)
+    loader = mine(jittered(40), model, optimizer, gamma=2)
+    with pytest.warns(RuntimeWarning, match="an epoch went by without a step"):
+        list(loader)
+    list(draws(loader, model, optimizer))
+
+
 def test_a_second_iteration_takes_the_first_ones_place() -> None:
     model = network()
     loader = mine(jittered(40), model, sgd(model), gamma=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from conformance.method import BATCH, IDS, draw_at, made
 from infer2train import MinedLoader, mine
@@ -132,6 +132,21 @@ def test_a_batch_of_which_nothing_is_kept_counts_nothing(prune: float) -> None:
         assert len(picked.chosen) > 0
         means.append(float((losses[picked.chosen] * picked.weights).mean()))
     assert abs(np.mean(means) - 0.5) < 4 * np.std(means) / len(means) ** 0.5
+
+
+def test_what_scores_nan_is_left_out_while_anything_else_is_there() -> None:
+    method = made("infobatch")
+    draw = draw_at(method, 1.0)
+    method.observe(replace(draw, scores=torch.ones(BATCH)))
+    method.begin_epoch(1)
+    scores = torch.full((BATCH,), 2.0)
+    scores[3], scores[5] = torch.nan, torch.inf
+    kept = method.select(draw, scores, None).chosen
+    assert kept is not None
+    assert kept.tolist() == [slot for slot in range(BATCH) if slot not in (3, 5)]
+    all_bad = method.select(draw, torch.full((BATCH,), torch.nan), None).chosen
+    assert all_bad is not None
+    assert len(all_bad) == BATCH
 
 
 def test_infobatch_remembers_float32_whatever_the_default() -> None:
@@ -289,6 +304,30 @@ def test_trusted_leaves_wrong_labels_which_the_loss_alone_would_take() -> None:
         assert (picked < wrong).mean() < 0.1
         believed = irreducible_of(wrong) <= np.log(CLASSES)
         assert loader.metrics()["trusted_share"] == pytest.approx(float(believed.float().mean()))
+
+
+@pytest.mark.parametrize("name", ["rho", "trusted"])
+def test_a_sample_that_the_model_was_not_asked_about_is_refused(name: str) -> None:
+    class Growing(SubsetRandomSampler):
+        def __iter__(self) -> Any:
+            found = list(super().__iter__())
+            self.indices = range(SAMPLES)
+            return iter(found)
+
+    sampler, model = Growing(range(16)), network()
+    optimizer = sgd(model)
+    base = DataLoader(data(), batch_size=16, sampler=sampler)
+    loader = mine(base, model, optimizer, method=name, irreducible=network(), epochs=EPOCHS)
+    trained(loader, model, optimizer, until=1)
+    with pytest.raises(ValueError, match=r"irreducible must hold a finite loss for each sample .*asked at the start"):
+        trained(loader, model, optimizer)
+
+
+def test_an_irreducible_model_is_left_in_its_modes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)).train()
+    model[1].eval()
+    mine(DataLoader(data(), batch_size=16), network(), method="trusted", irreducible=model).close()
+    assert [module.training for module in model] == [True, False, True]
 
 
 def test_trusted_needs_class_labels_or_a_limit() -> None:

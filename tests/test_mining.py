@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 
 from infer2train.draws.mining import Mining
@@ -20,6 +21,15 @@ def test_a_number_below_its_bound_is_refused(field: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field.name} must be at least {bound}: got {bound - 1}"):
         Mining(**{field.name: bound - 1})
     Mining(**{field.name: bound})
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("given", [{"gamma": 2.5}, {"update_every": 10 / 4}, {"gamma": "4"}, {"epochs": True}])
+def test_a_number_that_must_be_whole_is(given: dict[str, Any]) -> None:
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number: got {value!r}; round it"):
+        Mining(**given)
+    assert Mining(gamma=np.int64(4)).gamma == 4
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -1,5 +1,6 @@
 """The user's own sampler, as a pure function of seed and epoch, and left as it was."""
 
+import itertools
 import random
 import threading
 from collections.abc import Iterator
@@ -214,6 +215,50 @@ def test_ids_that_may_be_read_are_known_without_the_sampler() -> None:
     batches = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler(part), 2, False)
     assert readable_ids(DataLoader(Jittered(24), batch_sampler=batches)).tolist() == [3, 5, 11]
     assert readable_ids(DataLoader(Jittered(24), batch_size=2, shuffle=True)).tolist() == list(range(24))
+
+
+def test_ids_without_weight_are_not_read_and_indices_of_another_kind_are_none() -> None:
+    weights = [1.0, 0.0] * 12
+    weighted = WeightedRandomSampler(weights, 24)
+    assert readable_ids(DataLoader(Jittered(24), batch_size=2, sampler=weighted)).tolist() == list(range(0, 24, 2))
+    for indices in ({0: [1, 2], 1: [0]}, [[1, 2], [3]], [1, 24], ["a"], []):
+        sampler = Holds()
+        sampler.indices = indices  # type: ignore[attr-defined]
+        assert readable_ids(DataLoader(Jittered(24), batch_size=2, sampler=sampler)).tolist() == list(range(24))
+
+
+class Repeating:
+    """A batch sampler that a loader with an end of its own goes on with from epoch to epoch."""
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self.batch_sampler
+
+
+class KeepsWorkers(DataLoader[Any]):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._length = len(self.batch_sampler)  # type: ignore[arg-type]
+        object.__setattr__(self, "batch_sampler", Repeating(self.batch_sampler))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return itertools.islice(super().__iter__(), self._length)
+
+
+def test_a_sampler_that_only_its_loader_ends_ends_with_it() -> None:
+    model = network()
+    optimizer = sgd(model)
+    with pytest.warns(RuntimeWarning, match="its own __iter__ is not called: got KeepsWorkers"):
+        loader = mine(KeepsWorkers(Jittered(N), batch_size=4, shuffle=True), model, optimizer, gamma=2)
+    for _ in range(2):
+        seen = [draw.ids.tolist() for draw in draws(loader, model, optimizer)]
+        assert sorted(itertools.chain(*seen)) == list(range(N))
 
 
 def test_an_epoch_without_an_end_is_refused() -> None:

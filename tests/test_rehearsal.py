@@ -1,5 +1,6 @@
 """What cannot be scored is refused when mine() is called, with a line to write that works."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -94,10 +95,70 @@ def test_the_baseline_takes_any_batch_and_any_model() -> None:
 
 
 def test_where_nothing_fits_the_form_is_named() -> None:
-    assert split_to_write(nn.Linear(2, 2), [["a", "b"]]) == "split=, a function batch -> (inputs, targets)"
+    assert split_to_write(nn.Linear(2, 2), [["a", "b"]]) is None
+
+
+@pytest.mark.parametrize("pack", [list, tuple, lambda pair: dict(zip("ab", pair, strict=True))])
+def test_a_model_that_takes_one_container_gets_it_whole(pack: Callable[[Any], Any]) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(36, 3)
+
+        def forward(self, pair: Any) -> Tensor:
+            first, second = pair.values() if isinstance(pair, dict) else pair
+            return self.linear((first - second).flatten(1))  # type: ignore[no-any-return]
+
+    pairs = [(pack((image, 1 - image)), label) for image, label in zip(IMAGES, LABELS, strict=True)]
+    base: DataLoader[Any] = DataLoader(pairs, batch_size=4)  # type: ignore[arg-type]
+    line = "split=lambda batch: ((batch[0],), batch[1])"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        mine(base, Pair(), method="nm-augment", gamma=2)
+    loader = mine(base, Pair(), gamma=2, split=lambda batch: ((batch[0],), batch[1]))
+    next(iter(loader))
 
 
 # Scores
+
+
+def test_a_score_that_compares_candidates_with_each_other_is_refused() -> None:
+    def among_others(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)), reduction="none")
+
+    base = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4)
+    with pytest.raises(ValueError, match=r"must not depend on the others .*oracle_chunk"):
+        mine(base, model_of(3), gamma=2, score=among_others)
+
+
+@pytest.mark.parametrize("mark", [255, -1])
+def test_what_does_not_count_is_made_100_below_0_by_the_line_in_the_error(mark: int) -> None:
+    model, maps = nn.Conv2d(1, 3, 1), LABELS[:, None, None].expand(N, 6, 6).clone()
+    maps[:, 0] = mark
+    base = DataLoader(TensorDataset(IMAGES, maps), batch_size=4)
+    line = f"split=lambda batch: (batch[0], batch[1].masked_fill(batch[1] == {mark}, -100))"
+    with pytest.raises(ValueError, match=re.escape(line)) as told:
+        mine(base, model, gamma=2)
+    assert "score=" not in str(told.value), "none that does not work"
+    split = eval(line.removeprefix("split="))
+    mine(base, model, gamma=2, split=split).close()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [(1, torch.rand(N)), (1, LABELS % 2), (3, torch.rand(N, 3)), (3, F.one_hot(LABELS, 3) | 1)],
+    ids=["number", "binary", "numbers", "many-hot"],
+)
+def test_distillation_needs_classes(outputs: int, targets: Tensor) -> None:
+    base = DataLoader(TensorDataset(IMAGES, targets), batch_size=4)
+    with pytest.raises(ValueError, match="self-distill compares class probabilities"):
+        mine(base, model_of(outputs), method="self-distill", gamma=2)
+
+
+def test_a_batch_of_three_is_told_of_its_split_before_its_classes() -> None:
+    base = DataLoader(Tuples(x=IMAGES, y=LABELS, name=["a"] * N), batch_size=4)
+    with pytest.raises(ValueError, match=re.escape("split=lambda batch: (batch[0], batch[1])")):
+        mine(base, model_of(3), method="nm-sample", gamma=2, epochs=2)
+
 
 SHAPES = [
     (
@@ -185,7 +246,7 @@ def test_labels_that_are_no_classes_are_refused_with_the_score_to_write(
         (lambda outputs, y: (outputs - y).square(), r"\(8, 8\) .*combined with each other: write outputs.squeeze\(1\)"),
         (
             lambda outputs, y: F.mse_loss(outputs.squeeze(1), y),
-            r"got shape \(\) for 8 .*reduce over every dimension but",
+            r"got shape \(\) for 8 .*mean over every dimension but",
         ),
         (lambda outputs, y: float(outputs.mean()), "got a float for 8 candidates"),
         (

@@ -64,6 +64,12 @@ def test_what_the_data_can_feed_is_noted_at_the_start_and_warned_of_after_the_fi
     loader.close()
 
 
+def test_who_looks_at_each_sample_once_has_no_gamma_to_feed() -> None:
+    loader = mine(DataLoader(Slow(96), batch_size=4), network(), method="infobatch", epochs=3)
+    assert not any("can feed" in note for note in loader.notes)
+    loader.close()
+
+
 def test_who_asks_for_no_more_than_can_be_read_is_not_warned() -> None:
     assert feed().draw_seconds == pytest.approx(1.6)
     assert feed().warning(1.61, 0.1) is None

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin
 
 
@@ -30,10 +31,16 @@ def check_fields(settings: Any) -> None:
     """
     for field in dataclasses.fields(settings):
         value, bound = getattr(settings, field.name), field.metadata.get("at_least")
+        if field.type in (int, int | None) and value is not None and not _is_whole(value):
+            raise ValueError(f"{field.name} must be a whole number: got {value!r}; round it")
         if bound is not None and value is not None:
             at_least(field.name, value, bound)
         if get_origin(field.type) is Literal and value not in get_args(field.type):
             raise unknown(field.name, value, get_args(field.type))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def at_least(name: str, value: float, bound: int) -> None:

@@ -189,15 +189,15 @@ def _mean_over_own(
     rows, per_candidate = logits.flatten(0, -2), math.prod(logits.shape[1:-1])
     flat = targets.to(logits.device).flatten()
     own = flat != IGNORED
-    classes = _class_targets(flat.masked_fill(~own, 0), rows)
+    classes = _class_targets(flat.masked_fill(~own, 0), rows, are_parts=True)
     # What is not its own may be anything, also NaN, which no product with 0 takes away.
     values = of_rows(rows, classes).where(own, 0.0).view(len(logits), per_candidate)
     count = own.view(len(logits), per_candidate).sum(1)
     return (values.sum(1) / count.clamp(min=1)).where(count > 0, easiest)
 
 
-def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
-    """The targets as int64 on the device of the logits, if they are integer classes of them."""
+def _class_targets(targets: Any, logits_NK: Tensor, *, are_parts: bool = False) -> Int64[Tensor, " n"]:
+    """The targets as int64 on the device of the logits, if they are integer classes of them; of candidates or parts."""
     num_candidates, num_classes = logits_NK.shape
     if num_classes == 1:
         raise ValueError(
@@ -221,14 +221,18 @@ def _class_targets(targets: Any, logits_NK: Tensor) -> Int64[Tensor, " n"]:
         # Before the kernel: on CUDA a label out of range kills the context instead of raising.
         lowest, highest = (int(extreme) for extreme in targets.aminmax())
         if lowest < 0 or highest >= num_classes:
+            got = lowest if lowest < 0 else highest
             way_out = (
                 "leave such samples out, or pass a score= of your own, such as F.cross_entropy(outputs, y, "
                 f"reduction='none', ignore_index={lowest})"
                 if lowest < 0
                 else "give the model more outputs or correct the labels"
             )
-            raise ValueError(
-                f"every target must be a class of the model, in [0, {num_classes}): got "
-                f"{lowest if lowest < 0 else highest}; {way_out}"
-            )
+            if are_parts:
+                way_out = (
+                    f"if it marks what does not count, make it {IGNORED}, with which the score knows what to do: "
+                    f"split=lambda batch: (batch[0], batch[1].masked_fill(batch[1] == {got}, {IGNORED})); else give "
+                    "the model more outputs or correct the labels"
+                )
+            raise ValueError(f"every target must be a class of the model, in [0, {num_classes}): got {got}; {way_out}")
     return targets.to(device=logits_NK.device, dtype=torch.int64)

@@ -9,7 +9,7 @@ One loader counts an optimiser's steps: a cell that calls `mine()` is run again 
 cell, still holds the loader that it made before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -123,6 +123,16 @@ class Pace:
         elif done < due:
             self._was_ahead = True
         return self.is_one_by_one and done == due - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"is_one_by_one": self.is_one_by_one, "in_time": self._in_time, "was_ahead": self._was_ahead}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.is_one_by_one, self._in_time, self._was_ahead = (
+            state[name] for name in ("is_one_by_one", "in_time", "was_ahead")
+        )
 
 
 class _Count:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Any, cast
 
 import torch
@@ -51,6 +52,14 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
     if dataloader.batch_sampler is None:
         raise ValueError(
             "mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler"
+        )
+    kind = type(dataloader)
+    if kind.__iter__ is not DataLoader.__iter__ and not kind.__module__.startswith("accelerate."):
+        warnings.warn(
+            f"a loader's data set, batch sampler and collate_fn are read, its own __iter__ is not called: got "
+            f"{kind.__name__}, which has one. Where it does anything to batches, do that in collate_fn or in the loop",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
 

@@ -198,9 +198,11 @@ def _rehearsed(host: Host, mining: Mining, choices: Choices) -> Rehearsal:
 
 def _for_any_padding(tried: Rehearsal, host: Host, mining: Mining, choices: Choices) -> tuple[Mining, Notes]:
     """The engine, or float32 where what a candidate scores depends on how far it is padded."""
-    if not tried.is_padding_seen or mining.oracle.startswith("torch"):
+    if not tried.is_padding_seen:
         return mining, ()
     why = "what the model says of a sample depends on how far it is padded; give the model a mask (attention_mask)"
+    if mining.oracle.startswith("torch"):
+        return mining, (f"batches change their size ({tried.varying}): {why}",)
     return _in_float32(mining, tried.varying, why)
 
 

@@ -57,8 +57,8 @@ class Course:
         self._first: EpochSteps | None = None
         self._begun = _Begun()
         self._order: str | None = None
-        self._is_open, self._is_resumed = False, False
-        self._has_warned, self._has_warned_of_skips = False, False
+        self._is_open, self._is_resumed, self._is_left, self._has_looked = False, False, False, False
+        self._has_warned, self._has_warned_of_skips, self._has_warned_of_idling = False, False, False
         self._pace = Pace()
 
     @property
@@ -128,6 +128,7 @@ class Course:
         """
         if self._is_peeked():
             # Nothing was trained on: as if nobody had looked. The sampler is not asked again.
+            self._has_looked = True
             self._warn_of_a_long_look(self.draws - self._begun.draws)
             self.draws, self.position = self._begun.draws, self._begun.position
             if self._passes is not None:
@@ -166,12 +167,26 @@ class Course:
                 "global state of torch, NumPy or random, which mine() seeds, call set_epoch(loader.epoch) on a sampler "
                 "that has it, and leave data and batch size as they were"
             )
-        self._order, self._is_resumed, self._is_open = order, False, True
+        self._order, self._is_resumed, self._is_open, self._is_left = order, False, True, False
         self._begun = _Begun(draws=self.draws, position=self.position, steps=self.steps)
         return begins
 
+    def leave(self) -> None:
+        """The iteration under way ends here."""
+        self._is_left = True
+
     def end_epoch(self) -> None:
         """Nothing more of it is handed out."""
+        is_idle = self.steps == self._begun.steps and self.draws > self._begun.draws
+        if is_idle and self._has_oracle and not self._has_warned_of_idling:
+            self._has_warned_of_idling = True
+            warnings.warn(
+                "an epoch went by without a step: it counts, ramps go on by it and its draws were scored. To look at "
+                "all samples, to evaluate on them for example, iterate the DataLoader that it was made from. If it was "
+                f"trained on: {REMEDIES}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         self.epoch, self.position, self._is_open, self._is_resumed = self.epoch + 1, 0, False, False
 
     def take_back(self) -> None:
@@ -184,8 +199,8 @@ class Course:
         loop broken off at once."""
         if not self._is_open or self._is_resumed or self.steps > self._begun.steps:
             return False
-        # Where nobody counts steps, two draws may have been trained on.
-        return self._has_oracle or self.draws - self._begun.draws <= 1
+        # Where nobody counts steps, two draws may have been trained on, or one each time.
+        return self._has_oracle or (self.draws - self._begun.draws <= 1 and not self._has_looked)
 
     def _warn_of_a_long_look(self, draws: int) -> None:
         if draws > 1:
@@ -235,7 +250,8 @@ class Course:
             warnings.warn(
                 f"draw {self.draws - 1} was followed by another one without a step in between: that and others like "
                 "it are counted as skipped steps (metrics: skipped_steps). If they were not skipped, the optimizer was "
-                "replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]",
+                "replaced, or a second one trains too: pass all of them to mine() as optimizer=[…]. To evaluate on the "
+                "samples, iterate the DataLoader that the loader was made from",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -254,19 +270,24 @@ class Course:
                 "loader.step_done() once"
             )
         self.steps += 1
+        self._has_looked = False
 
     # Resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values. What was only looked at was not handed out."""
+        place, position = self.place, self.position
+        if self._is_left and self._mining.accumulation_steps == 1 and self._is_peeked():
+            position = self._begun.position
+            place |= {"draws": self._begun.draws, "position": position}
         return {
-            **self.place,
+            **place,
             "is_open": self._is_open,
-            "is_one_by_one": self._pace.is_one_by_one,
+            "pace": self._pace.state_dict(),
             "order": self._order,
             "first_draw": self._first.first_draw if self._first else 0,
             "first_step": self._first.first_step if self._first else 0,
-            **({} if self._passes is None else {"stream": self._passes.state_dict(self.position)}),
+            **({} if self._passes is None else {"stream": self._passes.state_dict(position)}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -277,7 +298,7 @@ class Course:
         """
         if self._passes is not None:
             self._passes.load_state_dict(state.get("stream"))
-        self._pace.is_one_by_one = state["is_one_by_one"]
+        self._pace.load_state_dict(state["pace"])
         self.epoch, self.position = state["epoch"], state["position"]
         self.draws, self.steps = state["draws"], state["steps"]
         self._order, self._is_open, self._is_resumed = state["order"], state["is_open"], state["is_open"]

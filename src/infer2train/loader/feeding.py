@@ -116,7 +116,7 @@ def measured_feed(
         has_transform: whether the transform is apart from the data.
     """
     choices = choices_of(mining)
-    if not choices.looks_at_candidates:
+    if not choices.looks_at_candidates or choices.candidates == "one-view":  # which is read to be trained on anyway
         return None
     at = _candidates(ids, choices, mining.gamma)
     seconds = _fastest(partial(read, at))

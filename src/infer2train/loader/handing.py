@@ -8,6 +8,11 @@ from infer2train.loader.course import Course
 from infer2train.loader.planning import Plan
 from infer2train.loader.progress import Progress
 
+ONE_AT_A_TIME = (
+    "a mined loader is iterated once at a time: got a batch asked of an iteration that another one has taken the place "
+    "of; look at a batch (next(iter(loader))) before or after an epoch, or at the DataLoader that it was made from"
+)
+
 
 @runtime_checkable
 class Line(Protocol):

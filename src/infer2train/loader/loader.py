@@ -5,6 +5,7 @@ version that may score it, and what was picked (`loader.last`). The host tells i
 whose version needs a step that is not done raises, and never blocks.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import Course
-from infer2train.loader.handing import Handing
+from infer2train.loader.handing import ONE_AT_A_TIME, Handing
 from infer2train.loader.journal import Journal
 from infer2train.loader.likeness import LikeDataLoader
 from infer2train.loader.measured import Measured
@@ -39,6 +40,9 @@ from infer2train.observe.metrics import Meter
 from infer2train.oracle.live import LiveModel
 from infer2train.pool.pool import Pool, at_exit
 from infer2train.sources.pipeline import AddressPipeline
+
+UNASKED = 3
+"""Steps after which a loop that has not asked for the penalty is told of it."""
 
 
 class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
@@ -92,7 +96,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         """What is written of the run, if that was asked for."""
         scored = publisher if self._has_oracle else None
         Counted.__init__(self, course, Progress(course, scored, gradients, self.journal, meter, self.timeline))
-        self._iteration = 0
+        self._iteration, self._is_penalty_asked = 0, False
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     # The epoch
@@ -109,11 +113,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             while self._course.left:
                 if iteration != self._iteration:
                     self._require_open()
-                    raise RuntimeError(
-                        "a mined loader is iterated once at a time: got a batch asked of an iteration that another one "
-                        "has taken the place of; look at a batch (next(iter(loader))) before or after an epoch, or at "
-                        "the DataLoader that it was made from"
-                    )
+                    raise RuntimeError(ONE_AT_A_TIME)
+                self._remind_of_the_penalty()
                 batch = self._next_batch()
                 yield self._surroundings.placed(batch, is_last=not self._course.left)
         finally:
@@ -138,6 +139,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
     def _leave(self) -> None:
         """End the iteration under way, if there is one."""
         self._iteration += 1
+        self._course.leave()
         self._picker.stop()
         self._surroundings.end()
 
@@ -161,6 +163,19 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
 
     # The loss
 
+    def _remind_of_the_penalty(self) -> None:
+        """Tell the user, once, of a loop that leaves it out."""
+        last = self.last
+        if last is None or last.log_probabilities is None or self._is_penalty_asked or self.steps < UNASKED:
+            return
+        self._is_penalty_asked = True
+        warnings.warn(
+            f"{self.mining.method} adds a penalty to the loss, which the loop has not asked for in {self.steps} steps: "
+            "loss = criterion(outputs, y) + loader.penalty(outputs)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
     def penalty(self, outputs: Any, draw: Draw | None = None) -> Tensor:
         """What the method adds to the loss of a draw: λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), or 0.
 
@@ -177,6 +192,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         Example:
             >>> loss = criterion(outputs, y) + loader.penalty(outputs)
         """
+        self._is_penalty_asked = True
         last = self.last if draw is None else draw
         if last is None:
             return logits_of(outputs).new_zeros(())

@@ -19,7 +19,7 @@ from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.course import Course
-from infer2train.loader.handing import Handing
+from infer2train.loader.handing import ONE_AT_A_TIME, Handing
 from infer2train.loader.journal import Journal
 from infer2train.loader.making import MadePlan, Maker
 from infer2train.loader.measured import Measured
@@ -77,6 +77,9 @@ class MadeLoader(Measured, Counted, Handing):
         try:
             self._begin_epoch()
             while self._course.left:
+                if iteration != self._iteration:
+                    self._require_open()
+                    raise RuntimeError(ONE_AT_A_TIME)
                 yield self._next_batch()
         finally:
             if iteration == self._iteration:
@@ -88,6 +91,7 @@ class MadeLoader(Measured, Counted, Handing):
     def _leave(self) -> None:
         """End the iteration under way, if there is one."""
         self._iteration += 1
+        self._course.leave()
         self._maker.stop()
 
     def _begin_epoch(self) -> None:

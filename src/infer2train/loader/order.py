@@ -10,18 +10,22 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from infer2train.draws.addresses import Purpose, seeds
 from infer2train.draws.randomness import seeded
 from infer2train.loader.ranks import Ranks
 
 Batches = list[Int64[np.ndarray, " _"]]
+TOO_LONG = 2
+"""Times that an epoch may have as many batches as the loader says: beyond, a loop that counts them is what ends it."""
 LONGEST_EPOCH = 100
 """Times that an epoch whose length nobody says may have as many ids as there are samples: beyond, it has no end."""
 
@@ -53,14 +57,16 @@ def epoch_batches(dataloader: "DataLoader[Any]", seed: int, epoch: int) -> Batch
 
 
 def _whole_epoch(dataloader: "DataLoader[Any]") -> Batches:
-    """What the batch sampler gives, to its end."""
+    """What the batch sampler gives, to its end, or to that of the loader where the sampler has none."""
     assert dataloader.batch_sampler is not None
-    samples = len(dataloader.dataset)  # type: ignore[arg-type]
-    most = LONGEST_EPOCH * samples if _length_of(dataloader) is None else math.inf
+    samples, length = len(dataloader.dataset), _length_of(dataloader)  # type: ignore[arg-type]
+    most = LONGEST_EPOCH * samples if length is None else math.inf
     batches, ids = Batches(), 0
     for batch in dataloader.batch_sampler:
         batches.append(_as_ids(batch))
         ids += len(batches[-1])
+        if length is not None and len(batches) > TOO_LONG * length:
+            return batches[:length]
         if ids > most:
             raise ValueError(
                 f"an epoch must end: got more than {most} ids of {samples} samples from a sampler without a length; "
@@ -189,11 +195,25 @@ def readable_ids(dataloader: "DataLoader[Any]") -> Int64[np.ndarray, " n"]:
     """The ids that a run may read, ascending, without asking the sampler: it may count how often it is asked.
 
     All ids of the data set, or those that a sampler over a part of it names (`indices`, as `SubsetRandomSampler` has
-    them).
+    them), or gives any weight (`weights`, as `WeightedRandomSampler`).
     """
     samplers = (dataloader.sampler, getattr(dataloader.batch_sampler, "sampler", None))
-    named = next((found for s in samplers if (found := getattr(s, "indices", None)) is not None), None)
-    return np.arange(len(dataloader.dataset)) if named is None else np.unique(_as_ids(named))  # type: ignore[arg-type]
+    count = len(dataloader.dataset)  # type: ignore[arg-type]
+    for sampler in samplers:
+        # Of another's `indices` nobody knows what they are: of each class, say.
+        named = getattr(sampler, "indices", None)
+        named = np.asarray(named if _is_flat(named) else None)
+        if named.dtype.kind in "iu" and named.ndim == 1 and len(named) and 0 <= named.min() <= named.max() < count:
+            return np.unique(named.astype(np.int64))
+        if isinstance(sampler, WeightedRandomSampler):
+            return sampler.weights.nonzero().flatten().numpy()
+    return np.arange(count)
+
+
+def _is_flat(indices: Any) -> bool:
+    return isinstance(indices, np.ndarray | Tensor | range) or (
+        isinstance(indices, list | tuple) and all(isinstance(one, Integral) for one in indices)
+    )
 
 
 def usual_batch_size(dataloader: "DataLoader[Any]") -> int | None:

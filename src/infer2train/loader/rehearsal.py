@@ -29,6 +29,7 @@ from infer2train.oracle.scorer import one_each
 
 ROWS = 8
 """Samples of the rehearsal."""
+ANY_SPLIT = "split=, a function batch -> (inputs, targets)"
 ALONE = 3
 """Of them, those that are looked at without the others."""
 
@@ -82,29 +83,37 @@ def rehearse(
             f"a collate_fn must keep every sample: got {rows} rows for {len(at)} samples; leave out what cannot be "
             "read by a torch.utils.data.Subset, not in collate_fn"
         )
-    if choices.candidates == "samples" and balance != "none":
-        class_targets(targets)
+    needs_classes = choices.candidates == "samples" and balance != "none"
     if not choices.has_oracle:
+        if needs_classes:
+            class_targets(targets)
         return Rehearsal()
     outputs = _outputs(network, batch, inputs)
+    if needs_classes:
+        class_targets(targets)
     if has_hooks(model) and (hooked := _if_dependent(model, inputs, outputs)) is not None:
         network, outputs = hooked
     _require_deterministic(network, inputs, outputs)
     _require_rows_apart(network, inputs, outputs)
     if choices.loss == "distillation":
-        own_tokens(logits_of(outputs), targets)
+        _require_classes(outputs, targets)
     if score is not None:
         _require_score(score, outputs, targets, rows)
     pairs = [split(read(at[start : start + 2])) for start in range(0, rows, 2)]
-    if (varying := _varying(pairs)) is None:
-        return Rehearsal()
 
     def said(outputs: Any, targets: Any) -> Tensor:
         return logits_of(outputs) if score is None else score(outputs, targets)
 
     whole = said(outputs, targets)
-    alike = [_agree(said(asked(network, x), y), whole[2 * i : 2 * i + 2]) for i, (x, y) in enumerate(pairs)]
-    return Rehearsal(varying=varying, is_padding_seen=not all(alike))
+    alike = all(_agree(said(_few(network, x, rows), y), whole[2 * i : 2 * i + 2]) for i, (x, y) in enumerate(pairs))
+    varying = _varying(pairs)
+    if varying is None and not alike:
+        raise ValueError(
+            "a candidate's score must not depend on the others that are scored with it, of which there are more or "
+            "fewer by oracle_chunk: got a score= that gives other numbers in a smaller batch; compare each row with "
+            "its own target alone"
+        )
+    return Rehearsal(varying=varying, is_padding_seen=not alike)
 
 
 def _if_dependent(model: nn.Module, inputs: Any, outputs: Any) -> tuple[nn.Module, Any] | None:
@@ -123,7 +132,8 @@ def _apart(network: nn.Module, batch: Any, split: Split) -> tuple[Any, Any]:
         inputs, targets = split(batch)
     except Exception as error:  # whatever the user's split raises, or ours of a batch of no usual form
         rule = "split= must tell a batch apart into (inputs, targets)"
-        raise ValueError(f"{_said(rule, error)}; here, pass {split_to_write(network, batch)}") from error
+        line = split_to_write(network, batch)
+        raise ValueError(f"{_said(rule, error)}; here, pass {line}" if line else _said(rule, error)) from error
     return inputs, targets
 
 
@@ -134,9 +144,21 @@ def _outputs(network: nn.Module, batch: Any, inputs: Any) -> Any:
     except Exception as error:  # whatever the user's forward raises
         rule = "the model must take a batch's inputs as split= gives them"
         raise ValueError(
-            f"{_said(rule, error)}; pass {split_to_write(network, batch)}, and do in it whatever your loop does to a "
-            "batch before the model"
+            f"{_said(rule, error)}; pass {split_to_write(network, batch) or ANY_SPLIT}, and do in it whatever your "
+            "loop does to a batch before the model. A list, tuple or mapping of inputs is unpacked: to give the model "
+            "one as it is, put it into a tuple, (inputs,)"
         ) from error
+
+
+def _require_classes(outputs: Any, targets: Any) -> None:
+    """Of distillation, which compares what a softmax makes of the logits."""
+    own_tokens(logits_of(outputs), targets)
+    if score_to_write(outputs, targets) in ('"multi-label-loss"', '"squared-error"'):
+        raise ValueError(
+            "self-distill compares class probabilities, so it needs logits of classes of which one is right: got "
+            f"outputs of shape {tuple(logits_of(outputs).shape)} for targets that are numbers, or 0 or 1 each; use "
+            "another method"
+        )
 
 
 def _require_score(score: Score, outputs: Any, targets: Any, rows: int) -> None:
@@ -173,9 +195,7 @@ def _cuda_moved(inputs: Any) -> Any:
 
 
 def _require_rows_apart(network: nn.Module, inputs: Any, outputs: Any) -> None:
-    rows = batch_size(inputs)
-    few = pad_batch(take_rows(inputs, ALONE), rows)
-    if are_close(take_rows(asked(network, few), ALONE), take_rows(outputs, ALONE)):
+    if are_close(_few(network, take_rows(inputs, ALONE), batch_size(inputs)), take_rows(outputs, ALONE)):
         return
     causes = [name for name, module in network.named_modules() if _mixes_rows(module)]
     raise ValueError(
@@ -184,6 +204,11 @@ def _require_rows_apart(network: nn.Module, inputs: Any, outputs: Any) -> None:
         + (f" (batch statistics in {', '.join(causes[:3])})" if causes else "")
         + "; use running statistics (track_running_stats=True), or GroupNorm or LayerNorm"
     )
+
+
+def _few(network: nn.Module, inputs: Any, rows: int) -> Any:
+    """What a model says of a few inputs, in a batch of so many rows."""
+    return take_rows(asked(network, pad_batch(inputs, rows)), batch_size(inputs))
 
 
 def _mixes_rows(module: nn.Module) -> bool:

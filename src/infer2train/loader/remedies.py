@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infer2train.batches import TARGET_NAMES, Split
 from infer2train.draws.scores import IGNORED
 from infer2train.oracle.live import asked
 
 
-def split_to_write(network: nn.Module, batch: Any) -> str:
-    """A `split=` by which this model takes this batch: it was tried.
+def split_to_write(network: nn.Module, batch: Any) -> str | None:
+    """A `split=` by which this model takes this batch: it was tried. None where nothing usual does.
 
     Args:
         network: a copy of the model in evaluation mode.
@@ -28,7 +29,7 @@ def split_to_write(network: nn.Module, batch: Any) -> str:
         except Exception:  # it is tried whether it works
             continue
         return f"split={text}"
-    return "split=, a function batch -> (inputs, targets)"
+    return None
 
 
 def _splits(batch: Any) -> Iterator[tuple[str, Split]]:
@@ -36,16 +37,26 @@ def _splits(batch: Any) -> Iterator[tuple[str, Split]]:
     if isinstance(batch, Tensor):
         yield "lambda batch: (batch, batch)", _same_twice
         return
-    keys: list[Any] = []
-    if isinstance(batch, Mapping):
-        keys = [name for name in batch if isinstance(batch[name], Tensor)]
-    elif isinstance(batch, list | tuple):
-        keys = [place for place, part in enumerate(batch) if isinstance(part, Tensor)]
+    keys = [key for key in _keys(batch) if isinstance(batch[key], Tensor)]
     targets = [key for key in (*TARGET_NAMES, *keys) if key in keys]
     for x in keys:
         y = next((key for key in targets if key != x), x)
         yield f"lambda batch: (batch[{x!r}], batch[{y!r}])", _taking(x, y)
         yield f"lambda batch: (batch[{x!r}].float(), batch[{y!r}])", _taking(x, y, as_float=True)
+    whole = [key for key in _keys(batch) if isinstance(batch[key], list | tuple | Mapping)]
+    for x in whole:
+        if targets:
+            yield f"lambda batch: ((batch[{x!r}],), batch[{targets[0]!r}])", _taking_whole(x, targets[0])
+
+
+def _keys(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch)
+    return list(range(len(batch))) if isinstance(batch, list | tuple) else []
+
+
+def _taking_whole(x: Any, y: Any) -> Split:
+    return lambda batch: ((batch[x],), batch[y])
 
 
 def _same_twice(batch: Any) -> tuple[Any, Any]:
@@ -74,7 +85,14 @@ def score_to_write(outputs: Any, targets: Any) -> str | None:
     if (ours := _name(z, targets)) is not None:
         return f'"{ours}"'
     line = None if targets.is_floating_point() else _of_classes(z, targets)
-    return None if line is None else f"lambda outputs, y: {line.replace('outputs', name)}"
+    if line is None:
+        return None
+    text = f"lambda outputs, y: {line.replace('outputs', name)}"
+    try:
+        eval(text, {"F": F})(outputs, targets)
+    except Exception:  # it is tried whether it works
+        return None
+    return text
 
 
 def _name(z: Tensor, y: Tensor) -> str | None:

@@ -116,7 +116,10 @@ def _reduced(values: Any, rows: int) -> str:
         return "append .squeeze(1)"
     if shape == (rows, rows):
         return "outputs [n, 1] and targets [n] were combined with each other: write outputs.squeeze(1)"
-    return "reduce over every dimension but the first, e.g. with reduction='none' and .flatten(1).mean(1)"
+    return (
+        "take the mean over every dimension but the first, with reduction='none', of what counts: .flatten(1).mean(1), "
+        "or .flatten(1).sum(1) / own.flatten(1).sum(1).clamp(min=1) where `own` says what that is"
+    )
 
 
 def joined(parts: list[Any], rows: list[int]) -> Any:

@@ -77,7 +77,10 @@ class Task(ABC):
     @final
     def answer(self, draw: int, batches: Iterable[Any]) -> Answer:
         """What comes of a draw, by the weights in use."""
-        tree = self.run(batches)
+        device = torch.device("cpu") if self.engine is None else self.engine.device
+        # The caller may stand inside the trainer's autocast, which no other pool would know of.
+        with torch.autocast(device.type, torch.bfloat16, enabled=False):
+            tree = self.run(batches)
         return Answer(draw, None if self.engine is None else self.engine.version, tree)
 
 

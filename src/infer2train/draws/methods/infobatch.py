@@ -53,7 +53,8 @@ class InfoBatch(Method):
             return draw
         chance = torch.from_numpy(draw.numbers(uniforms, Purpose.PRUNE, np.arange(len(scores))))
         is_easy = scores.cpu() < self._mean  # of NaN, nothing is
-        kept = ~is_easy | (chance >= self.mining.prune)
+        finite = scores.isfinite().cpu()
+        kept = (~is_easy | (chance >= self.mining.prune)) & (finite | ~finite.any())
         if not bool(kept.any()):
             kept = torch.ones_like(kept)  # a batch must have something in it; none of it counts
             counts = torch.zeros(len(kept))

@@ -54,24 +54,32 @@ class WithIrreducible(Method):
         return self.as_samples.candidates(draw)
 
     def irreducible(self, ids: Int64[np.ndarray, " n"]) -> Float32[Tensor, " n"]:
-        """Of these samples."""
-        return self._irreducible.read(torch.from_numpy(ids))
+        """Of these samples.
+
+        Raises:
+            ValueError: of one it is not known.
+        """
+        known = self._irreducible.read(torch.from_numpy(ids))
+        unknown = ids[~known.isfinite().numpy()]
+        if len(unknown):
+            raise ValueError(
+                f"irreducible must hold a finite loss for each sample that is trained on: got none for {len(unknown)} "
+                f"of {len(ids)}, such as id {unknown[0]}; its index is the sample's in the data set (a model is asked "
+                "at the start, about all that the sampler names then)"
+            )
+        return known
 
     def survey(self, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
         if self._model is not None:
             self._ask(self._model, read, ids)
-        unknown = ids[~self.irreducible(ids).isfinite().numpy()]
-        if len(unknown):
-            raise ValueError(
-                f"irreducible must hold a finite loss for each sample that is trained on: got none for {len(unknown)} "
-                f"of {len(ids)}, such as id {unknown[0]}; its index is the sample's in the data set"
-            )
+        self.irreducible(ids)
 
     def _ask(self, model: nn.Module, read: Read, ids: Int64[np.ndarray, " n"]) -> None:
         """Score one view of each sample with the irreducible model, in evaluation mode."""
         from infer2train.draws.methods.table import get_score
 
-        score, was_training = get_score(self.mining) or SCORES["loss"], model.training
+        score = get_score(self.mining) or SCORES["loss"]
+        modes = {module: module.training for module in model.modules()}
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         model.eval()
         with torch.no_grad():
@@ -82,7 +90,8 @@ class WithIrreducible(Method):
                 inputs, targets = to_device(read(Addresses(part, views)), device)
                 losses = score(call_model(model, inputs), targets)
                 self._irreducible.write(torch.from_numpy(part), losses.float().cpu())
-        model.train(was_training)
+        for module, is_training in modes.items():  # some may have been frozen
+            module.training = is_training
 
     def state_dict(self) -> dict[str, Any]:
         return {"irreducible": self._irreducible.values.clone()}
