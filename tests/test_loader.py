@@ -488,6 +488,11 @@ def test_a_loop_of_looks_that_nobody_counts_goes_on() -> None:
         seen.append(tuple(loader.last.ids.tolist()))
     assert len(set(seen)) == 4
     assert seen[0] == seen[1]
+    whole = mine(jittered(40), network(), method="baseline")
+    for epoch in range(3):
+        next(iter(whole))
+        assert len(list(whole)) == 10
+        assert whole.epoch == epoch + 1, "a look before each epoch uses up none"
 
 
 @pytest.mark.parametrize("method", ["self-distill", "nm-augment"])

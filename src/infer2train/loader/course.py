@@ -187,7 +187,8 @@ class Course:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self.epoch, self.position, self._is_open, self._is_resumed = self.epoch + 1, 0, False, False
+        self.epoch, self.position = self.epoch + 1, 0
+        self._is_open, self._is_resumed, self._has_looked = False, False, False
 
     def take_back(self) -> None:
         """The last draw of a resumed epoch was not trained on."""
