@@ -105,6 +105,17 @@ def test_take_back_removes_a_torn_line_for_good(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
 
 
+def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    with Path("/dev/full").open("a") as full:
+        monkeypatch.setattr(log, "_file", full)
+        with pytest.raises(
+            OSError, match=r"got 'No space left on device' for metrics\.jsonl in .*; free space .* --resume"
+        ):
+            log.write("step", step=1)
+        log.close()
+
+
 def test_configuration(tmp_path: Path) -> None:
     settings = {"zeta": 1, "alpha": None, "lr_drops": [1, 2], "data": "größe", "distill_weight": 1e-05}
     write_config(tmp_path / "run", settings)

@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
-from infer2train.checkpoint.checkpoint import load_checkpoint
-from infer2train.observe.runlog import read_config, read_rows
+from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from infer2train.loader.loader import MinedLoader
+from infer2train.observe.runlog import RunLog, read_config, read_rows
 from infer2train.reporting.gallery import load_gallery
 from infer2train.settings import as_plain
+from infer2train.training import loop
 from infer2train.training.config import RunConfig, from_plain
 from infer2train.training.folder import Result, evaluate_folder, is_finished, result_of
 from infer2train.training.loop import train
@@ -162,6 +164,28 @@ def test_every_method_trains(method: str, tmp_path: Path) -> None:
 def test_training_learns(tmp_path: Path) -> None:
     result = train(config(epochs=6, lr_drops=(5,)), tmp_path / "run", quiet=True, report=False)
     assert result.evaluation.error < 0.7
+
+
+def test_a_disk_that_takes_nothing_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said is that there is no checkpoint, not that this could not be written down; nothing is left running."""
+    logs, closed = [], []
+
+    class Log(RunLog):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            logs.append(self)
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        logs[0]._file = Path("/dev/full").open("a")  # noqa: SIM115 -- the log closes it
+        raise CheckpointError("a checkpoint must be written whole")
+
+    monkeypatch.setattr(loop, "RunLog", Log)
+    monkeypatch.setattr(loop, "save_checkpoint", refuse)
+    close = MinedLoader.close
+    monkeypatch.setattr(MinedLoader, "close", lambda loader: (closed.append(loader), close(loader)))
+    with pytest.raises(CheckpointError, match="must be written whole"):
+        trained(tmp_path / "run", "baseline")
+    assert len(closed) == 1
 
 
 def test_in_a_thread_without_signals(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,20 @@ class RunLog:
         self._board = _summary_writer(folder) if tensorboard else None
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one row; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps({"kind": kind, **fields}, allow_nan=True) + "\n")
-        self._file.flush()
+        """Append one row; it is on its way to the disk when this returns.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        line = json.dumps({"kind": kind, **fields}, allow_nan=True) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"what a run does must be written down in its folder: got '{error.strerror or error}' for {METRICS} in "
+                f"{self.folder}; free space or mend the disk, then go on from the last checkpoint (train --resume)"
+            ) from error
         if self._board is not None and "step" in fields:
             for name, value in scalars(fields).items():
                 self._board.add_scalar(f"{kind}/{name}", value, int(fields["step"]))
@@ -70,10 +82,11 @@ class RunLog:
             self._board = _summary_writer(self.folder)
 
     def close(self) -> None:
-        """Close the files. May be called twice."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Close the files. May be called twice; what could not be written was said by then."""
+        for file in (self._file, self._board):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

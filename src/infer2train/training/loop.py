@@ -5,7 +5,7 @@ from which `resume=True` goes on to the same final weights, bit for bit.
 """
 
 import math
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -77,7 +77,8 @@ def train(
         run.loader.notes += (given.note,) if given else ()
         if tracing is not None:
             run.loader.timeline.listen(tracing.add)
-        with interruptible() as interrupt:  # what comes before may take long and has nothing to save
+        # What comes before may take long and has nothing to save.
+        with interruptible() as interrupt, closing(run.loader):
             _train(run, folder, interrupt, resume, quiet, title)
         if report:
             write_report(folder)
@@ -97,8 +98,8 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
         run.loader.load_state_dict(checkpoint.state["loader"])
         sums = EpochSums.from_state(checkpoint.state["sums"])
     take_back(folder, run.loader.steps, run.loader.epoch)
-    log = RunLog(folder)
-    with RunProgress(title or folder.name, config.epochs * run.steps_per_epoch, quiet=quiet) as progress:
+    total = config.epochs * run.steps_per_epoch
+    with RunProgress(title or folder.name, total, quiet=quiet) as progress, closing(RunLog(folder)) as log:
         log.start(str(run.device), config.threads or 1)
         _announce(run, checkpoint, log, progress)
         try:
@@ -109,9 +110,6 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
             raise
         except NotFiniteError as error:
             _stop_diverged(run, folder, "the oracle's weights must stay finite: got NaN or infinity", log, error)
-        finally:
-            log.close()
-            run.loader.close()
 
 
 def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
