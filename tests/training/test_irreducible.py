@@ -1,7 +1,9 @@
 """rho from the command line: whose images train the irreducible model, once for whom, and what its losses are."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +177,32 @@ def test_an_interrupted_model_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         irreducible_losses(config(tmp_path), stops_once)
     goes_on = irreducible_losses(config(tmp_path), lambda run, folder: train(run, folder, quiet=True, resume=True))
     assert json.loads((goes_on.file.parent / "losses-torch-fp32.json").read_text())["seconds"] > 0
+
+
+def test_a_disk_that_is_full_when_losses_are_noted_down_spoils_no_later_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_quietly(run: RunConfig, folder: Path) -> Result:
+        return train(run, folder, quiet=True, report=False)
+
+    write_text = Path.write_text
+
+    def refuse(path: Path, *content: Any, **named: Any) -> int:
+        if "losses" not in path.name:
+            return write_text(path, *content, **named)
+        path.touch()  # as far as a full disk lets it come
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            irreducible_losses(config(tmp_path), train_quietly)
+    found = irreducible_losses(config(tmp_path), train_quietly)
+    made = found.file.with_suffix(".json")
+    assert found.seconds > 0
+    made.write_bytes(b"")
+    assert irreducible_losses(config(tmp_path), train_quietly).seconds > 0, "made again"
+    assert {path.name for path in found.file.parent.glob("[!.]*")} == {"lock", "run", found.file.name, made.name}
 
 
 def test_a_rho_run_can_be_evaluated_again(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from filelock import FileLock
 from jaxtyping import Float32
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.checkpoint.manifest import sync
+from infer2train.data.fingerprints import write_json
 from infer2train.data.images import AnySplit
 from infer2train.data.subsets import balanced_ids
 from infer2train.draws.addresses import Purpose
@@ -92,14 +94,14 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
     made = file.with_suffix(".json")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # of runs side by side, one trains it and the others wait
-        if not made.is_file():
+        seconds = _seconds(made)
+        if seconds is None:
             result = result_of(folder / "run") if is_finished(folder / "run") else train(run, folder / "run")
             started = perf_counter()
             losses = _scored(prepare(run, progress=False), folder / "run", images, config)
-            np.save(file, losses)
+            _replace(file, losses)
             seconds = result.seconds + perf_counter() - started
-            made.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
-    seconds = float(json.loads(made.read_text(encoding="utf-8"))["seconds"])
+            write_json(made, {"seconds": seconds})  # last: what it stands beside is whole
     others = f"{config.holdout} held back" if run.train_on == "held" else "the others"
     note = (
         f"irreducible losses of {len(images)} images: by {run.model}, trained on {others} for {run.epochs} epochs "
@@ -121,15 +123,30 @@ def _by_halves(config: RunConfig, train: Train) -> Irreducible:
     for part, ids in parts.items():
         losses[ids] = np.load(halves[part].file)
     first = halves["rest"].file
-    file, whole = first.with_name(f"whole-{first.name}"), first.with_name(f"{os.getpid()}-{first.name}")
-    np.save(whole, losses)
-    whole.replace(file)  # of runs side by side, each has the same to write
+    file = first.with_name(f"whole-{first.name}")
+    _replace(file, losses)  # of runs side by side, each has the same to write
     seconds = sum(half.seconds for half in halves.values())
     note = (
         f"irreducible losses of {len(images)} images: each half's by a {config.irreducible_model or config.model} of "
         f"the other half, {config.irreducible_epochs} epochs ({seconds:.0f} s, once); {file}"
     )
     return Irreducible(file=file, note=note, seconds=seconds)
+
+
+def _seconds(made: Path) -> float | None:
+    """What the losses took, once they are there; None while they have to be made, or made again."""
+    try:
+        return float(json.loads(made.read_bytes())["seconds"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _replace(file: Path, losses: Float32[np.ndarray, " n"]) -> None:
+    """Write beside the file and rename, so that under its name they are whole, also after a power cut."""
+    beside = file.with_name(f"{os.getpid()}-{file.name}")
+    np.save(beside, losses)
+    sync(beside)
+    beside.replace(file)
 
 
 def _scored(run: Run, folder: Path, images: AnySplit, config: RunConfig) -> Float32[np.ndarray, " n"]:
