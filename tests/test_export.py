@@ -141,6 +141,30 @@ def test_what_cannot_be_written_keeps_nothing_else_from_being_written(
     assert main(["export", str(run), "--into", str(into), "--formats", "onnx", "--quiet"]) == 1, "it was asked for"
 
 
+def test_what_lies_in_the_folder_gives_way_to_nothing_but_what_is_good(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"model.onnx": b"yesterday's", "model.bin": b"mine"}
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+
+    def write(subject: Subject, path: Path) -> tuple[str, ...]:
+        path.write_bytes(b"half of it")
+        raise RuntimeError("it cannot be written")
+
+    for name in set(FORMATS) - {"safetensors"}:
+        monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], write=write, engine=None))
+    assert main(["export", str(run), "--into", str(tmp_path), "--quiet"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "model.safetensors", FACTS, CARD}
+    assert {name: (tmp_path / name).read_bytes() for name in mine} == mine
+    assert main(["export", str(run), "--into", str(tmp_path), "--formats", "safetensors", "--quiet"]) == 0, "again"
+    (tmp_path / FACTS).unlink()
+    (tmp_path / CARD).write_text("my project")
+    assert main(["export", str(run), "--into", str(tmp_path), "--quiet"]) == 2
+    assert "holds one that no export wrote; pass --into another folder" in capsys.readouterr().err
+    assert (tmp_path / CARD).read_text() == "my project"
+
+
 def test_an_engine_without_files_says_so(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 16, 3)).eval()
     engine = SimulatedEngine(model, samples=GivenSamples(torch.randn(16, 1, 6, 6), torch.arange(16) % 3))

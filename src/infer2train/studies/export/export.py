@@ -61,7 +61,8 @@ def export(
         say: called with what is being done.
 
     Raises:
-        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package.
+        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package, or `into` has a README.md
+            that no export wrote.
         Exception: a format that was named cannot be written, or none can: what its engine or runtime says.
 
     Example:
@@ -84,9 +85,14 @@ def export(
             "export writes a model card, for which it needs huggingface_hub, which this Python does not have: "
             "pip install 'infer2train[export]'"
         )
+    into = into or folder / "export"
+    if (into / CARD).exists() and not (into / FACTS).exists():
+        raise ValueError(
+            f"export writes its model card as {CARD}: got {into}, which holds one that no export wrote; pass --into "
+            "another folder"
+        )
     say("data and weights")
     run = prepare(replace(unmined(config), device="cpu", compile="none"), progress=False)
-    into = into or folder / "export"
     into.mkdir(parents=True, exist_ok=True)
     step = int(checkpoint.state["loader"]["steps"])
     try:
@@ -134,24 +140,25 @@ def _written_and_judged(
     say: Callable[[str], None],
     must: Sequence[str],
 ) -> Exports:
-    """Every format, as far as it can be; `must` names those that have to be."""
+    """Every format, as far as it can be; `must` names those that have to be. What is there is replaced by what is good."""
     files, failed = list[Exported](), dict[str, str]()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(prefix=".", dir=into) as unfinished:
         pixels, targets = _evaluation_set(run.evaluation_images, Path(scratch))
         for name, kind in formats.items():
+            written = Path(unfinished) / kind.file
             try:
                 say(f"{kind.title}: writing {kind.file}")
-                notes = kind.write(subject, into / kind.file)
+                notes = kind.write(subject, written)
                 say(f"{kind.title}: judging {kind.file}")
-                figures = _judged(into / kind.file, pixels, targets, threads)
+                figures = _judged(written, pixels, targets, threads)
             except Exception as error:  # an engine's and a runtime's errors are of many kinds
-                for part in _parts(into / kind.file):
-                    part.unlink(missing_ok=True)
                 failed[name] = " ".join(str(error).split()) or type(error).__name__
                 if name in must or len(failed) == len(formats):
                     raise
             else:
-                size = sum(path.stat().st_size for path in _parts(into / kind.file)) / 1e6
+                size = sum(path.stat().st_size for path in _parts(written)) / 1e6
+                for path in _parts(written):
+                    path.replace(into / path.name)
                 files.append(Exported(format=name, file=kind.file, megabytes=size, notes=notes, **figures))
     return Exports(files=files, failed=failed)
 
