@@ -205,6 +205,37 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, refused, end_epoch = tmp_path / "run", [], loop.Watch.epoch
+
+    def epoch(*arguments: Any, **named: Any) -> None:
+        before = (folder / "metrics.jsonl").read_bytes()
+        with pytest.raises(ValueError, match="one process at a time trains in a folder: got .* another --name") as error:
+            train(config("baseline", epochs=1), folder, resume=True, quiet=True)
+        assert (folder / "metrics.jsonl").read_bytes() == before
+        refused.append(error)
+        end_epoch(*arguments, **named)
+
+    monkeypatch.setattr(loop.Watch, "epoch", epoch)
+    trained(folder, "baseline", epochs=1)
+    assert len(refused) == 1
+
+
+def test_of_two_that_begin_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, make = tmp_path / "run", loop.prepare
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(loop, "prepare", make)
+        trained(folder, "baseline", epochs=1)
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(loop, "prepare", slowly)
+    with pytest.raises(ValueError, match="which exists; pass --resume"):
+        trained(folder, "baseline", epochs=1, seed=1)
+    assert read_config(folder)["seed"] == 0
+    assert is_finished(folder)
+
+
 def test_resume_of_what_was_never_started_is_a_start(tmp_path: Path) -> None:
     train(config("baseline", epochs=1), tmp_path / "new", resume=True, quiet=True, report=False)
     assert is_finished(tmp_path / "new")

@@ -1,8 +1,11 @@
 """A run's folder: who may train in it, and how what was trained there ended."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
@@ -13,6 +16,8 @@ from infer2train.training.evaluation import Evaluation, evaluate
 from infer2train.training.setup import prepare, resolved
 
 CHECKPOINTS, BEST = "checkpoints", "best"
+LOCK = ".lock"
+"""Held by the process that trains in a folder; the file alone, which stays, means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,28 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"a new run needs a new folder: got {folder}, which holds other files; pass another --name")
     return resolved(config)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process trains in the folder, which is made.
+
+    Raises:
+        ValueError: one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"one process at a time trains in a folder: got {folder}, where another one does; wait for its end, or "
+            "pass another --name"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def result_of(folder: Path) -> Result:

@@ -24,7 +24,7 @@ from infer2train.reporting.report import write_report
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig
 from infer2train.training.decoding_rate import decoding_warning
-from infer2train.training.folder import BEST, CHECKPOINTS, Result, enter_folder, result_of
+from infer2train.training.folder import BEST, CHECKPOINTS, LOCK, Result, alone_in, enter_folder, result_of
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.progress import RunProgress
@@ -60,12 +60,16 @@ def train(
         trace: file to write a trace to, see `infer2train.observe.trace`.
 
     Raises:
-        ValueError: the folder exists, or holds another configuration, or the configuration cannot be met.
+        ValueError: the folder exists, or holds another configuration, or another process trains in it, or the
+            configuration cannot be met.
         Interrupted: Ctrl-C; everything is saved.
         DivergedError: the loss or a weight became NaN or infinite.
         CheckpointError: the disk refused a checkpoint; the earlier ones are good.
     """
     config = enter_folder(config, folder, resume)
+    if (folder / LOCK).exists():
+        with alone_in(folder):
+            pass  # or it would be said only once the data are read
     given = None
     if choices_of(config).needs_irreducible and config.irreducible is None:
         given = irreducible_losses(
@@ -78,7 +82,8 @@ def train(
         if tracing is not None:
             run.loader.timeline.listen(tracing.add)
         # What comes before may take long and has nothing to save.
-        with interruptible() as interrupt, closing(run.loader):
+        with interruptible() as interrupt, closing(run.loader), alone_in(folder):
+            enter_folder(config, folder, resume)  # again: another process may have begun a run there meanwhile
             _train(run, folder, interrupt, resume, quiet, title)
         if report:
             write_report(folder)
