@@ -181,6 +181,20 @@ def test_too_many_rows_are_thinned_over_the_whole_run(tmp_path: Path, monkeypatc
     assert np.unique(read_picks(tmp_path / "some")["draw"]).tolist() == list(range(0, 40, stride)), "the stride is kept"
 
 
+def test_a_damaged_part_is_moved_aside_when_a_run_goes_on(tmp_path: Path) -> None:
+    seen(tmp_path)
+    first, *_ = sorted((tmp_path / PICKS).iterdir())
+    content = first.read_bytes()
+    for number, kept in enumerate((0, len(content) // 2, None)):
+        first.with_stem(f"part-{number:05d}").write_bytes(content[:kept])
+    with pytest.warns(RuntimeWarning, match=r"part-0000\d\.parquet is not \(.*\), and is part-0000\d\.damaged") as told:
+        PickLog(tmp_path, is_of_views=True, draws=1000)
+    assert len(told) == 2
+    names = sorted(path.name for path in first.parent.iterdir())
+    assert names == ["part-00000.damaged", "part-00001.damaged", "part-00002.parquet"]
+    assert len(read_picks(tmp_path)["id"]) > 0
+
+
 def test_one_view_has_no_rival() -> None:
     (draw,) = seen(None, epochs=1, stop_after=1, gamma=1)
     rows = rows_of(draw, is_of_views=True)

@@ -6,7 +6,8 @@ import pytest
 from jaxtyping import TypeCheckError
 from PIL import Image
 
-from infer2train.reporting.gallery import GalleryRow, data_uri, load_gallery, png, save_gallery, spread
+from infer2train.reporting import gallery
+from infer2train.reporting.gallery import TENSORS, GalleryRow, data_uri, load_gallery, png, save_gallery, spread
 
 
 def row(size=4, channels=3, views=3, chosen=1, scores=(0.5, 2.0, 1.0), number=0):
@@ -36,6 +37,16 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     save_gallery(tmp_path, [row()])
     (tmp_path / "gallery.json").write_bytes(index)
     with pytest.raises(ValueError, match="written together"):
+        load_gallery(tmp_path)
+
+
+def test_pixels_of_other_rows_are_not_shown(tmp_path, monkeypatch):
+    """A kill comes between the two files: labels of before, pixels of after."""
+    save_gallery(tmp_path, [row()])
+    replace = gallery.replace_file
+    monkeypatch.setattr(gallery, "replace_file", lambda path, to: replace(path, to) if path.name == TENSORS else None)
+    save_gallery(tmp_path, [row(number=1, chosen=2)])
+    with pytest.raises(ValueError, match="written together: got ValueError.*pixels of other rows"):
         load_gallery(tmp_path)
 
 

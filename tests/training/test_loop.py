@@ -1,5 +1,6 @@
 """A whole training in this process: what it computes, what it writes down, what it leaves on the disk."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint
 from infer2train.loader.loader import MinedLoader
+from infer2train.observe.picks import read_picks
 from infer2train.observe.runlog import RunLog, read_config, read_rows
 from infer2train.reporting.gallery import load_gallery
 from infer2train.settings import as_plain
@@ -203,6 +205,19 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="which holds other files; pass another --name"):
             train(config(), tmp_path, resume=resume, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("damaged", ["gallery.safetensors", "gallery.json", "picks/part-00000.parquet"])
+@pytest.mark.filterwarnings("ignore:what was picked must be in whole:RuntimeWarning")
+def test_a_damaged_record_does_not_keep_a_run_from_going_on(damaged: str, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000010")
+    (folder / damaged).write_bytes(b"")
+    train(config(log_every=1, lr_drops=(1,), checkpoint_every=3), folder, resume=True, quiet=True, report=False)
+    assert is_finished(folder)
+    assert {row.epoch for row in load_gallery(folder)} == ({1} if "gallery" in damaged else {0, 1})
+    assert read_picks(folder)["draw"].max() == 9
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

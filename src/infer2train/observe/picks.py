@@ -8,6 +8,7 @@ over the whole run.
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class PickLog:
 
     def _take_back(self, draws: int) -> None:
         if self._folder.is_dir():
-            parts = sorted(self._folder.glob("part-*.parquet"))
+            parts = [part for part in sorted(self._folder.glob("part-*.parquet")) if _is_whole(part)]
             self._stride = max((_stride_of(part) for part in parts), default=1)
             self._parts = 1 + max((int(part.stem.rpartition("-")[2]) for part in parts), default=-1)
             self._rewrite(lambda rows: (rows["draw"] < draws) & (rows["draw"] % self._stride == 0))
@@ -117,6 +118,24 @@ class PickLog:
         partial = part.with_suffix(".partial")
         pq.write_table(table, partial, compression="zstd")
         partial.replace(part)
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part can be read; one that cannot is moved aside, since it is no reason not to go on."""
+    import pyarrow as pa
+
+    try:
+        _read(part), _stride_of(part)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        aside = part.replace(part.with_suffix(".damaged"))
+        reason = " ".join(str(error).split())[:120]
+        warnings.warn(
+            f"what was picked must be in whole Parquet files: {part} is not ({reason}), and is {aside.name} now; its "
+            "rows are lost to inspect, the run goes on as if they were there",
+            RuntimeWarning,
+        )
+        return False
+    return True
 
 
 def rows_of(draw: Draw, is_of_views: bool) -> Rows:

@@ -5,6 +5,7 @@ JSON: nothing is executed when it is read.
 """
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ class GalleryRow:
 def save_gallery(folder: Path, rows: Sequence[GalleryRow]) -> None:
     """Write `gallery.safetensors` and `gallery.json` into an existing folder, each whole or not at all.
 
+    The first says to which of the second it belongs: a kill may come between them.
+
     Args:
         folder: the run's.
         rows: any number, also of different sizes.
@@ -74,9 +77,10 @@ def save_gallery(folder: Path, rows: Sequence[GalleryRow]) -> None:
         tensors[f"{number}.pixels"] = np.ascontiguousarray(row.pixels)
         tensors[f"{number}.scores"] = np.ascontiguousarray(row.scores)
     kept = ("epoch", "draw", "sample_id", "label", "chosen", "samples")
-    index = [{name: getattr(row, name) for name in kept} for row in rows]
-    replace_file(folder / TENSORS, save(tensors))
-    replace_file(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
+    rest = [{name: getattr(row, name) for name in kept} for row in rows]
+    index = json.dumps(rest, indent=1, ensure_ascii=False).encode()
+    replace_file(folder / TENSORS, save(tensors, {INDEX: hashlib.sha256(index).hexdigest()}))
+    replace_file(folder / INDEX, index)
 
 
 def load_gallery(folder: Path) -> list[GalleryRow]:
@@ -85,19 +89,22 @@ def load_gallery(folder: Path) -> list[GalleryRow]:
     Raises:
         ValueError: the two files do not belong together.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, safe_open
 
     if not ((folder / INDEX).is_file() and (folder / TENSORS).is_file()):
         return []
     try:
-        tensors = load((folder / TENSORS).read_bytes())
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [
-            GalleryRow(pixels=tensors[f"{number}.pixels"], scores=tensors[f"{number}.scores"], **entry)
-            for number, entry in enumerate(index)
-        ]
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        index = (folder / INDEX).read_bytes()
+        with safe_open(folder / TENSORS, framework="numpy") as tensors:
+            if (tensors.metadata() or {}).get(INDEX) not in (None, hashlib.sha256(index).hexdigest()):
+                raise ValueError("pixels of other rows")
+            return [
+                GalleryRow(
+                    pixels=tensors.get_tensor(f"{number}.pixels"), scores=tensors.get_tensor(f"{number}.scores"), **entry
+                )
+                for number, entry in enumerate(json.loads(index))
+            ]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{INDEX} and {TENSORS} must have been written together: got {error!r} in {folder}; remove both to report "
             "without a gallery"

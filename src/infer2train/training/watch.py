@@ -7,7 +7,7 @@ from infer2train.draws.draw import Draw
 from infer2train.observe.metrics import Totals, draws_per_second, window
 from infer2train.observe.runlog import RunLog
 from infer2train.reporting.audit import audit_draw
-from infer2train.reporting.gallery import load_gallery, save_gallery
+from infer2train.reporting.gallery import GalleryRow, load_gallery, save_gallery
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import evaluate
 from infer2train.training.progress import RunProgress
@@ -136,10 +136,18 @@ class Watch:
             return
         new = audit_draw(self._mined[0], run.training_images, gamma=run.config.gamma, class_names=run.data.class_names)
         if new:
-            old = [row for row in load_gallery(folder) if row.epoch < new[0].epoch]
+            old = [row for row in _gallery(folder) if row.epoch < new[0].epoch]
             epochs = sorted({row.epoch for row in old})
             kept = {*epochs[: GALLERY_EPOCHS // 2], *epochs[-(GALLERY_EPOCHS - GALLERY_EPOCHS // 2 - 1) :]}
             save_gallery(folder, [row for row in old if row.epoch in kept] + new)
+
+
+def _gallery(folder: Path) -> list[GalleryRow]:
+    """What it was until now; a damaged one is no reason not to go on, and is replaced."""
+    try:
+        return load_gallery(folder)
+    except ValueError:
+        return []
 
 
 def _is_due(epoch: int, config: RunConfig) -> bool:
