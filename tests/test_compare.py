@@ -208,6 +208,19 @@ def test_runs_side_by_side_are_the_runs_one_after_another(finished: tuple[Path, 
         assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(Path("runs/pair") / name).items())
 
 
+@pytest.mark.parametrize("foreign", ["config.yaml", "metrics.jsonl", "thesis.tex"])
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_of_something_else_is_left_alone(
+    foreign: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "pair"
+    folder.mkdir(parents=True)
+    (folder / foreign).write_text("")
+    assert main([*COMPARE, *more, "--quiet"]) == 2
+    assert f"a comparison needs a folder of its own: got runs/pair, which holds {foreign}" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [foreign]
+
+
 def test_one_method_is_not_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--method", "nm-sample"]) == 2
     assert "pass --methods baseline" in capsys.readouterr().err

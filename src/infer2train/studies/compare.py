@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infer2train.machine.cores import parts_of_all, stay_on
-from infer2train.observe.runlog import CONFIG
+from infer2train.observe.runlog import CONFIG, METRICS
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import read
@@ -78,10 +78,17 @@ def compare(
         after: called with the folder of each run that was trained, in the process that trained it.
 
     Raises:
-        ValueError: the folder exists and `resume` is not set, or a run in it has another configuration.
+        ValueError: the folder exists and `resume` is not set, or is no comparison's, or a run in it has another
+            configuration.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
         DivergedError: of one run or more the loss or a weight became NaN or infinite; all others are finished.
     """
+    files = {path.name for path in folder.glob("[!.]*") if path.is_file()}
+    if files & {CONFIG, METRICS} or (files and COMPARISON not in files):
+        raise ValueError(
+            f"a comparison needs a folder of its own: got {folder}, which holds {min(files)}; pass another --name or "
+            "--runs-dir"
+        )
     if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
         raise ValueError(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
