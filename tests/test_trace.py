@@ -78,6 +78,16 @@ def test_a_full_trace_says_so_once_and_stays_whole(tmp_path: Path) -> None:
     assert len(spans_of(json.loads((tmp_path / "trace.json").read_text()))) == 3
 
 
+@pytest.mark.parametrize("num_spans", [0, 3])
+def test_a_trace_that_cannot_be_written_says_so_once_and_ends_nothing(num_spans: int) -> None:
+    with pytest.warns(RuntimeWarning, match="got 'No space left on device' for /dev/full; the run goes on") as told:
+        with Trace(Path("/dev/full")) as trace:
+            for step in range(num_spans):
+                trace.add(Span(TRAINER, "train", float(step), 0.5))
+        trace.close()
+    assert len(told) == 1
+
+
 def test_new_weights_are_prepared_while_draws_of_the_version_before_are_scored(tmp_path: Path) -> None:
     status, output = command_line(tmp_path, *OVERLAPPING, "--name", "run")
     assert status == 0, output

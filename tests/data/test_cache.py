@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -154,6 +155,15 @@ open_decoded("pets", Path(sys.argv[1]), sys.argv[2], build)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills with a signal")
+def test_a_full_disk_is_said_with_the_folder_and_what_to_do(cache_dir: Path) -> None:
+    def build(folder: Path) -> Contents:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=f"got 'No space left on device' for {cache_dir}; free space there, or pass --data-c"):
+        load(cache_dir, build)
+    assert list(cache_dir.iterdir()) == []
+
+
 def test_a_kill_while_building_leaves_no_entry(cache_dir: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(cache_dir), FINGERPRINT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -7,6 +7,7 @@ and targets against the classes; a flipped bit in a pixel is not noticed.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ T = TypeVar("T")
 FORMAT = 1
 """Goes up when what is written changes, so that older entries are made again."""
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFINISHED = ".unfinished-"
 _ABANDONED_SECONDS = 24 * 3600.0
 """A folder in the making that nobody wrote to for so long belongs to a process that was killed."""
@@ -78,6 +80,9 @@ def kept(place: Path, fingerprint: str, look: Callable[[Entry], T], build: Calla
         look: makes of an entry what is wanted; may raise `DamagedEntryError`, `KeyError`, `OSError` or `ValueError`.
         build: writes arrays into the folder that it is given, with `growing_array`. Its errors propagate, and what it
             wrote is removed.
+
+    Raises:
+        OSError: the disk is full; which.
     """
     with contextlib.suppress(DamagedEntryError):
         return _opened(place, fingerprint, look)
@@ -88,6 +93,13 @@ def kept(place: Path, fingerprint: str, look: Callable[[Entry], T], build: Calla
     try:
         _write_manifest(folder, fingerprint, build(folder))
         _put_in_place(folder, place, lambda: _opened(place, fingerprint, look))
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            f"a data set is kept decoded or unpacked in the cache: got '{error.strerror}' for {place.parent}; free "
+            "space there, or pass --data-cache"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _opened(place, fingerprint, look)

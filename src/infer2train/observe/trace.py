@@ -6,6 +6,8 @@ A process in it is a process of the run, a thread is a lane; what a span's detai
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -56,19 +58,35 @@ class Trace:
             )
         if self._events > self._most_events or self._file.closed:
             return
-        process, thread = self._lane(span.lane)
-        event: dict[str, Any] = {"name": span.name, "cat": span.lane, "pid": process, "tid": thread}
-        event |= {"ts": round(1e6 * (span.started - self._began), 3), "args": span.details}
-        if span.name == "lost":
-            self._write(event | {"ph": "i", "s": "p"})
-        else:
-            self._write(event | {"ph": "X", "dur": round(1e6 * span.seconds, 3)})
+        with self._tried():
+            process, thread = self._lane(span.lane)
+            event: dict[str, Any] = {"name": span.name, "cat": span.lane, "pid": process, "tid": thread}
+            event |= {"ts": round(1e6 * (span.started - self._began), 3), "args": span.details}
+            if span.name == "lost":
+                self._write(event | {"ph": "i", "s": "p"})
+            else:
+                self._write(event | {"ph": "X", "dur": round(1e6 * span.seconds, 3)})
 
     def close(self) -> None:
         """End the file properly. May be called twice."""
         if not self._file.closed:
-            self._file.write("\n]\n" if self._written else "[]\n")
-            self._file.close()
+            with self._tried():
+                self._file.write("\n]\n" if self._written else "[]\n")
+                self._file.close()
+
+    @contextmanager
+    def _tried(self) -> Iterator[None]:
+        """Within, something is written; where that cannot be (a full disk), the trace ends and the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self._file.close()
+            warnings.warn(
+                f"a trace must be written while the run goes on: got '{error.strerror or error}' for {self._path}; the "
+                "run goes on without its trace",
+                RuntimeWarning,
+            )
 
     def _lane(self, lane: str) -> tuple[int, int]:
         """Process and thread of a lane, which are named when they come first."""
