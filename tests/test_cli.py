@@ -102,6 +102,7 @@ REFUSED = [
     ("train --ramp-rate 0.1", ["a ramp must be left out", "baseline"]),
     ("train --ramp-rate 0.1 --ramp-stop 1 --method nm-sample", ["got both"]),
     ("train --ramp-start 0.5 --ramp-stop 0.2 --method nm-sample", ["got start 0.5, stop 0.2"]),
+    ("train --name r\udce9n", ["a run is called as its folder, in UTF-8: got 'r\\udce9n'; pass another --name"]),
     ("train --score entropy", ["score must be left out", "'entropy' for baseline"]),
     ("train --balance equal", ["balance", "uniform", "equal"]),
     ("train --gama 3", ["--gama 3", "did you mean --gamma?"]),

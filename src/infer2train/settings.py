@@ -129,6 +129,16 @@ def resolve(spec: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether UTF-8 can hold a name; file names of other bytes, and broken JSON, have surrogates.
+
+    Example:
+        >>> is_utf8("café"), is_utf8("caf\\udce9")
+        (True, False)
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that a registry does not have: what there is, and the nearest."""
     names = sorted(known)

@@ -159,6 +159,22 @@ def test_numbers_in_one_shard_and_strings_in_another(tmp_path: Path) -> None:
         read_columns(paths)
 
 
+def test_class_names_must_be_text_that_can_be_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"label": [0]}, {"label": {**CLASSES, "names": ["cat", "\ud800"]}})
+    with pytest.raises(
+        ValueError, match=r"class names must be in UTF-8: got '\\ud800' in the schema's .* another name"
+    ):
+        read_columns([path])
+
+
+def test_metadata_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"image": [{"bytes": b"x"}], "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": '{"info":' + "[" * 200_000}), path)
+    with pytest.raises(ValueError, match="must describe the label column 'label'"):
+        read_columns([path])
+
+
 def test_metadata_of_another_column_is_refused(tmp_path: Path) -> None:
     table = pa.table({"image": [{"bytes": b"x"}], "label": [0]})
     path = tmp_path / "a.parquet"

@@ -21,6 +21,7 @@ from jaxtyping import Int64, Shaped
 from infer2train.data.cache import FORMAT
 from infer2train.data.images import DataError, DataSet, EncodedData, EncodedImages, EncodedSplit
 from infer2train.data.once import BATCH_ROWS, Layout, Rows
+from infer2train.settings import is_utf8
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
@@ -164,12 +165,10 @@ def _test_folder(root: Path, class_names: tuple[str, ...]) -> Path:
 def _names_of_classes(folder: Path) -> list[str]:
     if names := _subfolders(folder):
         for name in names:
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
+            if not is_utf8(name):
                 raise DataError(
                     f"a class is called as its folder, in UTF-8: got {os.fsencode(name)!r} in {folder}; rename it"
-                ) from error
+                )
         return names
     raise DataError(
         f"{folder.name} must hold one folder for each class: got none in {folder}; move the images of each class to "

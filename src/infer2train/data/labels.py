@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infer2train.data.images import DataError
+from infer2train.settings import is_utf8
 
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label")
 """Names of label columns; of several, the first that is there."""
@@ -163,8 +164,14 @@ def _columns(path: Path, label_column: str | None) -> Columns:
             f"the schema's huggingface metadata must describe the label column {label!r}: that of {path} does not; "
             "write the shard with `datasets`, or without that metadata"
         )
-    names = (features or {}).get(label, {}).get("names")
-    return Columns(images[0], label, kinds[label], tuple(map(str, names)) if isinstance(names, list) else None)
+    found = (features or {}).get(label, {}).get("names")
+    names = tuple(map(str, found)) if isinstance(found, list) else None
+    if wrong := [name for name in names or () if not is_utf8(name)]:
+        raise DataError(
+            f"class names must be in UTF-8: got {wrong[0]!r} in the schema's huggingface metadata of {path}; write the "
+            "shard with another name"
+        )
+    return Columns(images[0], label, kinds[label], names)
 
 
 def _label(kinds: dict[str, LabelKind], features: dict[str, Any], listed: str) -> str:
@@ -189,7 +196,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(metadata[b"huggingface"])["info"]["features"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

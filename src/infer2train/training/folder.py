@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
-from infer2train.settings import as_plain, decisive, differences
+from infer2train.settings import as_plain, decisive, differences, is_utf8
 from infer2train.training.config import RunConfig, from_plain, unmined
 from infer2train.training.evaluation import Evaluation, evaluate
 from infer2train.training.setup import prepare, resolved
@@ -34,8 +34,10 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
     """The resolved configuration of the run that may be trained in a folder; nothing is written.
 
     Raises:
-        ValueError: the folder exists and `resume` is not set, or its configuration differs.
+        ValueError: the folder exists and `resume` is not set, or its configuration differs, or its name is no UTF-8.
     """
+    if not is_utf8(folder.name):
+        raise ValueError(f"a run is called as its folder, in UTF-8: got {folder.name!r}; pass another --name")
     if (folder / CONFIG).is_file():
         if not resume:
             raise ValueError(

@@ -1,7 +1,9 @@
 """The run that is inspected: what it picked, and how its samples are read again."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +194,18 @@ def subject(
 def _files(config: RunConfig, train: AnySplit) -> Callable[[int], str] | None:
     """Where each training image is, by its id, if images are files in class folders or are decoded on demand."""
     if isinstance(train, EncodedSplit):
-        return train.place
+        return partial(_file, train)
     folder = Path(config.data).expanduser()
     if config.copies > 1 or not folder.is_dir() or not has_class_folders(folder):
         return None  # near copies are in no file
     listed = load_splits(replace(config, decode="on-demand", on_bad_image="error"), progress=False)[1]
     assert isinstance(listed, EncodedSplit), type(listed)
-    return listed.place
+    return partial(_file, listed)
+
+
+def _file(images: EncodedSplit, number: int) -> str:
+    """Where an image is, as text: bytes of its path that are none as \\x…"""
+    return os.fsencode(images.place(number)).decode(errors="backslashreplace")
 
 
 def _source(data: "DataLoader[Any]", transform: Callable[[Any], Any] | None) -> Source:
