@@ -70,6 +70,25 @@ def test_the_card_says_what_was_found(run: Path, found: dict[str, dict[str, floa
     assert "data_cache" not in card.text, "where a cache lies is nobody's business"
 
 
+def test_what_people_named_is_text_in_the_card(run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    named = "dog\n\n## Licence: MIT\n\n[pay](x.example) <img src=x> | `a` *b* c_d"
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", named)):
+            for row in range(4):
+                file = tmp_path / "my_data" / part / name / f"{row}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (100 * number, 0, 0)).save(file)
+    settings = {"data": str(tmp_path / "my_data"), "data_cache": str(tmp_path / "cache"), "train_error_samples": 0}
+    train(RunConfig(epochs=1, batch_size=4, threads=1, **settings), tmp_path / "run", quiet=True, report=False)
+    export(tmp_path / "run", formats=["safetensors"])
+    text = (tmp_path / "run" / "export" / CARD).read_text()
+    told = r"cat, dog \#\# Licence: MIT \[pay\](x.example) \<img src=x\> \| \`a\` \*b\* c\_d."
+    assert f"Classes, in the order of the logits: {told}" in text
+    assert r"# resnet8 on my\_data" in text
+
+
 def test_the_command_writes_one_format_where_it_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The model card of an exported run: Markdown for people, with a head that model hubs read."""
 
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -64,10 +65,11 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
     )
     changed = {n: value for n, value in as_plain(config, RunConfig).items() if value != getattr(RunConfig(), n)}
     facts: dict[str, Any] = {
-        "name": name,
+        "name": plain(name),
         "config": config,
-        "settings": {n: value for n, value in changed.items() if n not in ("data_cache", "oracle_cores")},
-        "classes": run.data.class_names,
+        "data": plain(config.data),
+        "settings": {n: plain(value) for n, value in changed.items() if n not in ("data_cache", "oracle_cores")},
+        "classes": [plain(label) for label in run.data.class_names],
         "num_training": len(run.training_images),
         "num_evaluation": len(run.evaluation_images),
         "fingerprint": run.data.fingerprint,
@@ -83,6 +85,16 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
         "versions": _versions(),
     }
     return str(ModelCard.from_template(head, template_path=str(TEMPLATE), **facts))
+
+
+def plain(value: object) -> str:
+    """What people named, in one line that Markdown takes for text.
+
+    Example:
+        >>> plain("a|b [c]")
+        'a\\\\|b \\\\[c\\\\]'
+    """
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
 
 
 def _versions() -> dict[str, str]:

@@ -61,8 +61,8 @@ def export(
         say: called with what is being done.
 
     Raises:
-        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package, or `into` has a README.md
-            that no export wrote.
+        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package, or `into` has a
+            README.md that no export wrote.
         Exception: a format that was named cannot be written, or none can: what its engine or runtime says.
 
     Example:
@@ -140,7 +140,7 @@ def _written_and_judged(
     say: Callable[[str], None],
     must: Sequence[str],
 ) -> Exports:
-    """Every format, as far as it can be; `must` names those that have to be. What is there is replaced by what is good."""
+    """Every format, as far as it can be; `must` names those that have to be. A file gives way to a good one alone."""
     files, failed = list[Exported](), dict[str, str]()
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(prefix=".", dir=into) as unfinished:
         pixels, targets = _evaluation_set(run.evaluation_images, Path(scratch))
