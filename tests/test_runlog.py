@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from infer2train.observe.runlog import CONFIG, METRICS, RunLog, read_config, read_rows, take_back, write_config
+from infer2train.observe.runlog import (
+    CONFIG,
+    METRICS,
+    RunLog,
+    read_config,
+    read_rows,
+    rows_and_rest,
+    take_back,
+    write_config,
+)
 
 
 def write(folder: Path, *rows: dict[str, object]) -> None:
@@ -66,6 +75,13 @@ def test_a_torn_last_line_is_no_row(tmp_path: Path) -> None:
         (tmp_path / METRICS).write_bytes(content[:-cut])
         assert read_rows(tmp_path) == [step(1, 0)] + [step(2, 0)] * (cut == 1)
     assert read_rows(tmp_path / "nothing") == []
+
+
+def test_what_others_wrote_is_no_row(tmp_path: Path) -> None:
+    write(tmp_path, step(1, 0), {"foreign": 1}, {"kind": 7}, step(2, 0))
+    assert rows_and_rest(tmp_path) == ([step(1, 0), step(2, 0)], 2)
+    take_back(tmp_path, step=1, epoch=0)
+    assert read_rows(tmp_path) == [step(1, 0)]
 
 
 def test_take_back_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
@@ -130,6 +146,10 @@ def test_configurations_that_are_none(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("- just\n- a list\n")
     with pytest.raises(ValueError, match="must hold settings by name: got list"):
         read_config(tmp_path)
+    for damaged in (b"lr: 0.1\n: [", b"lr: \xff", b"lr: 0.1\n\0\0\0"):
+        (tmp_path / CONFIG).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"config\.yaml must be whole YAML: got .*; restore it"):
+            read_config(tmp_path)
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:

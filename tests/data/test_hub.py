@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from infer2train.data.hub import NAME
+from infer2train.data.hub import NAME, shards
 from infer2train.data.load import load_data
 
 Write = Callable[..., Path]
@@ -194,6 +194,19 @@ def test_names_of_the_hub(name: str) -> None:
     match = NAME.fullmatch(name)
     assert match is not None
     assert match["path"] == name.split("@")[0].split(":")[0]
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"train": [1], "test": ["x"]}', '{"train": [], "test": []}', "[", "7"])
+def test_an_index_that_says_nothing_is_made_again(
+    damaged: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = {"train": [cache_dir / "a"], "test": [cache_dir / "b"]}
+    index = cache_dir / "hub" / "me%2Fpets.json"
+    index.parent.mkdir(parents=True)
+    index.write_text(damaged)
+    monkeypatch.setattr("infer2train.data.hub._fetched", lambda *_: fetched)
+    assert shards("me/pets", cache_dir, progress=False) == fetched
+    assert json.loads(index.read_text()) == {split: [str(path)] for split, (path,) in fetched.items()}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "/a/b", "a/b/c", "a/b:", "https://huggingface.co/a/b", "../a"])

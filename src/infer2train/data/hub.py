@@ -33,9 +33,10 @@ def shards(name: str, cache_dir: Path, progress: bool) -> dict[str, list[Path]]:
         progress: show the downloads on standard error.
     """
     index = cache_dir / "hub" / f"{quote(name, safe='')}.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         known = {split: [Path(path) for path in paths] for split, paths in json.loads(index.read_bytes()).items()}
-        if all(path.is_file() for paths in known.values() for path in paths):
+        are_there = (paths and all(path.is_file() for path in paths) for paths in known.values())
+        if known.keys() > {"train"} and all(are_there):
             return known
     found = _fetched(name, progress)
     write_json(index, {split: [str(path) for path in paths] for split, paths in found.items()})

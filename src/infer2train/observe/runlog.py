@@ -103,14 +103,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The flat mapping in `config.yaml`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
     """
     import yaml
 
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"a run folder holds {CONFIG}: got {folder} without one; name a folder such as runs/NAME")
-    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} must be whole YAML: got {reason}; restore it or start a new run") from error
     if not isinstance(loaded, dict):
         raise ValueError(
             f"{path} must hold settings by name: got {type(loaded).__name__}; restore it or start a new run"
@@ -132,9 +136,9 @@ def rows_and_rest(folder: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and isinstance(row.get("kind"), str):
             rows.append(row)
         else:
             rest += bool(line.strip())
