@@ -159,7 +159,9 @@ def test_a_full_disk_is_said_with_the_folder_and_what_to_do(cache_dir: Path) -> 
     def build(folder: Path) -> Contents:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=f"got 'No space left on device' for {cache_dir}; free space there, or pass --data-c"):
+    with pytest.raises(
+        OSError, match=f"got 'No space left on device' for {cache_dir}; free space there, or pass --data-c"
+    ):
         load(cache_dir, build)
     assert list(cache_dir.iterdir()) == []
 

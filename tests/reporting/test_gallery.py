@@ -46,7 +46,7 @@ def test_pixels_of_other_rows_are_not_shown(tmp_path, monkeypatch):
     replace = gallery.replace_file
     monkeypatch.setattr(gallery, "replace_file", lambda path, to: replace(path, to) if path.name == TENSORS else None)
     save_gallery(tmp_path, [row(number=1, chosen=2)])
-    with pytest.raises(ValueError, match="written together: got ValueError.*pixels of other rows"):
+    with pytest.raises(ValueError, match=r"written together: got ValueError.*pixels of other rows"):
         load_gallery(tmp_path)
 
 

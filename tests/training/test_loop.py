@@ -225,7 +225,9 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: p
 
     def epoch(*arguments: Any, **named: Any) -> None:
         before = (folder / "metrics.jsonl").read_bytes()
-        with pytest.raises(ValueError, match="one process at a time trains in a folder: got .* another --name") as error:
+        with pytest.raises(
+            ValueError, match=r"one process at a time trains in a folder: got .* another --name"
+        ) as error:
             train(config("baseline", epochs=1), folder, resume=True, quiet=True)
         assert (folder / "metrics.jsonl").read_bytes() == before
         refused.append(error)

@@ -100,7 +100,9 @@ def load_gallery(folder: Path) -> list[GalleryRow]:
                 raise ValueError("pixels of other rows")
             return [
                 GalleryRow(
-                    pixels=tensors.get_tensor(f"{number}.pixels"), scores=tensors.get_tensor(f"{number}.scores"), **entry
+                    pixels=tensors.get_tensor(f"{number}.pixels"),
+                    scores=tensors.get_tensor(f"{number}.scores"),
+                    **entry,
                 )
                 for number, entry in enumerate(json.loads(index))
             ]
