@@ -215,6 +215,32 @@ def test_an_odd_size_is_named_with_the_remedy(sizes_folder: Path, cache_dir: Pat
         load(sizes_folder, cache_dir, on_bad_image=on_bad_image)
 
 
+def test_images_of_another_size_are_not_decoded_all_at_once(
+    tmp_path: Path, cache_dir: Path, write_shard: Write, plain_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may hold gigabytes of pixels."""
+    for split in ("train", "test"):
+        write_shard(tmp_path / "s" / f"{split}.parquet", plain_images([1]) + 199 * plain_images([2], 8, 12), 200 * [0])
+    decoded: list[object] = []
+    decode = once.decode
+    monkeypatch.setattr(once, "decode", lambda *given: (decoded.append(1), decode(*given))[1])
+    with pytest.raises(ValueError, match="row 1 has 12x8"):
+        load(tmp_path / "s", cache_dir)
+    assert len(decoded) < 40
+
+
+def test_few_images_at_a_time_are_the_same_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(folder, tmp_path / "one")
+    monkeypatch.setattr(once, "_GROUP_BYTES", 2 * whole.train.images[0].nbytes)
+    data = load(folder, tmp_path / "other")
+    for split in ("train", "test"):
+        one, other = getattr(whole, split), getattr(data, split)
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.targets, other.targets)
+
+
 def test_image_size_makes_them_one_size(sizes_folder: Path, cache_dir: Path) -> None:
     data = load(sizes_folder, cache_dir, image_size=4)
     assert data.train.images.shape == (2, 4, 4, 3)

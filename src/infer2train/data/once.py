@@ -12,9 +12,10 @@ of the time is spent opening the image instead, where threads gain nothing; othe
 start and fail in scripts without a `__main__` guard.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -34,6 +35,8 @@ SPLITS = ("train", "test")
 MAX_IMAGE_SIZE = 4096
 BATCH_ROWS = 256
 """Encoded images in memory at a time."""
+_GROUP_BYTES = 2**28
+"""Pixels in memory at a time, but for those of one image: a small file may hold many."""
 _TASK_ROWS = 16
 """Rows that one thread takes at a time: fewer cost more in handing over, more leave threads idle at a batch's end."""
 
@@ -93,10 +96,9 @@ def decoded(
                 first = 0
                 with growing_array(folder / f"{name}-images.npy") as append:
                     for batch in rows.batches:
-                        images = decoder.decode(first, batch, rows.place, threads)
-                        for pixels in images.values():
+                        for row, pixels in decoder.decode(first, batch, rows.place, threads):
                             append(pixels[None])
-                        good += images
+                            good.append(row)
                         first += len(batch)
                         bar.advance(task, len(batch))
                     if not good:
@@ -159,33 +161,32 @@ class _Decoder:
 
     def decode(
         self, first: int, batch: list[bytes | None], place: Callable[[int], str], threads: ThreadPoolExecutor
-    ) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
-        """The pixels of the good images of a batch, by their rows; `first` is that of the batch's first image."""
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        """Row and pixels of each good image of a batch; `first` is the row of the batch's first image."""
 
-        def task(start: int) -> list[UInt8[np.ndarray, "h w 3"] | None]:
-            some = batch[start : start + _TASK_ROWS]
-            return [self._pixels(image, place, first + row) for row, image in enumerate(some, start)]
+        def task(rows: range) -> list[UInt8[np.ndarray, "h w 3"] | None]:
+            return [self._pixels(batch[row], place, first + row) for row in rows]
 
-        found = enumerate(chain(*threads.map(task, range(0, len(batch), _TASK_ROWS))), first)
-        good = {row: pixels for row, pixels in found if pixels is not None}
-        self.skipped += len(batch) - len(good)
-        for row, pixels in good.items():
-            self._shape = self._shape or pixels.shape
-            if pixels.shape != self._shape:
-                (height, width, _), (first_height, first_width, _) = pixels.shape, self._shape
-                raise DataError(
-                    f"images must have one size: {place(row)} has {width}x{height}, the first has "
-                    f"{first_width}x{first_height}; pass --image-size {min(self._shape[:2])} to resize and crop all of "
-                    "them"
-                )
-        return good
+        start = 0
+        while start < len(batch):
+            num = 1 if self._shape is None else max(1, _GROUP_BYTES // math.prod(self._shape))
+            group = range(start, min(start + num, len(batch)))
+            step = _TASK_ROWS if num >= BATCH_ROWS else 1  # large images are worth handing over one by one
+            tasks = [group[at : at + step] for at in range(0, len(group), step)]
+            for row, pixels in zip(group, chain.from_iterable(threads.map(task, tasks)), strict=True):
+                if pixels is None:
+                    self.skipped += 1
+                    continue
+                self._shape = self._shape or pixels.shape
+                yield first + row, pixels
+            start = group.stop
 
     def _pixels(
         self, encoded: bytes | None, place: Callable[[int], str], row: int
     ) -> UInt8[np.ndarray, "h w 3"] | None:
         """None for an image that is left out."""
         try:
-            return decode(encoded, self._image_size)
+            pixels = decode(encoded, self._image_size)
         except BadImageError as error:
             if self._skip:
                 return None
@@ -193,3 +194,10 @@ class _Decoder:
                 f"images must be whole: {place(row)} cannot be decoded ({error}); pass --on-bad-image skip to leave "
                 "such images out"
             ) from error
+        if self._shape is not None and pixels.shape != self._shape:
+            (height, width, _), (first_height, first_width, _) = pixels.shape, self._shape
+            raise DataError(
+                f"images must have one size: {place(row)} has {width}x{height}, the first has "
+                f"{first_width}x{first_height}; pass --image-size {min(self._shape[:2])} to resize and crop all of them"
+            )
+        return pixels
