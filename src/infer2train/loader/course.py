@@ -177,7 +177,8 @@ class Course:
 
     def end_epoch(self) -> None:
         """Nothing more of it is handed out."""
-        is_idle = self.steps == self._begun.steps and self.draws > self._begun.draws
+        draws = self.draws - self._begun.draws  # fewer than a step's may be left of a resumed epoch
+        is_idle = self.steps == self._begun.steps and draws >= self._mining.accumulation_steps
         if is_idle and self._has_oracle and not self._has_warned_of_idling:
             self._has_warned_of_idling = True
             warnings.warn(
