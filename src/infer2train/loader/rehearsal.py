@@ -29,9 +29,9 @@ from infer2train.oracle.scorer import one_each
 
 ROWS = 8
 """Samples of the rehearsal."""
-ANY_SPLIT = "split=, a function batch -> (inputs, targets)"
 ALONE = 3
 """Of them, those that are looked at without the others."""
+ANY_SPLIT = "split=, a function batch -> (inputs, targets)"
 
 ReadBatch = Callable[[Addresses], Any]
 

@@ -29,8 +29,8 @@ _MOST_DESCRIPTORS = 2
 """Of one message: a record's weights, and all other tensors."""
 _READ_BYTES = 1 << 18
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_AT_LIMIT = "had no room for what it told: this process has as many files open as it may (raise the limit: ulimit -n)"
 """Descriptors that come are not handed on to processes that are started later."""
+_AT_LIMIT = "had no room for what it told: this process has as many files open as it may (raise the limit: ulimit -n)"
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*get_args(Order), *get_args(News))}
 _TREES = frozenset({"tree", "ranges", "probe_scores"})
 """Fields that hold tensors."""
