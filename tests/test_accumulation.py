@@ -102,6 +102,25 @@ def test_a_run_goes_on_from_anywhere_in_the_same_bits(loop: Callable[[Run], Iter
         assert run.loader.steps == whole.loader.steps
 
 
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_batch_that_was_trained_on_is_told_from_one_that_was_looked_at(place: int) -> None:
+    """Both loops are left in the first step, and saved. Only the look begins again."""
+    whole = Run()
+    list(zeroing_before(whole))
+    looked, left = Run(), Run()
+    next(iter(looked.loader))
+    for number, batch in enumerate(left.loader, start=1):
+        left.add(*batch)
+        if number == place:
+            break
+    for run, ahead in ((looked, 0), (left, place)):
+        again = Run()
+        again.restore(run.saved())
+        assert again.loader.state_dict()["draws"] == ahead
+        list(zeroing_before(again))
+        assert equal(state_of(again.model), state_of(whole.model))
+
+
 def test_what_a_step_has_used_is_left_out_and_what_is_added_then_is_not() -> None:
     run = Run()
     batches = run.draws()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from infer2train.checkpoint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from infer2train.loader.loader import MinedLoader
 from infer2train.observe.picks import read_picks
 from infer2train.observe.runlog import RunLog, read_config, read_rows
@@ -268,3 +268,17 @@ def test_a_configuration_of_an_older_release(tmp_path: Path) -> None:
         train(config("baseline", epochs=1), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(ValueError, match="unknown setting 'gone'"):
         evaluate_folder(tmp_path / "run")
+
+
+def test_a_state_of_an_older_release_names_the_folder(run: Path, tmp_path: Path) -> None:
+    """It may be one that the user never named, of an irreducible model in the cache."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    del checkpoint.state["loader"]["pace"]
+    save_checkpoint(folder / "checkpoints", checkpoint.step, checkpoint.state)
+    with pytest.raises(
+        ValueError, match=rf"the run in {folder} cannot be resumed: .* without pace; .* remove that folder"
+    ):
+        train(config(log_every=1, lr_drops=(1,), checkpoint_every=3), folder, resume=True, quiet=True)

@@ -276,10 +276,14 @@ class Course:
 
     # Resume
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values. What was only looked at was not handed out."""
+    def state_dict(self, *, is_mid_step: bool) -> dict[str, Any]:
+        """Plain values. What was only looked at was not handed out.
+
+        Args:
+            is_mid_step: whether a step under way has draws already, which were trained on.
+        """
         place, position = self.place, self.position
-        if self._is_left and self._mining.accumulation_steps == 1 and self._is_peeked():
+        if self._is_left and not is_mid_step and self._is_peeked():
             position = self._begun.position
             place |= {"draws": self._begun.draws, "position": position}
         return {

@@ -135,7 +135,7 @@ class MadeLoader(Measured, Counted, Handing):
         """
         self._progress.count_due()
         return {
-            **self._course.state_dict(),
+            **self._course.state_dict(is_mid_step=self.mining.accumulation_steps > 1),
             **self._publisher.state_dict(),
             "mining": self._settings(),
             "rng": rng_state(),

@@ -51,9 +51,10 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """As it is now; no collective."""
+        gradients = self._gradients.state_dict()
         return {
             "format": FORMAT,
-            **self._course.state_dict(),
+            **self._course.state_dict(is_mid_step=bool(gradients)),
             **self._publisher.state_dict(),
             "mining": self.settings,
             "method": self._method.state_dict(),
@@ -61,7 +62,7 @@ class RunState:
             "global_batch": global_batch_size(self._dataloader, self._ranks),
             "rank": self._ranks.rank,
             "rng": rng_state(),
-            "gradients": self._gradients.state_dict(),
+            "gradients": gradients,
         }
 
     def check(self, state: Mapping[str, Any]) -> None:

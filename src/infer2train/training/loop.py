@@ -98,10 +98,7 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
     sums = EpochSums()
     checkpoint = load_checkpoint(folder / CHECKPOINTS) if resume else None
     if checkpoint is not None:
-        run.model.load_state_dict(checkpoint.state["model"])
-        run.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        run.loader.load_state_dict(checkpoint.state["loader"])
-        sums = EpochSums.from_state(checkpoint.state["sums"])
+        sums = _go_on(run, checkpoint, folder)
     take_back(folder, run.loader.steps, run.loader.epoch)
     total = config.epochs * run.steps_per_epoch
     with RunProgress(title or folder.name, total, quiet=quiet) as progress, closing(RunLog(folder)) as log:
@@ -115,6 +112,19 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
             raise
         except NotFiniteError as error:
             _stop_diverged(run, folder, "the oracle's weights must stay finite: got NaN or infinity", log, error)
+
+
+def _go_on(run: Run, checkpoint: Checkpoint, folder: Path) -> EpochSums:
+    """Have the run stand where it was saved."""
+    run.model.load_state_dict(checkpoint.state["model"])
+    run.optimizer.load_state_dict(checkpoint.state["optimizer"])
+    try:
+        run.loader.load_state_dict(checkpoint.state["loader"])
+    except ValueError as error:  # of an earlier release, perhaps in a cache that nobody thinks of
+        raise ValueError(
+            f"the run in {folder} cannot be resumed: {error}. To train it anew, remove that folder"
+        ) from error
+    return EpochSums.from_state(checkpoint.state["sums"])
 
 
 def _announce(run: Run, checkpoint: Checkpoint | None, log: RunLog, progress: RunProgress) -> None:
