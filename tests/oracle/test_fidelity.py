@@ -208,13 +208,26 @@ def test_low_gain_at_several_refreshes_in_a_row_is_said_once() -> None:
 
 
 def test_views_that_hardly_differ_are_said_once() -> None:
-    one = images(2)[:1].expand(ROWS, -1, -1, -1)
-    engine, monitor = engine_of("simulated:b8"), FidelityMonitor(GivenSamples(one, torch.zeros(ROWS).long()), loss, CPU)
+    alike = images(2)[:1] + 1e-6 * torch.arange(ROWS)[:, None, None, None]
+    engine = engine_of("simulated:b8")
+    monitor = FidelityMonitor(GivenSamples(alike, torch.zeros(ROWS).long()), loss, CPU)
     assert said(monitor, engine, PATIENCE - 1) == []
     (message,) = said(monitor, engine, 1)
     assert message.startswith("the views of a sample hardly differ for the model: its highest score is 0.00% above")
     assert "stronger random transform, or use method='nm-sample'" in message
     assert said(monitor, engine, 2 * PATIENCE) == []
+
+
+def test_views_that_are_all_the_same_are_said_at_once() -> None:
+    """Where nothing is drawn, no refresh is waited for."""
+    same = images(ROWS // PROBE_VIEWS).repeat_interleave(PROBE_VIEWS, dim=0)
+    with pytest.warns(RuntimeWarning, match=r"are all the same: 8 of each of 8 .* random transform in the data set"):
+        monitor = FidelityMonitor(GivenSamples(same, torch.zeros(ROWS).long()), loss, CPU)
+    assert said(monitor, engine_of("simulated:b8"), 2 * PATIENCE) == [], "and not again"
+    same[-1] += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FidelityMonitor(GivenSamples(same, torch.zeros(ROWS).long()), loss, CPU)
 
 
 def test_a_sound_oracle_on_views_that_differ_is_no_reason_to_speak() -> None:

@@ -90,6 +90,12 @@ def _correlation(a: Float[Tensor, "s v"], b: Float[Tensor, "s v"]) -> Float[Tens
     return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), both_constant).clamp(-1, 1)
 
 
+def _are_all_the_same(inputs: Any) -> bool:
+    """Whether no view of a probe differs from the first one of its sample."""
+    by_sample = [tensor.unflatten(0, (-1, PROBE_VIEWS)) for tensor in tensors_of(inputs)]
+    return all(bool((views == views[:, :1]).all()) for views in by_sample)
+
+
 class FidelityMonitor:
     """Measures an engine after its refreshes.
 
@@ -105,7 +111,13 @@ class FidelityMonitor:
         self.inputs, self._targets = to_device(samples.probe(PROBE_SAMPLES * PROBE_VIEWS), device)
         self._totals: dict[str, float] = {}
         self._low, self._flat = 0, 0
-        self._has_warned = False
+        self._has_warned = mines_views and _are_all_the_same(self.inputs)
+        if self._has_warned:
+            warnings.warn(
+                f"the views of a sample are all the same: {PROBE_VIEWS} of each of {PROBE_SAMPLES} samples were looked "
+                "at; mining views needs a random transform in the data set, or as transform=; or use method='nm-sample'",
+                RuntimeWarning,
+            )
 
     def scores(self, outputs: Any) -> Float[Tensor, " n"]:
         """The probe's scores by these outputs."""
