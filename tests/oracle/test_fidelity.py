@@ -221,7 +221,7 @@ def test_views_that_hardly_differ_are_said_once() -> None:
 def test_views_that_are_all_the_same_are_said_at_once() -> None:
     """Where nothing is drawn, no refresh is waited for."""
     same = images(ROWS // PROBE_VIEWS).repeat_interleave(PROBE_VIEWS, dim=0)
-    with pytest.warns(RuntimeWarning, match=r"are all the same: 8 of each of 8 .* random transform in the data set"):
+    with pytest.warns(RuntimeWarning, match=r"are all the same: 8 of each of 8 .* random transform, in the data set"):
         monitor = FidelityMonitor(GivenSamples(same, torch.zeros(ROWS).long()), loss, CPU)
     assert said(monitor, engine_of("simulated:b8"), 2 * PATIENCE) == [], "and not again"
     same[-1] += 1

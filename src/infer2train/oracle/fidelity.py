@@ -115,7 +115,8 @@ class FidelityMonitor:
         if self._has_warned:
             warnings.warn(
                 f"the views of a sample are all the same: {PROBE_VIEWS} of each of {PROBE_SAMPLES} samples were looked "
-                "at; mining views needs a random transform in the data set, or as transform=; or use method='nm-sample'",
+                "at; mining views needs a random transform, in the data set or as transform=; or use "
+                "method='nm-sample'",
                 RuntimeWarning,
             )
 
