@@ -145,3 +145,8 @@ def test_an_arm_with_it_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     command = "compare --epochs 1 --lr-drops [1] --gamma 2 --threads 1 --seeds 1 --name c --quiet --methods baseline"
     assert cli.main([*command.split(), "nm-augment@torch:fp32/2"]) == 0
     assert Path("runs/c/nm-augment@torch-fp32-2-seed0/config.yaml").is_file()
+
+
+def test_inputs_without_an_image_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got /2 for inputs without any of \[n, channels, height, width\]; leave it"):
+        built("torch:fp32/2", nn.Linear(6, 3), torch.zeros(16, 6))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infer2train.batches import map_tensors
+from infer2train.batches import map_tensors, tensors_of
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import Record
@@ -29,7 +29,7 @@ def reduced(inputs: Any, divisor: int) -> Any:
     """
 
     def smaller(tensor: Tensor) -> Tensor:
-        if tensor.ndim != 4:
+        if not _is_image(tensor):
             return tensor
         size = [max(1, side // divisor) for side in tensor.shape[2:]]
         means = F.interpolate(tensor.float(), size=size, mode="area")
@@ -38,15 +38,27 @@ def reduced(inputs: Any, divisor: int) -> Any:
     return map_tensors(smaller, inputs)
 
 
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.ndim == 4
+
+
 class ReducedSamples(Samples):
     """The same samples at the lower resolution.
 
     Args:
         samples: as they are.
         divisor: of height and width.
+
+    Raises:
+        ValueError: there is no image in them.
     """
 
     def __init__(self, samples: Samples, divisor: int) -> None:
+        if not any(_is_image(tensor) for tensor in tensors_of(samples.calibration(0, 2))):
+            raise ValueError(
+                "what stands behind the / of an oracle divides the height and width of images: got "
+                f"/{divisor} for inputs without any of [n, channels, height, width]; leave it out"
+            )
         self._samples, self._divisor = samples, divisor
 
     def calibration(self, version: int, rows: int) -> Any:
