@@ -75,6 +75,7 @@ def test_every_sweep_and_every_arm_that_is_named_exists() -> None:
         assert len(set(names)) == len(names)
         for arm in one.arms:
             assert arm.against is None or arm.against in names
+            assert set(arm.also_against) <= set(names) - {arm.name, arm.against}
             assert arm.wall_clock_of is None or names.index(arm.wall_clock_of) < names.index(arm.name)
             assert arm.winner_of is None or arm.winner_of in one.sweeps
 

@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
         Arm(name="baseline", against=None, paper="93.07 %"),
         Arm(name="nm-augment", settings={"method": "nm-augment"}, against="baseline"),
         Arm(name="self-distill", against="baseline", winner_of="lambda"),
-        Arm(name="long", against="baseline", wall_clock_of="nm-augment"),
+        Arm(name="long", against="baseline", wall_clock_of="nm-augment", also_against=("nm-augment", "never trained")),
     ),
     sweeps={
         "lambda": tuple(
@@ -143,6 +143,16 @@ def test_an_arm_with_an_oracle_is_also_compared_with_what_its_device_could_have_
     column = rows[0].split("|").index(" on equal hardware, points [95 %] ")
     shown = {row.split("|")[1].strip(): row.split("|")[column].strip() for row in rows[2:6]}
     assert shown == {name: difference(line.on_equal_hardware) for name, line in lines.items()}
+
+
+def test_an_arm_is_compared_with_others_where_its_file_says_so(trained: Trained) -> None:
+    runs, _, found = trained
+    mined, long = ({line.arm.name: line for line in found}[name] for name in ("nm-augment", "long"))
+    assert long.others.keys() == {"nm-augment"}
+    assert mined.on_equal_hardware is not None
+    assert long.others["nm-augment"].mean == pytest.approx(-mined.on_equal_hardware.mean)
+    (said,) = (line for line in (runs / "exp" / "page.md").read_text().splitlines() if "- long against nm-" in line)
+    assert said.startswith(f"- long against nm-augment: {difference(long.others['nm-augment'])} points, ")
 
 
 def test_steps_to_a_goal_are_counted_until_it_is_first_reached() -> None:

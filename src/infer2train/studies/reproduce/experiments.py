@@ -4,7 +4,7 @@ An experiment has arms that are trained over seeds, and sweeps in which a settin
 a scale is said in `sitting`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -24,6 +24,8 @@ class Arm:
     """Fields of `RunConfig` that differ from the scale's regime."""
     against: str | None = None
     """The arm that it is compared with: the first one, unless the file says another, or null for none."""
+    also_against: Sequence[str] = ()
+    """Others that it is compared with: what the same hardware or a shorter training gives instead."""
     paper: str = ""
     """What the paper found, in its own words or figures."""
     winner_of: str | None = None

@@ -36,6 +36,8 @@ class Line:
     """Final test error by seed, of the finished runs."""
     difference: PairedDifference | None
     """From the arm that it is compared with, over common seeds."""
+    others: Mapping[str, PairedDifference]
+    """From those that it is also compared with, as far as there are any, by their names."""
     on_equal_hardware: PairedDifference | None
     """From the arm that has the hybrid's devices and wall-clock; of arms with an oracle."""
     reached: float | None
@@ -67,6 +69,11 @@ def lines(arms: Sequence[Arm], runs: RunSet, costs: Mapping[str, Cost]) -> list[
             arm=arm,
             errors=errors[arm.name],
             difference=difference_from(errors.get(arm.against or "", {}), errors[arm.name]),
+            others={
+                other: found
+                for other in arm.also_against
+                if (found := difference_from(errors.get(other, {}), errors[arm.name])) is not None
+            },
             on_equal_hardware=difference_from(instead, errors[arm.name]) if has_oracle else None,
             reached=None
             if arm is arms[0]
