@@ -92,7 +92,7 @@ def _correlation(a: Float[Tensor, "s v"], b: Float[Tensor, "s v"]) -> Float[Tens
 
 def _are_all_the_same(inputs: Any) -> bool:
     """Whether no view of a probe differs from the first one of its sample."""
-    by_sample = [tensor.unflatten(0, (-1, PROBE_VIEWS)) for tensor in tensors_of(inputs)]
+    by_sample = [tensor.view(-1, PROBE_VIEWS, *tensor.shape[1:]) for tensor in tensors_of(inputs)]
     return all(bool((views == views[:, :1]).all()) for views in by_sample)
 
 
