@@ -537,3 +537,7 @@ def test_validation_and_limit_are_told_and_kept(command: Command) -> None:
     assert epoch["test_error"] * 50 == pytest.approx(round(epoch["test_error"] * 50)), "of 50 images"
     status, output, _ = command("eval", "runs/held", "--json")
     assert json.loads(output)["error"] == epoch["test_error"]
+    assert command("eval", "runs/held")[1].startswith(f"runs/held: validation error {epoch['test_error']:.2%}")
+    assert command("eval", "runs/held", "--test")[1].startswith("runs/held: test error ")
+    tested = json.loads(command("eval", "runs/held", "--test", "--json")[1])["error"]
+    assert tested * 899 == pytest.approx(round(tested * 899)), "of all that nobody held back"

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,30 @@ def test_the_table_names_the_file_of_each_sample(tmp_path: Path) -> None:
     (tmp_path / "data" / "train" / "a" / "broken.png").write_bytes(b"no image")
     assert main(["inspect", str(run), "--quiet"]) == 0
     assert (run / TABLE).read_text().startswith("rank,id,label,loss,looks\n"), "one is left out: which is which?"
+
+
+def test_images_that_are_no_longer_those_of_the_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A suspect that was put where it belongs gives others its number: nobody is to be blamed by it."""
+    for number in range(24):
+        file = tmp_path / "data" / ("train" if number < 18 else "test") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+    options = "--method nm-augment --gamma 2 --epochs 2 --batch-size 6 --name moved --quiet"
+    places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
+    assert main(["train", *places, *options.split()]) == 0
+    suspect = tmp_path / "data" / "train" / "a" / "4.png"
+    suspect.rename(suspect.parents[1] / "b" / "4.png")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "moved"), "--quiet"]) == 2
+    assert "got others in" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "step-00000006")
+    assert main(["train", *places, *options.split(), "--resume"]) == 2
+    assert "a resumed run needs the images that it was started with: got others in" in capsys.readouterr().err
+    (suspect.parents[1] / "b" / "4.png").rename(suspect)
+    assert main(["train", *places, *options.split(), "--resume"]) == 0
+    assert main(["inspect", str(tmp_path / "moved"), "--quiet"]) == 0
 
 
 def test_near_copies_have_no_files(tmp_path: Path) -> None:

@@ -127,11 +127,16 @@ def _inspect_parser() -> jsonargparse.ArgumentParser:
 
 
 def _eval_parser() -> jsonargparse.ArgumentParser:
-    parser = _parser("Evaluate the newest good checkpoint of a run on its test images.")
+    parser = _parser(
+        "Evaluate the newest good checkpoint of a run on what it was evaluated on: its test images, or those that "
+        "--validation-split held back."
+    )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     best_help = "Evaluate the version that the oracle found to be the best instead: of train --keep-best true."
     parser.add_argument("--best", action="store_true", help=best_help)
+    test_help = "Evaluate on the test images, also where others were held back: they have chosen what --best evaluates."
+    parser.add_argument("--test", action="store_true", help=test_help)
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a sentence.")
     return parser
 

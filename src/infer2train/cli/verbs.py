@@ -99,14 +99,18 @@ def _inspect(options: dict[str, Any]) -> None:
 def _eval(options: dict[str, Any]) -> None:
     import json
 
+    from infer2train.observe.runlog import read_config
     from infer2train.training.folder import evaluate_folder
 
-    result = evaluate_folder(Path(options["folder"]), device=options["device"], best=options["best"])
+    folder, on_test = Path(options["folder"]), options["test"]
+    result = evaluate_folder(folder, device=options["device"], best=options["best"], on_test=on_test)
     if options["json"]:
         print(json.dumps(vars(result)))
         return
+    is_held_back = read_config(folder).get("validation_split") and not on_test
     top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
-    print(f"{options['folder']}: test error {result.error:.2%}{top5}, loss {result.loss:.4f}")
+    kind = "validation" if is_held_back else "test"
+    print(f"{options['folder']}: {kind} error {result.error:.2%}{top5}, loss {result.loss:.4f}")
 
 
 def _export(options: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class RunLog:
             for name, value in scalars(fields).items():
                 self._board.add_scalar(f"{kind}/{name}", value, int(fields["step"]))
 
-    def start(self, device: str, threads: int) -> None:
-        """Append what the run runs on."""
+    def start(self, device: str, threads: int, **more: Any) -> None:
+        """Append what the run runs on, and more that is known of it."""
         import torch
 
         versions = {
@@ -67,7 +67,7 @@ class RunLog:
             "python": platform.python_version(),
         }
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "device": device}
-        self.write("start", time=time.time(), versions=versions, machine=machine)
+        self.write("start", time=time.time(), versions=versions, machine=machine, **more)
 
     def rows(self) -> list[dict[str, Any]]:
         """What has been written so far, by earlier processes too."""

@@ -100,13 +100,16 @@ def is_finished(folder: Path) -> bool:
     return says_finished(read_rows(folder))
 
 
-def evaluate_folder(folder: Path, *, device: str | None = None, best: bool = False) -> Evaluation:
+def evaluate_folder(
+    folder: Path, *, device: str | None = None, best: bool = False, on_test: bool = False
+) -> Evaluation:
     """Evaluate the newest good checkpoint of a run on what the run is evaluated on.
 
     Args:
         folder: of the run.
         device: where. Default: as trained.
         best: the version that the oracle found to be the best instead.
+        on_test: on the test images, also where the run holds images back to be evaluated on.
 
     Raises:
         ValueError: there is no run or no checkpoint.
@@ -120,7 +123,9 @@ def evaluate_folder(folder: Path, *, device: str | None = None, best: bool = Fal
         Console(stderr=True).print(
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
         )
-    run = prepare(replace(unmined(config), device=device or config.device, compile="none"), progress=False)
+    held_back = 0 if on_test else config.validation_split
+    plain = replace(unmined(config), validation_split=held_back, device=device or config.device, compile="none")
+    run = prepare(plain, progress=False)
     try:
         run.model.load_state_dict(checkpoint.state["model"])
         return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)

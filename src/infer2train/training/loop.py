@@ -102,7 +102,7 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
     take_back(folder, run.loader.steps, run.loader.epoch)
     total = config.epochs * run.steps_per_epoch
     with RunProgress(title or folder.name, total, quiet=quiet) as progress, closing(RunLog(folder)) as log:
-        log.start(str(run.device), config.threads or 1)
+        log.start(str(run.device), config.threads or 1, data=run.digest)
         _announce(run, checkpoint, log, progress)
         try:
             _train_epochs(run, folder, sums, log, progress, interrupt)
@@ -116,6 +116,11 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
 
 def _go_on(run: Run, checkpoint: Checkpoint, folder: Path) -> EpochSums:
     """Have the run stand where it was saved."""
+    if checkpoint.state.get("data", run.digest) != run.digest:  # states of earlier releases do not tell
+        raise ValueError(
+            f"a resumed run needs the images that it was started with: got others in {run.config.data}, of other "
+            f"labels or content; put them back, or train anew in another folder than {folder} (--name)"
+        )
     run.model.load_state_dict(checkpoint.state["model"])
     run.optimizer.load_state_dict(checkpoint.state["optimizer"])
     try:
@@ -209,6 +214,7 @@ def _checkpoint(run: Run, folder: Path, sums: EpochSums, log: RunLog) -> None:
         "optimizer": run.optimizer.state_dict(),
         "loader": run.loader.state_dict(),
         "sums": sums.state_dict(),
+        "data": run.digest,
     }
     try:
         save_checkpoint(folder / CHECKPOINTS, run.loader.steps, state)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from infer2train.data.digest import digest
 from infer2train.data.images import AnySplit, EncodedData, EncodedSplit, ImageData, ImageSplit
 from infer2train.data.load import default_cache_dir, load_data, load_encoded
 from infer2train.data.subsets import hold_out, limit_split, long_tailed, mislabelled, near_copies
@@ -59,6 +60,8 @@ class Run:
     training_images: ViewDataset
     evaluation_images: ViewDataset
     device: torch.device
+    digest: str
+    """Of the images that it trains on."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -247,6 +250,7 @@ def assembled(
         training_images=training_images,
         evaluation_images=evaluation_images,
         device=device,
+        digest=digest(train),
     )
 
 

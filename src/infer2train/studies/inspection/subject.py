@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from infer2train.batches import Split, map_tensors, split_batch
 from infer2train.data.class_folders import has_class_folders
+from infer2train.data.digest import digest
 from infer2train.data.images import AnySplit, EncodedSplit
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.observe.picks import Rows, read_picks
-from infer2train.observe.runlog import read_config
+from infer2train.observe.runlog import read_config, read_rows
 from infer2train.settings import changed
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
@@ -156,7 +157,7 @@ def subject(
         losses: of what it gives. Default: those that the run's score is the mean of.
 
     Raises:
-        ValueError: the folder holds no picks, or does not say what the data are.
+        ValueError: the folder holds no picks, does not say what the data are, or was trained on others.
     """
     plain, rows = read_config(folder), read_picks(folder)
     if data is None and "regime" not in plain:
@@ -170,6 +171,7 @@ def subject(
     if data is None:
         mining = config = from_plain(plain)
         images, train, _ = load_splits(config, progress=False)
+        _require_same(train, folder, config.data)
         source = views_of(train, make_view(config.view, view_size(config, train)), torch.device("cpu"))
         class_names = class_names or images.class_names
         file_of = None if images.skipped else _files(config, train)
@@ -189,6 +191,16 @@ def subject(
         judge=None if model is None else Judge(model, losses or losses_like(mining.score)),
         file_of=file_of,
     )
+
+
+def _require_same(train: AnySplit, folder: Path, place: str) -> None:
+    """Refuse images whose ids are no longer those of the run."""
+    told = [row["data"] for row in read_rows(folder) if row["kind"] == "start" and "data" in row]
+    if told and told[-1] != digest(train):
+        raise ValueError(
+            f"inspect finds a run's images by their numbers, which change where one is moved, added or removed: got "
+            f"others in {place} than {folder} was trained on; put them back, or train anew and inspect that"
+        )
 
 
 def _files(config: RunConfig, train: AnySplit) -> Callable[[int], str] | None:
