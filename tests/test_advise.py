@@ -55,9 +55,22 @@ def test_the_nearest_by_the_error_on_training_views_is_looked_up() -> None:
 def test_noisy_labels_are_compared_with_noisy_ones() -> None:
     clean, noisy = Fitted(view_error=4.0, label_noise=0.0), Fitted(view_error=4.0, label_noise=0.3)
     assert distance(clean, entry(label_noise=0.1)) == math.inf
-    assert distance(noisy, entry(label_noise=0.1)) == 1.0
+    assert distance(noisy, entry(label_noise=0.3)) == 1.0
+    assert distance(noisy, entry(label_noise=0.1)) == pytest.approx(3.0), "however alike the errors on views are"
+    assert distance(noisy, entry(view_error=24.0, label_noise=0.1)) == pytest.approx(6.0)
     assert nearest(noisy, [entry()]) == []
     assert advice(noisy, [])[0].startswith("Nothing was measured with labels like these")
+
+
+def test_how_many_labels_were_wrong_where_it_helped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    helped = entry("trusted-random", label_noise=0.3, trained="500 digits")
+    (said, *_) = advice(Fitted(view_error=4.0, label_noise=0.1), [(helped, 3.0)])
+    assert "points where 30% of the labels were wrong and the error on training views and that part within 3.0" in said
+    assert helped.where == "500 digits, 30% of the labels wrong"
+    assert main(["advise", "--view-error", "0", "--label-noise", "0.05"]) == 0
+    told = capsys.readouterr().out
+    assert "30% of the labels wrong; 0.0 % error on random training views" in told
+    assert "Mining has helped nowhere near here" in told, "what 30 % were like is not what 5 % are like"
 
 
 def test_only_what_helped_near_by_is_recommended() -> None:

@@ -15,7 +15,8 @@ ROOMS = {
     "sources": "albumentations source bits pipeline views collation reader trial replay seeded held_out window "
     "streaming",
     "models": "initialisation pixels convnet cifar_resnet imagenet_resnet build",
-    "data": "decoding fingerprints images digest subsets cache once labels digits cifar10 hub class_folders parquet load",
+    "data": "decoding fingerprints images digest subsets cache once labels digits cifar10 hub class_folders parquet "
+    "load",
     "observe": "timeline trace keeping_up metrics picks runlog",
     "checkpoint": "state manifest checkpoint",
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "

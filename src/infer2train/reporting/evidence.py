@@ -43,6 +43,11 @@ class Evidence:
     page: str
 
     @property
+    def where(self) -> str:
+        """Data, model, length and, where some were, how many labels were wrong."""
+        return f"{self.trained}, {self.label_noise:.0%} of the labels wrong" if self.label_noise else self.trained
+
+    @property
     def verdict(self) -> str:
         """What the interval says."""
         if self.high < 0:
@@ -75,11 +80,13 @@ def evidence() -> list[Evidence]:
 
 
 def distance(baseline: Fitted, measured: Evidence) -> float:
-    """How many times one's error on training views is the other's (at least 1); infinite for other labels."""
+    """How many times one's error on training views is the other's, or its part of wrong labels, whichever is more (at
+    least 1); infinite where only one has wrong labels."""
     if (baseline.label_noise >= NOISY) != (measured.label_noise >= NOISY):
         return math.inf
-    ours, theirs = (max(FLOOR, error) for error in (baseline.view_error, measured.view_error))
-    return max(ours, theirs) / min(ours, theirs)
+    figures = [(baseline.view_error, measured.view_error, FLOOR), (baseline.label_noise, measured.label_noise, NOISY)]
+    levels = [sorted((max(ours, floor), max(theirs, floor))) for ours, theirs, floor in figures]
+    return max(more / less for less, more in levels)
 
 
 def nearest(baseline: Fitted, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:

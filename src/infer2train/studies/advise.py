@@ -58,9 +58,11 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
     helpful = [(entry, away) for entry, away in found if entry.verdict == "helps" and away <= FAR]
     if helpful:
         best, away = helpful[0]
+        labels = f"{best.label_noise:.0%} of the labels were wrong and " if best.label_noise else ""
+        both = " and that part" if labels else ""
         said.append(
-            f"Try {best.method}: {best.difference:+.1f} points where the error on training views was within {away:.1f} "
-            "times yours. Compare it over 5 seeds (infer2train compare) before you believe it."
+            f"Try {best.method}: {best.difference:+.1f} points where {labels}the error on training views{both} within "
+            f"{away:.1f} times yours. Compare it over 5 seeds (infer2train compare) before you believe it."
         )
         if best.on_equal_hardware is not None and best.on_equal_hardware > 0:
             said.append(
@@ -97,7 +99,7 @@ def print_advice(baseline: Fitted, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    places = list(dict.fromkeys((entry.trained, entry.view_error, entry.page) for entry, _ in found))
+    places = list(dict.fromkeys((entry.where, entry.view_error, entry.page) for entry, _ in found))
     table = Table("method", "points [95 %]", "verdict", "on equal hardware", "seeds", "measured in", "like yours")
     for entry, away in found:
         table.add_row(
@@ -106,14 +108,14 @@ def print_advice(baseline: Fitted, console: Console) -> None:
             entry.verdict,
             "–" if entry.on_equal_hardware is None else f"{entry.on_equal_hardware:+.2f}",
             str(entry.seeds),
-            f"({places.index((entry.trained, entry.view_error, entry.page)) + 1})",
+            f"({places.index((entry.where, entry.view_error, entry.page)) + 1})",
             "rather" if away <= FAR else "hardly",
         )
     if found:
         console.print(table)
-    for number, (trained, view_error, page) in enumerate(places, start=1):
+    for number, (where, view_error, page) in enumerate(places, start=1):
         console.print(
-            f"({number}) {trained}; {view_error:.1f} % error on random training views; {page}",
+            f"({number}) {where}; {view_error:.1f} % error on random training views; {page}",
             highlight=False,
             soft_wrap=True,
         )
