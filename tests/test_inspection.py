@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from infer2train import inspect, mine
 from infer2train.cli.main import main
 from infer2train.draws.addresses import Addresses
+from infer2train.draws.mining import Mining
 from infer2train.observe.picks import Rows, read_picks
 from infer2train.studies.inspection.findings import (
     BUCKETS,
@@ -162,6 +164,23 @@ def test_images_that_are_no_longer_those_of_the_run_are_refused(
     (suspect.parents[1] / "b" / "4.png").rename(suspect)
     assert main(["train", *places, *options.split(), "--resume"]) == 0
     assert main(["inspect", str(tmp_path / "moved"), "--quiet"]) == 0
+
+
+def test_a_score_that_is_no_loss_makes_no_label_doubtful(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    settings = config.read_text()
+    assert "score: null\n" in settings
+    assert "Suspects</h2>" in inspect(tmp_path / "run").read_text()
+    config.write_text(settings.replace("score: null\n", "score: entropy\n"))
+    page = inspect(tmp_path / "run").read_text()
+    assert "Suspects" not in page
+    assert "so a high one does not make a label doubtful" in page
+    assert (tmp_path / "run" / TABLE).read_text().startswith("rank,id,label,score,looks")
+    found = subject(run)
+    others = [{"method": "rho"}, {"method": "nm-sample"}, {"method": "nm-sample", "score": "squared-error"}]
+    said = [replace(found, mining=Mining(epochs=2, **other)).has_losses for other in others]  # type: ignore[arg-type]
+    assert said == [False, True, True]
 
 
 def test_near_copies_have_no_files(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def _facts(run: Subject) -> dict[str, Any]:
         "title": run.folder.resolve().name,
         "method": run.mining.method,
         "of_views": run.is_of_views,
+        "has_losses": run.has_losses,
         "num_samples": len(run.source.ids),
         "num_rows": int(rows["is_trained"].sum()),
         "num_picks": int(rows["is_picked"].sum()),
@@ -136,7 +137,8 @@ def _loss(value: float | None) -> str:
 def _table(run: Subject, ranked: Suspects, labels: dict[int, int]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["rank", "id", "label", "loss", "looks", *(["file"] if run.file_of else [])])
+    what = "loss" if run.has_losses else "score"
+    writer.writerow(["rank", "id", "label", what, "looks", *(["file"] if run.file_of else [])])
     columns = (ranked.ids.tolist(), ranked.losses.tolist(), ranked.looks.tolist())
     for rank, (sample, loss, looks) in enumerate(zip(*columns, strict=True), start=1):
         label = run.class_name(labels[sample]) if sample in labels else ""

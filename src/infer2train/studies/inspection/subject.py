@@ -20,6 +20,7 @@ from infer2train.data.images import AnySplit, EncodedSplit
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
+from infer2train.draws.scores import OF_NUMBERS, SCORES
 from infer2train.observe.picks import Rows, read_picks
 from infer2train.observe.runlog import read_config, read_rows
 from infer2train.settings import changed
@@ -85,6 +86,14 @@ class Subject:
     class_names: tuple[str, ...]
     judge: Judge | None
     file_of: Callable[[int], str] | None
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether its scores are losses, as those of a user's own function are taken to be. Our other scores, and a
+        loss less what of it is irreducible, are high for other reasons than a wrong label."""
+        choices = choices_of(self.mining)
+        is_other = choices.score in SCORES and choices.score not in ("loss", *OF_NUMBERS)
+        return not is_other and choices.pick != "learnable"
 
     def samples(self, addresses: Addresses) -> list[Sample]:
         """What is at each address."""
