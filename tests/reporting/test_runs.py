@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from infer2train.reporting.curves import elapsed
 from infer2train.reporting.runs import read, read_run
 
 
@@ -23,6 +24,17 @@ def test_what_a_resumed_run_logs_again_replaces_what_it_logged_before(tmp_path):
     write(tmp_path, [*first, {"kind": "epoch", "epoch": 1, "test_error": 0.25, "seconds": seconds}])
     run = read_run(tmp_path)
     assert (len(run.epochs), run.test_error, run.seconds["total"], run.scoring_share) == (2, 0.25, 20.0, 0.4)
+
+
+def test_what_a_run_needed_first_counts_once_however_often_it_was_started(tmp_path):
+    epochs = [{"kind": "epoch", "epoch": e, "test_error": 0.5, "seconds": {"total": 10.0}} for e in (0, 1)]
+    write(tmp_path, [{"kind": "start", "before_seconds": 7.5}, epochs[0], {"kind": "start", "before_seconds": 7.5}])
+    run = read_run(tmp_path)
+    assert run.seconds == {"irreducible models": 7.5, "total": 17.5}
+    write(tmp_path, [{"kind": "start", "before_seconds": 7.5}, *epochs])
+    assert elapsed(read_run(tmp_path)) == {0: 17.5, 1: 27.5}
+    write(tmp_path, [{"kind": "start"}, *epochs])
+    assert (read_run(tmp_path).seconds, elapsed(read_run(tmp_path))) == ({"total": 20.0}, {0: 10.0, 1: 20.0})
 
 
 def test_a_run_is_finished_when_it_says_so(tmp_path):

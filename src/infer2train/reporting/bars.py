@@ -14,6 +14,7 @@ from infer2train.reporting.svg import INK, MUTED, drawn
 LONGEST_LINE, MOST_LINES = 20, 3
 """Letters of a line of a method's name beside a bar, and its lines."""
 PARTS = {
+    "irreducible models": "#a23b72",
     "training": "#5f6b7a",
     "batches": "#2c7da0",
     "views": "#0b7f81",

@@ -108,10 +108,13 @@ def error_over_seconds(runs: Sequence[RunFolder]) -> Curve:
 
 
 def elapsed(run: RunFolder) -> dict[int, float]:
-    """Seconds of wall-clock from the start of a run to the end of each epoch, its evaluation included."""
+    """Seconds of wall-clock from the start of a run, or of what it needed first, to the end of each epoch, with its
+    evaluation."""
     seconds: list[Any] = [(row.get("seconds") or {}).get("total") for row in run.epochs]
     timed = seconds[: seconds.index(None)] if None in seconds else seconds
-    return {int(row["epoch"]): total for row, total in zip(run.epochs, accumulate(timed), strict=False)}
+    ends = accumulate(timed, initial=run.before_seconds)
+    next(ends)
+    return {int(row["epoch"]): total for row, total in zip(run.epochs, ends, strict=False)}
 
 
 def step_curves(runs: Mapping[str, Sequence[RunFolder]], name: str, *, points: int) -> dict[str, Curve]:

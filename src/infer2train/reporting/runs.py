@@ -57,13 +57,21 @@ class RunFolder:
         return self.epochs[-1].get("test_error") if self.epochs else None
 
     @property
+    def before_seconds(self) -> float:
+        """What it needed first took: irreducible models, whether or not other runs had them trained for it."""
+        return max((row.get("before_seconds") or 0.0 for row in self.starts), default=0.0)
+
+    @property
     def seconds(self) -> dict[str, float]:
-        """Wall-clock of each part, summed over the epochs; empty where no epoch was timed."""
+        """Wall-clock of each part, summed over the epochs, and of what it needed before; empty where no epoch was
+        timed."""
         total: dict[str, float] = {}
         for row in self.epochs:
             for name, value in (row.get("seconds") or {}).items():
                 if value is not None:
                     total[name] = total.get(name, 0.0) + value
+        if total.get("total") and self.before_seconds:
+            total |= {"irreducible models": self.before_seconds, "total": total["total"] + self.before_seconds}
         return total
 
     @property

@@ -40,8 +40,8 @@ class PairedDifference:
     Args:
         mean: mean of the differences.
         std: their sample standard deviation (n - 1 in the denominator); None for n = 1.
-        low: lower end of the 95 % interval; None for n = 1.
-        high: upper end; None for n = 1.
+        low: lower end of the 95 % interval; None for n = 1, and where all pairs differ alike.
+        high: upper end; None likewise.
         n: number of pairs.
         verdict: what the interval says.
         seeds_needed: for INCONCLUSIVE, about how many pairs would resolve a difference of this mean; None where that is
@@ -86,7 +86,8 @@ def paired_difference(treatment: Sequence[float], baseline: Sequence[float]) -> 
 
     mean(d) ± t(0.975, n - 1) · std(d) / sqrt(n),  d_i = treatment_i - baseline_i
 
-    With a deviation of 0 (every seed the same difference) the interval is the point itself.
+    With a deviation of 0 there is no interval: a few errors of a few hundred test images are often the same number
+    apart, which says nothing of how far the next ones are.
 
     Args:
         treatment: one test error a seed, in percentage points or as fractions.
@@ -111,9 +112,12 @@ def paired_difference(treatment: Sequence[float], baseline: Sequence[float]) -> 
     mean, std = mean_std(differences)
     if std is None:
         return PairedDifference(mean, None, None, None, 1, Verdict.INCONCLUSIVE, seeds_needed=2)
+    n = len(differences)
+    if std == 0:
+        needed = n + 1 if mean else None
+        return PairedDifference(mean, std, None, None, n, Verdict.INCONCLUSIVE, needed)
     from scipy.stats import t
 
-    n = len(differences)
     half = float(t.ppf(1 - SIGNIFICANCE / 2, n - 1)) * std / math.sqrt(n)
     verdict = _verdict(mean - half, mean + half)
     needed = seeds_needed(mean, std) if verdict is Verdict.INCONCLUSIVE else None

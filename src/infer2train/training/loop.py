@@ -84,7 +84,7 @@ def train(
         # What comes before may take long and has nothing to save.
         with interruptible() as interrupt, closing(run.loader), alone_in(folder):
             enter_folder(config, folder, resume)  # again: another process may have begun a run there meanwhile
-            _train(run, folder, interrupt, resume, quiet, title)
+            _train(run, folder, interrupt, resume, quiet, title, before_seconds=given.seconds if given else 0.0)
         if report:
             write_report(folder)
     if interrupt.is_set:  # in the last evaluation: whoever called is not to begin another run
@@ -92,7 +92,15 @@ def train(
     return result_of(folder)
 
 
-def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bool, title: str | None) -> None:
+def _train(
+    run: Run,
+    folder: Path,
+    interrupt: Interrupt,
+    resume: bool,
+    quiet: bool,
+    title: str | None,
+    before_seconds: float,
+) -> None:
     config = run.config
     write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
@@ -102,7 +110,7 @@ def _train(run: Run, folder: Path, interrupt: Interrupt, resume: bool, quiet: bo
     take_back(folder, run.loader.steps, run.loader.epoch)
     total = config.epochs * run.steps_per_epoch
     with RunProgress(title or folder.name, total, quiet=quiet) as progress, closing(RunLog(folder)) as log:
-        log.start(str(run.device), config.threads or 1, data=run.digest)
+        log.start(str(run.device), config.threads or 1, data=run.digest, before_seconds=before_seconds)
         _announce(run, checkpoint, log, progress)
         try:
             _train_epochs(run, folder, sums, log, progress, interrupt)
