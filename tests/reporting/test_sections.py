@@ -1,4 +1,4 @@
-"""What a report says was measured nearest: by the baseline's error on random views, with the command that says more."""
+"""A single run's figures; and what was measured nearest, by the baseline's error on random views."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from run_folders import START, step_rows, write_comparison, write_rows, write_ru
 from infer2train.reporting.evidence import evidence
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import read
-from infer2train.reporting.sections import advised
+from infer2train.reporting.sections import advised, facts
 
 
 def test_a_comparison_is_told_what_was_measured_nearest(tmp_path: Path) -> None:
@@ -44,3 +44,19 @@ def test_a_loop_of_ones_own_is_told_how_to_ask(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": "nm-augment", "gamma": 10, "seed": 0}))
     assert "infer2train advise --view-error E" in advised(read(tmp_path))
     assert advised(read(write_run(tmp_path / "train", "baseline", 0, done=0))) == "", "it will be measured"
+
+
+def test_steps_are_all_that_were_done_and_their_speed_is_that_of_the_loop(tmp_path: Path) -> None:
+    rows = [{"kind": "step", "step": step, "steps_per_second": rate} for step, rate in ((20, 1.0), (40, 3.0))]
+    seconds = {"total": 40.0, "evaluation": 10.0, "checkpoint": 5.0}
+    ended: dict[str, object] = {"kind": "epoch", "epoch": 0, "step": 50, "seconds": seconds}
+    stopped: dict[str, object] = {"kind": "event", "event": "interrupted", "step": 55}
+    for name, told, speed, steps in (
+        ("own", rows, "1.50 steps/s", "40"),
+        ("trained", [*rows, ended], "2.00 steps/s", "50"),
+        ("short", [ended, stopped], "2.00 steps/s", "55"),
+    ):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name, [START, *told])
+        found = dict(facts(read(tmp_path / name)))
+        assert (found["Speed"], found["Steps"]) == (speed, steps), name

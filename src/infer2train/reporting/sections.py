@@ -7,6 +7,7 @@ is left out here, so the page has no empty rows.
 import shlex
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from statistics import harmonic_mean
 from typing import Any
 
 from infer2train.observe.runlog import CONFIG
@@ -56,7 +57,6 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
     (run,) = runs.runs.values()
     last = run.epochs[-1] if run.epochs else {}
     lag = _mean(logged(run.steps, "step", "lag"))
-    speed = _mean(logged(run.steps, "step", "steps_per_second"))
     found: list[tuple[str, Any, Callable[[Any], str]]] = [
         ("Test error", last.get("test_error"), _percent),
         ("Test error, top 5", last.get("test_top5_error"), _percent),
@@ -72,10 +72,25 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Rank correlation with fp32", _mean(logged(run.steps, "step", "rank_correlation")), lambda v: f"{v:.2f}"),
         ("Versions scored in fp32", _fp32_versions(run), str),
         ("Mean lag", lag, lambda value: f"{value:.1f} steps"),
-        ("Speed", speed, lambda value: f"{value:.2f} steps/s"),
-        ("Steps", run.steps[-1]["step"] if run.steps else None, tables.grouped),
+        ("Speed", _steps_per_second(run), lambda value: f"{value:.2f} steps/s"),
+        ("Steps", _num_steps(run), tables.grouped),
     ]
     return [(name, as_text(value)) for name, value, as_text in found if value is not None]
+
+
+def _num_steps(run: RunFolder) -> int | None:
+    """Steps done, also those since its last step row; None before the first."""
+    return max((row.get("step") or 0 for row in (*run.epochs, *run.steps, *run.events)), default=0) or None
+
+
+def _steps_per_second(run: RunFolder) -> float | None:
+    """Over the time of the loop, without evaluations and checkpoints; where no epoch was timed, by the step rows."""
+    spent = run.seconds
+    loop = spent.get("total", 0.0) - spent.get("evaluation", 0.0) - spent.get("checkpoint", 0.0)
+    if loop > 0 and (steps := run.epochs[-1].get("step")):
+        return float(steps / loop)
+    rates = [rate for rate in logged(run.steps, "step", "steps_per_second").values() if rate > 0]
+    return harmonic_mean(rates) if rates else None  # each row is of as many steps
 
 
 def _fp32_versions(run: RunFolder) -> int | None:
@@ -112,7 +127,7 @@ def table_of_runs(runs: RunSet) -> list[dict[str, Any]]:
             "name": name,
             "seed": run.config.get("seed"),
             "state": "finished" if run.finished else f"not finished: {_how_far(run)}",
-            "steps": max([row.get("step") or 0 for row in (*run.epochs[-1:], *run.steps[-1:])], default=0),
+            "steps": _num_steps(run) or 0,
             "error": run.test_error,
             "seconds": run.seconds.get("total"),
             "scoring_share": run.scoring_share,
