@@ -15,6 +15,8 @@ from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import read_run
 from infer2train.reporting.sections import settings, unpaired
 from infer2train.reporting.summary import summaries
+from infer2train.settings import as_plain
+from infer2train.training.config import RunConfig
 
 
 def written(
@@ -47,6 +49,15 @@ def test_settings_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     other = written(tmp_path / "other", gamma=7, lr=0.5, model="resnet8")
     assert gather([*few, other]).methods == ("nm-augment, few", "nm-augment, other")
     assert settings(gather([*few, other]))["differing"] == ["gamma", "model", "lr"]
+
+
+def test_a_run_of_an_earlier_release_has_the_defaults_of_what_it_did_not_write_down(tmp_path: Path) -> None:
+    folders = [written(tmp_path / "old"), written(tmp_path / "new", seed=1, audit="sampled")]
+    defaults = {"audit": "sampled", "gamma": 1}
+    assert len(gather(folders).methods) == 2
+    assert gather(folders, defaults=defaults).methods == ("nm-augment",)
+    other = gather([*folders, written(tmp_path / "other", audit="off")], defaults=defaults)
+    assert other.methods == ("nm-augment, audit sampled", "nm-augment, audit off")
 
 
 def test_a_run_that_was_repeated_is_no_second_seed(tmp_path: Path) -> None:
@@ -129,7 +140,7 @@ def test_the_page_takes_no_report_of_another(tmp_path: Path, capsys: pytest.Capt
     folders = [written(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
     for folder in folders:
         (folder / "report.html").write_text("its own")
-    page = write_report(*folders)
+    page = write_report(*folders, defaults=as_plain(RunConfig()))
     assert page == tmp_path / "comparison.html"
     assert {(folder / "report.html").read_text() for folder in folders} == {"its own"}
     out = tmp_path / "pages" / "mine.html"

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from infer2train.settings import at_least, unknown
+from infer2train.settings import as_plain, at_least, unknown
 from infer2train.training.config import RunConfig, from_plain
 
 WIDTH_OF_A_FILE = 120
@@ -79,7 +79,8 @@ def _report(options: dict[str, Any]) -> None:
     from infer2train.reporting.report import write_report
 
     out, baseline = (None if options[name] is None else Path(options[name]) for name in ("out", "baseline"))
-    print(f"report: {write_report(*map(Path, options['folders']), out=out, baseline=baseline)}")
+    folders, defaults = map(Path, options["folders"]), as_plain(RunConfig())
+    print(f"report: {write_report(*folders, out=out, baseline=baseline, defaults=defaults)}")
 
 
 def _inspect(options: dict[str, Any]) -> None:

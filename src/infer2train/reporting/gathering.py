@@ -7,8 +7,9 @@ they wrote down agrees but the seed, and of a loop of the user's own only the mi
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infer2train.reporting.runs import RunFolder, RunSet, read
@@ -49,13 +50,16 @@ class Group:
         return ours == theirs and "regime" in ours and all(run.seed != other.seed for other in self.runs)
 
 
-def gather(folders: Sequence[Path], baseline: Path | None = None) -> RunSet:
+def gather(
+    folders: Sequence[Path], baseline: Path | None = None, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> RunSet:
     """The set of all runs in these folders; of one folder, what `read` makes of it.
 
     Args:
         folders: of runs and of comparisons; what is named twice counts once.
         baseline: one of them: the others are compared with the setting of its first run. Default: with the first
             setting of the method baseline, else with the first of all.
+        defaults: of the settings of `train`; a run of an earlier release has them where it did not write them down.
 
     Raises:
         ValueError: a folder holds no run, or the baseline is none of them.
@@ -68,7 +72,7 @@ def gather(folders: Sequence[Path], baseline: Path | None = None) -> RunSet:
             f"a baseline is one of several folders that are compared: got {baseline} for {len(distinct)} folder(s); "
             "name its folder among them"
         )
-    groups = _groups(distinct)
+    groups = _groups(distinct, defaults)
     if not groups:
         raise ValueError(f"a comparison needs a run: got {len(distinct)} folders in which none has begun; train one")
     names = dict(zip(_names(groups), groups, strict=True))
@@ -93,7 +97,7 @@ def differing(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _groups(folders: Sequence[Path]) -> list[Group]:
+def _groups(folders: Sequence[Path], defaults: Mapping[str, Any]) -> list[Group]:
     """Runs of one setting together, in the order given."""
     groups: list[Group] = []
     seen = set[Path]()
@@ -102,6 +106,8 @@ def _groups(folders: Sequence[Path]) -> list[Group]:
             if run.folder.resolve() in seen:
                 continue
             seen.add(run.folder.resolve())
+            if "regime" in run.config:
+                run = replace(run, config={**defaults, **run.config})
             group = next((group for group in groups if group.takes(run)), None)
             if group is None:
                 groups.append(group := Group([], []))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infer2train.reporting import lanes, sections, tables
@@ -28,7 +29,12 @@ GALLERY_ROWS = 12
 """Samples shown, over all methods."""
 
 
-def write_report(*folders: Path, out: Path | None = None, baseline: Path | None = None) -> Path:
+def write_report(
+    *folders: Path,
+    out: Path | None = None,
+    baseline: Path | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Write the page of a run folder, of a comparison folder, or of the runs of several of these.
 
     Args:
@@ -37,6 +43,7 @@ def write_report(*folders: Path, out: Path | None = None, baseline: Path | None 
             none loses its own.
         baseline: of several, the one that the others are compared with. Default: the first with the method baseline,
             else the first.
+        defaults: of several, what a run of `train` has where an earlier release did not write a setting down yet.
 
     Returns:
         The path of the page.
@@ -50,7 +57,7 @@ def write_report(*folders: Path, out: Path | None = None, baseline: Path | None 
         >>> write_report(Path("runs/first"), Path("runs/second"))
         PosixPath('runs/comparison.html')
     """
-    runs = gather(folders, baseline)
+    runs = gather(folders, baseline, defaults)
     page = _template().render(context(runs))
     beside = Path(os.path.normpath(folders[0] / "..")) / COMPARED
     out = out or (beside if runs.is_gathered else folders[0] / REPORT)
