@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from infer2train.machine.cores import available_cores
 from infer2train.observe.runlog import read_config, read_rows
-from infer2train.studies.compare import Comparison, compare
+from infer2train.studies.compare import Comparison, compare, write_comparison
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import is_finished
 from infer2train.training.loop import DivergedError
@@ -219,6 +219,19 @@ def test_a_folder_of_something_else_is_left_alone(
     assert main([*COMPARE, *more, "--quiet"]) == 2
     assert f"a comparison needs a folder of its own: got runs/pair, which holds {foreign}" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == [foreign]
+
+
+def test_a_comparison_is_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runs" / "pair"
+    write_comparison(folder, ["baseline"], [0], "baseline")
+    (folder / ".comparison.json.partial").mkdir()  # nothing can be written there
+    with pytest.raises(OSError, match=r"\.partial"):
+        write_comparison(folder, ["baseline"], [0, 1], "baseline")
+    assert json.loads((folder / "comparison.json").read_text())["seeds"] == [0]
+    (folder / ".comparison.json.partial").rmdir()
+    (folder / ".comparison.json.partial").touch()
+    assert main([*COMPARE, "--data", "nothing"]) == 2
+    assert "--resume" not in capsys.readouterr().err, "what a kill has left is no comparison that was begun"
 
 
 def test_one_method_is_not_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:

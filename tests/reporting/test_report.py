@@ -180,7 +180,7 @@ def test_what_users_write_is_text(run_copy):
 def test_the_same_folder_gives_the_same_bytes(tmp_path):
     folder = write_run(tmp_path / "run", "baseline", 0, epochs=3)
     assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*.partial"))
 
 
 def test_paths_with_spaces_can_be_pasted(tmp_path):

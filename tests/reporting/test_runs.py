@@ -67,3 +67,10 @@ def test_values_that_are_not_numbers_count_as_missing(tmp_path):
 def test_folders_without_a_run_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"needs a folder with metrics\.jsonl or comparison\.json"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["", '{"methods": ["base', "{}", "[]", '{"methods": [], "seeds": [0]}'])
+def test_a_damaged_comparison_is_named_with_its_remedy(tmp_path, damaged):
+    (tmp_path / "comparison.json").write_text(damaged)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/comparison\.json must hold .* writes it again"):
+        read(tmp_path)

@@ -98,6 +98,15 @@ def test_a_sweep_is_decided_on_held_out_images_and_the_winner_is_tested(
     assert held_out["validation_split"] > 0
 
 
+@pytest.mark.parametrize("damaged", ["", "[]", '{"winner": "self-distill-0.25"}'])
+def test_a_damaged_decision_is_named_with_its_remedy(tmp_path: Path, damaged: str) -> None:
+    file = tmp_path / "exp" / "sweep-lambda" / "decided.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(damaged)
+    with pytest.raises(ValueError, match=rf"{file} must hold a sweep's winner .*; remove it"):
+        reproduce(sitting(tmp_path))
+
+
 def test_the_baseline_gets_the_wall_clock_and_the_devices_of_another_arm(trained: Trained) -> None:
     runs, _, found = trained
     config = read_config(runs / "runs" / "long-seed0")

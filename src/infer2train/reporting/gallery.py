@@ -143,7 +143,7 @@ def data_uri(pixels: UInt8[np.ndarray, "h w c"]) -> str:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside the file and rename, so that a reader sees the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Write beside the file and rename, so that a reader sees the old or the new one; a kill leaves a hidden file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

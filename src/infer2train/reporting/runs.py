@@ -167,12 +167,19 @@ def logged(rows: Iterable[Row], key: str, name: str) -> dict[int, float]:
 
 def _read_comparison(folder: Path) -> RunSet:
     """The comparison and those of its runs that were started."""
-    plan = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
-    methods, seeds = tuple(map(str, plan["methods"])), tuple(map(int, plan["seeds"]))
-    trained = folder / str(plan.get("runs_in", "."))
+    path = folder / COMPARISON
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        methods, seeds = tuple(map(str, plan["methods"])), tuple(map(int, plan["seeds"]))
+        baseline, trained = str(plan.get("baseline") or methods[0]), folder / str(plan.get("runs_in", "."))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} must hold a comparison's methods and seeds: got {error!r}; the command that made it, with "
+            "--resume if that is compare, writes it again and trains nothing twice"
+        ) from error
     folders = {(method, seed): trained / f"{method}-seed{seed}" for method in methods for seed in seeds}
     runs = {key: read_run(path, *key) for key, path in folders.items() if (path / METRICS).is_file()}
-    return RunSet((folder,), methods, seeds, str(plan.get("baseline") or methods[0]), runs)
+    return RunSet((folder,), methods, seeds, baseline, runs)
 
 
 def _drawable(value: Any) -> Any:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infer2train.machine.cores import parts_of_all, stay_on
 from infer2train.observe.runlog import CONFIG, METRICS
 from infer2train.pool.pools import pool_of
+from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import read
 from infer2train.reporting.sections import advised
@@ -89,7 +90,7 @@ def compare(
             f"a comparison needs a folder of its own: got {folder}, which holds {min(files)}; pass another --name or "
             "--runs-dir"
         )
-    if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {COMPARISON}:
+    if not resume and {path.name for path in folder.glob("[!.]*")} - {COMPARISON}:
         raise ValueError(
             f"a new comparison needs a new folder: got {folder}, which exists; pass --resume to go on with it, or "
             "--name for another one"
@@ -128,7 +129,7 @@ def write_comparison(
     if runs_in != ".":
         contents["runs_in"] = runs_in
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARISON).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / COMPARISON, (json.dumps(contents, indent=2) + "\n").encode())
 
 
 def _is_done(config: RunConfig, target: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infer2train.observe.runlog import CONFIG, read_config
+from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import RunSet, read
 from infer2train.reporting.statistics import mean_std
@@ -128,8 +129,20 @@ def _decide(sitting: Sitting, sweep: str) -> Any:
         errors = {name: [run.test_error or 0.0 for run in trained.of(name)] for name in trained.methods}
         best = min(errors, key=lambda name: mean_std(errors[name])[0])
         contents = {"winner": best.removeprefix("held-out-"), "held_out_errors": errors}
-        (folder / DECIDED).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    return json.loads((folder / DECIDED).read_text(encoding="utf-8"))
+        replace_file(folder / DECIDED, (json.dumps(contents, indent=2) + "\n").encode())
+    return _read_decided(folder / DECIDED)
+
+
+def _read_decided(path: Path) -> Mapping[str, Any]:
+    """What a sweep chose, and by which errors."""
+    try:
+        decided = json.loads(path.read_text(encoding="utf-8"))
+        return {name: decided[name] for name in ("winner", "held_out_errors")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must hold a sweep's winner and its errors: got {error!r}; remove it, and the same command decides "
+            "again by the runs that are there"
+        ) from error
 
 
 def _as_winner(sitting: Sitting, arm: Arm, decided: Mapping[str, Any]) -> Arm:
