@@ -23,6 +23,7 @@ from infer2train.studies.reproduce.run import reproduce
 from infer2train.studies.reproduce.sitting import Sitting
 from infer2train.training.config import as_long_as, from_plain
 from infer2train.training.evaluation import random_views
+from infer2train.training.loop import DivergedError
 from infer2train.training.setup import prepare
 
 TINY = {"epochs": 2, "batch_size": 50, "gamma": 2, "threads": 1, "train_error_samples": 50, "lr_drops": (1,)}
@@ -96,6 +97,20 @@ def test_a_sweep_is_decided_on_held_out_images_and_the_winner_is_tested(
     assert (tested["distill_weight"], tested["validation_split"]) == (0.25, 0)
     held_out = read_config(runs / "runs" / "held-out-self-distill-0.25-seed0")
     assert held_out["validation_split"] > 0
+
+
+def test_a_candidate_that_diverges_is_left_out_of_its_sweep(tmp_path: Path) -> None:
+    candidates = tuple(Arm(name=f"lr-{lr:g}", settings={"lr": lr}) for lr in (1e30, 0.05))
+    arms = (Arm(name="baseline", against=None), Arm(name="tuned", against="baseline", winner_of="rate"))
+    experiment = replace(EXPERIMENT, arms=arms, sweeps={"rate": candidates})
+    few = {**TINY, "limit": 100, "epochs": 1}
+    asked = replace(sitting(tmp_path, seeds=1), experiment=experiment, common=few)
+    assert [line.arm.name for line in reproduce(asked)] == ["baseline", "tuned"]
+    page = (tmp_path / "exp" / "page.md").read_text(encoding="utf-8")
+    assert "Chosen: **lr-0.05**. Left out, as they diverged: lr-1e+30.\n\n## How" in page
+    none = replace(asked, experiment=replace(experiment, name="none", sweeps={"rate": candidates[:1]}))
+    with pytest.raises(DivergedError, match=r"whose runs all finish: got none of rate in .*lr-1e.30-seed0: .*--arms"):
+        reproduce(none)
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"winner": "self-distill-0.25"}'])

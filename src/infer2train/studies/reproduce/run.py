@@ -20,6 +20,7 @@ from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import write_report
 from infer2train.reporting.runs import RunSet, read
 from infer2train.reporting.statistics import mean_std
+from infer2train.reporting.summary import final_errors
 from infer2train.studies.compare import Comparison, compare, write_comparison
 from infer2train.studies.reproduce.archive import restore, store
 from infer2train.studies.reproduce.costs import Cost, cost, with_all_devices
@@ -45,7 +46,8 @@ def reproduce(sitting: Sitting, only: Sequence[str] = ()) -> list[Line]:
     Raises:
         ValueError: an arm that the experiment does not have, or a run of another configuration is in the way.
         Interrupted: Ctrl-C; what was under way has written a checkpoint.
-        DivergedError: a run's loss or weights became NaN or infinite; the page shows the others.
+        DivergedError: a run's loss or weights became NaN or infinite; the page shows the others. Of a sweep: of each
+            candidate a run's did, and nothing is chosen.
     """
     experiment, folder = sitting.experiment, sitting.results
     names = [arm.name for arm in experiment.arms]
@@ -121,23 +123,48 @@ def _sweep_folder(sitting: Sitting, sweep: str) -> Path:
 
 
 def _decide(sitting: Sitting, sweep: str) -> Any:
-    """The candidate of the lowest mean error on held-out training images, the first of equals; decided once."""
+    """The candidate of the lowest mean error on held-out training images, the first of equals; decided once.
+
+    Candidates of which a run diverged are left out.
+
+    Raises:
+        DivergedError: of each candidate one did.
+    """
     folder = _sweep_folder(sitting, sweep)
     if not (folder / DECIDED).is_file():
-        train(sitting, sitting.sweep_runs(sitting.experiment.sweeps[sweep]), folder)
-        trained = read(folder)
-        errors = {name: [run.test_error or 0.0 for run in trained.of(name)] for name in trained.methods}
+        diverged = None
+        try:
+            train(sitting, sitting.sweep_runs(sitting.experiment.sweeps[sweep]), folder)
+        except DivergedError as error:
+            diverged = error
+        errors = _held_out_errors(read(folder))
+        if not errors:
+            raise DivergedError(
+                f"a sweep is decided among candidates whose runs all finish: got none of {sweep} in {folder}; "
+                f"{diverged}; name the arms that need no sweep with --arms"
+            ) from diverged
         best = min(errors, key=lambda name: mean_std(errors[name])[0])
-        contents = {"winner": best.removeprefix("held-out-"), "held_out_errors": errors}
+        contents = {
+            "winner": best.removeprefix("held-out-"),
+            "held_out_errors": errors,
+            "diverged": [arm.name for arm in sitting.experiment.sweeps[sweep] if f"held-out-{arm.name}" not in errors],
+        }
         replace_file(folder / DECIDED, (json.dumps(contents, indent=2) + "\n").encode())
     return _read_decided(folder / DECIDED)
 
 
+def _held_out_errors(trained: RunSet) -> dict[str, list[float]]:
+    """By candidate, of those whose runs have all finished."""
+    errors = {name: list(final_errors(trained.of(name)).values()) for name in trained.methods}
+    return {name: found for name, found in errors.items() if len(found) == len(trained.seeds)}
+
+
 def _read_decided(path: Path) -> Mapping[str, Any]:
-    """What a sweep chose, and by which errors."""
+    """What a sweep chose, by which errors, and which candidates it left out."""
     try:
         decided = json.loads(path.read_text(encoding="utf-8"))
-        return {name: decided[name] for name in ("winner", "held_out_errors")}
+        needed = {name: decided[name] for name in ("winner", "held_out_errors")}
+        return {"diverged": decided.get("diverged", []), **needed}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must hold a sweep's winner and its errors: got {error!r}; remove it, and the same command decides "
