@@ -8,7 +8,9 @@ from rich.console import Console
 pytest.importorskip("jsonargparse", reason="the demo names a command line")
 from infer2train.cli.arguments import parse
 from infer2train.draws.methods.table import choices_of
-from infer2train.studies.demo import ARMS, LONGER, NEXT, SEEDS, _oracle, planned
+from infer2train.observe.runlog import write_config
+from infer2train.settings import as_plain
+from infer2train.studies.demo import ARMS, LONGER, NEXT, SEEDS, _begun_with, _oracle, planned
 from infer2train.training.setup import load_splits
 
 
@@ -35,6 +37,13 @@ def test_the_longer_baseline_has_more_steps_than_all_that_trusted_random_trains(
     halves = 2 * steps(len(images) // 2, trusted.irreducible_epochs)
     assert choices_of(trusted).needs_irreducible
     assert steps(len(images), trusted.epochs) + halves < steps(len(images), longer.epochs)
+
+
+def test_a_demo_goes_on_with_the_oracle_that_it_began_with(tmp_path: Path) -> None:
+    assert _begun_with(tmp_path) is None
+    for (arm, seed), run in planned("torch:fp32", tmp_path / "cache").items():
+        write_config(tmp_path / f"{arm}-seed{seed}", as_plain(run))
+    assert _begun_with(tmp_path) == "torch:fp32"
 
 
 def test_it_shows_what_it_compares_with_and_a_command_that_there_is() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from infer2train.machine.cores import available_cores
+from infer2train.observe.runlog import CONFIG, read_config
 from infer2train.oracle.engines import resolve_engine
 from infer2train.studies.compare import Comparison, compare, print_comparison
 from infer2train.studies.gamma.step_times import step_times
@@ -62,7 +63,7 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
         highlight=False,
     )
     folder = runs_dir / "demo"
-    oracle = _oracle(console)
+    oracle = _begun_with(folder) or _oracle(console)
     if not folder.exists():  # a demo that goes on has shown it
         _show_step_times(oracle, console, quiet=quiet)
     runs = planned(oracle, folder / "cache")
@@ -89,6 +90,12 @@ def planned(oracle: str, cache: Path) -> dict[tuple[str, int], RunConfig]:
         for seed in range(SEEDS)
         for arm, own in ARMS.items()
     }
+
+
+def _begun_with(folder: Path) -> str | None:
+    """The oracle of the runs that are there: a demo goes on with it, whatever was installed meanwhile."""
+    begun = next(folder.glob(f"*/{CONFIG}"), None)
+    return None if begun is None else read_config(begun.parent).get("oracle")
 
 
 def _oracle(console: Console) -> str:

@@ -48,8 +48,8 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
         config = resolved(config, stored)
         if differ := differences(decisive(RunConfig, stored), decisive(RunConfig, as_plain(config))):
             raise ValueError(
-                f"a resumed run needs the configuration it was started with: {'; '.join(differ)}; pass the same "
-                "settings, or --name for a new run"
+                f"a resumed run needs the configuration it was started with: got {'; '.join(differ)} in {folder}; pass "
+                "the same settings, or another --name or --runs-dir for a new run"
             )
         return config
     # A run that was killed while it wrote its configuration leaves a hidden file.
