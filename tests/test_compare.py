@@ -239,6 +239,11 @@ def test_one_method_is_not_a_comparison(capsys: pytest.CaptureFixture[str]) -> N
     assert "pass --methods baseline" in capsys.readouterr().err
 
 
+def test_an_oracle_of_an_arms_own_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--methods", "baseline", "nm-augment@"]) == 2
+    assert "names an oracle: got 'nm-augment@'; write nm-augment@int8" in capsys.readouterr().err
+
+
 def test_a_setting_asked_for_wins_over_the_regimes_own_for_a_method() -> None:
     asked = ["compare", "--regime", "cifar10-resnet44", "--methods", "baseline", "nm-sample"]
     _, options = parse([*asked, "--balance", "stratified"])

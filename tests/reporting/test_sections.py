@@ -29,6 +29,16 @@ def test_a_run_is_told_of_its_own_method_if_it_has_one(tmp_path: Path, method: s
     methods = {entry.method for entry in evidence()} - ({"nm-augment"} if method == "nm-sample" else set())
     assert any(f"views: {known} " in said for known in methods)
     assert method == "baseline" or "views: nm-sample " in said
+    assert ("this is a run of nm-sample, and it is a baseline's error that counts; the others:" in said) == (
+        method == "nm-sample"
+    )
+
+
+def test_an_arm_is_known_by_its_method_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "both", ["baseline", "nm-augment-soft"], [0])
+    (folder / "nm-augment-soft-seed0").rename(folder / "nm-augment-soft@int8-seed0")
+    (folder / "comparison.json").write_text('{"methods": ["baseline", "nm-augment-soft@int8"], "seeds": [0]}')
+    assert "random training views: nm-augment-soft " in advised(read(folder))
 
 
 def test_labels_like_none_are_said_to_be(tmp_path: Path) -> None:

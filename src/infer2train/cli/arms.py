@@ -9,8 +9,14 @@ from infer2train.training.regimes import regime_defaults
 
 
 def settings_of_arm(options: dict[str, Any], arm: str) -> dict[str, Any]:
-    """Settings of `METHOD`, or of `METHOD@ORACLE`."""
-    method, _, oracle = arm.partition("@")
+    """Settings of `METHOD`, or of `METHOD@ORACLE`.
+
+    Raises:
+        ValueError: nothing stands behind the `@`.
+    """
+    method, at, oracle = arm.partition("@")
+    if at and not oracle:
+        raise ValueError(f"METHOD@ORACLE names an oracle: got {arm!r}; write {method}@int8, say, or {method}")
     return own_settings(options, method) | ({"oracle": oracle} if oracle else {})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
 from infer2train.reporting.evidence import Fitted, evidence, nearest
-from infer2train.reporting.gathering import differing
+from infer2train.reporting.gathering import BASELINE, differing
 from infer2train.reporting.runs import Row, RunFolder, RunSet, logged
 from infer2train.reporting.summary import judged_alike
 
@@ -175,8 +175,8 @@ def notes(runs: RunSet) -> list[tuple[str, str]]:
 def advised(runs: RunSet) -> str:
     """What was measured nearest to this training, and what says more; empty while nothing of it was measured.
 
-    A comparison is known by its baseline's error on random training views, a loop of the user's own by none, and runs
-    that nobody planned together by none either.
+    A comparison is known by its baseline's error on random training views, a run by its own, which of a method is said
+    to be none of a baseline; a loop of the user's own by none, and runs that nobody planned together by none either.
     """
     if runs.is_gathered:
         return ""
@@ -192,11 +192,14 @@ def advised(runs: RunSet) -> str:
     folder = shlex.quote(ends[0].folder.as_posix())
     if not found:
         return f"nothing was measured of trainings like this yet: infer2train advise {folder}"
-    best, _ = min(found, key=lambda pair: (pair[0].method not in runs.methods, pair[1]))
+    methods = {run.config.get("method") for run in runs.runs.values()}  # of an arm, whatever it is called
+    best, _ = min(found, key=lambda pair: (pair[0].method not in methods, pair[1]))
+    method = str(ends[0].config.get("method"))
+    whose = "" if method == BASELINE else f"this is a run of {method}, and it is a baseline's error that counts; "
     return (
         f"measured nearest to {view_error:.1f} % error on random training views: {best.method} {best.difference:+.2f} "
         f"points [{best.low:+.2f}, {best.high:+.2f}] at {best.view_error:.1f} % ({best.trained}); "
-        f"the others: infer2train advise {folder}"
+        f"{whose}the others: infer2train advise {folder}"
     )
 
 
