@@ -63,11 +63,25 @@ def test_the_card_says_what_was_found(run: Path, found: dict[str, dict[str, floa
     card = ModelCard.load(run / "export" / CARD)
     results = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     assert results == {f"accuracy ({file['file']})": round(1 - file["error"], 4) for file in found.values()}
-    for part in ("resnet8 on digits", "| epochs | 4 |", "100.0% of the multiply-adds, in int8"):
+    for part in (
+        "resnet8 on digits",
+        "with the method `baseline` for 4 epochs\n",
+        "| epochs | 4 |",
+        "100.0% of the multiply-adds, in int8",
+    ):
         assert part in card.text
     assert f"{100 * evaluate_folder(run).error:.2f} % test error after its last epoch so far, and " in card.text
     assert "(scheme\n`default`)" in card.text
     assert "data_cache" not in card.text, "where a cache lies is nobody's business"
+
+
+def test_the_card_of_a_run_that_was_stopped_says_how_far_it_came(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    write_config(tmp_path / "run", read_config(run) | {"epochs": 60, "lr_drops": [54]})
+    export(tmp_path / "run", formats=["safetensors"])
+    assert (
+        "with the method `baseline` for 4 of 60 epochs\n(seed 0; " in (tmp_path / "run" / "export" / CARD).read_text()
+    )
 
 
 def test_what_people_named_is_text_in_the_card(run: Path, tmp_path: Path) -> None:

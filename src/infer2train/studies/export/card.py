@@ -74,6 +74,7 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
         "num_evaluation": len(run.evaluation_images),
         "fingerprint": run.data.fingerprint,
         "step": step,
+        "epochs_done": sum(row.get("step", 0) <= step for row in told.epochs),
         "error": told.test_error,
         "hours": told.seconds.get("total", 0.0) / 3600,
         "scoring": told.scoring_share,
