@@ -115,6 +115,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "docs/results/2026-11-25-reproduction.md" in said
     assert main(["advise"]) == 2
     assert main(["advise", "--view-error", "3", "--label-noise", "30"]) == 2
-    assert "label_noise must be from 0 to 1: got 30" in capsys.readouterr().err
+    assert "label_noise must be from 0 to 1: got 30.0; give the part of the labels" in capsys.readouterr().err
     assert main(["advise", str(tmp_path / "run"), "--view-error", "3"]) == 2
     assert "advise looks at one baseline" in capsys.readouterr().err

@@ -45,3 +45,10 @@ def test_the_reference_names_modules_that_are_there() -> None:
     for module in re.findall(r"^::: ([\w.]+)", page, re.MULTILINE):
         path = ROOT / "src" / Path(*module.split("."))
         assert path.with_suffix(".py").is_file() or path.is_dir(), module
+
+
+def test_every_event_of_a_run_is_in_its_table() -> None:
+    page = (ROOT / "docs" / "run-folder.md").read_text("utf-8")
+    named = set(re.findall(r'event="([\w-]+)"', (ROOT / "src/infer2train/training/loop.py").read_text("utf-8")))
+    assert len(named) > 8, "the module was not read"
+    assert {event for event in named if f"\n| `{event}` | " not in page} == set()

@@ -109,6 +109,7 @@ def test_a_loop_of_the_users_own_has_a_report(tmp_path):
     text = Page(write_report(tmp_path)).text
     assert "Mean lag" in text
     assert "Lag of the oracle" in text
+    assert "Mean; where a point stands for several rows, the band is their range." in text
     assert "Error curves" not in text
     assert "Loss of the batches" not in text
     assert "Run that loop again" in text

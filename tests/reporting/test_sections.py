@@ -70,3 +70,10 @@ def test_steps_are_all_that_were_done_and_their_speed_is_that_of_the_loop(tmp_pa
         write_rows(tmp_path / name, [START, *told])
         found = dict(facts(read(tmp_path / name)))
         assert (found["Speed"], found["Steps"]) == (speed, steps), name
+
+
+@pytest.mark.parametrize(("method", "has_gamma"), [("baseline", False), ("infobatch", False), ("nm-sample", True)])
+def test_gamma_is_that_of_methods_with_candidates(tmp_path: Path, method: str, has_gamma: bool) -> None:
+    write_rows(tmp_path, [START])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": method, "gamma": 10}))
+    assert ("γ asked for" in dict(facts(read(tmp_path)))) == has_gamma

@@ -68,9 +68,13 @@ class Fitted:
     method: str = "baseline"
 
     def __post_init__(self) -> None:
-        for name, value, most in (("view_error", self.view_error, 100), ("label_noise", self.label_noise, 1)):
-            if not 0 <= value <= most:
-                raise ValueError(f"{name} must be from 0 to {most}: got {value}; view_error is in %")
+        if not 0 <= self.view_error <= 100:
+            raise ValueError(f"view_error must be from 0 to 100: got {self.view_error}; give it in %")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(
+                f"label_noise must be from 0 to 1: got {self.label_noise}; give the part of the labels that are "
+                "thought to be wrong, not %"
+            )
 
 
 def evidence() -> list[Evidence]:

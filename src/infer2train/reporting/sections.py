@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from statistics import harmonic_mean
 from typing import Any
 
+from infer2train.draws.methods.table import METHODS
 from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
 from infer2train.reporting.evidence import Fitted, evidence, nearest
@@ -64,7 +65,7 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Training error, random views", last.get("train_error_random"), _percent),
         ("Wall-clock", run.seconds.get("total"), tables.duration),
         ("Spent on scoring", run.scoring_share, tables.share),
-        ("γ asked for", run.config.get("gamma"), str),
+        ("γ asked for", None if _is_of_one_view(run) else run.config.get("gamma"), str),
         ("Oracle", run.config.get("oracle") if lag is not None else None, str),
         ("Multiply-adds in integers", _mean(logged(run.steps, "step", "int8_share")), _percent),
         ("Captured gain", _mean(logged(run.steps, "step", "captured_gain")), lambda value: f"{value:.2f}"),
@@ -76,6 +77,12 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
         ("Steps", _num_steps(run), tables.grouped),
     ]
     return [(name, as_text(value)) for name, value, as_text in found if value is not None]
+
+
+def _is_of_one_view(run: RunFolder) -> bool:
+    """Whether its method has no candidates besides what the loader gives, and so no γ."""
+    choices = METHODS.get(str(run.config.get("method")))
+    return choices is not None and choices.candidates == "one-view"
 
 
 def _num_steps(run: RunFolder) -> int | None:
