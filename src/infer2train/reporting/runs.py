@@ -16,6 +16,8 @@ from infer2train.observe.runlog import CONFIG, METRICS, read_config, rows_and_re
 Row = dict[str, Any]
 
 COMPARISON = "comparison.json"
+BESIDE_THE_LOOP = ("evaluation", "checkpoint", "irreducible models")
+"""The parts that are not of its steps."""
 MINING = ("views", "scoring", "publishing")
 """The parts of the wall-clock that count as scoring: candidates' views, their scores, the oracle's weights."""
 

@@ -15,7 +15,7 @@ from infer2train.observe.runlog import CONFIG
 from infer2train.reporting import tables
 from infer2train.reporting.evidence import Fitted, evidence, nearest
 from infer2train.reporting.gathering import BASELINE, differing
-from infer2train.reporting.runs import Row, RunFolder, RunSet, logged
+from infer2train.reporting.runs import BESIDE_THE_LOOP, Row, RunFolder, RunSet, logged
 from infer2train.reporting.summary import judged_alike
 
 
@@ -92,8 +92,7 @@ def _num_steps(run: RunFolder) -> int | None:
 
 def _steps_per_second(run: RunFolder) -> float | None:
     """Over the time of the loop, without evaluations and checkpoints; where no epoch was timed, by the step rows."""
-    spent = run.seconds
-    loop = spent.get("total", 0.0) - spent.get("evaluation", 0.0) - spent.get("checkpoint", 0.0)
+    loop = run.seconds.get("total", 0.0) - sum(run.seconds.get(part, 0.0) for part in BESIDE_THE_LOOP)
     if loop > 0 and (steps := run.epochs[-1].get("step")):
         return float(steps / loop)
     rates = [rate for rate in logged(run.steps, "step", "steps_per_second").values() if rate > 0]
@@ -205,7 +204,7 @@ def advised(runs: RunSet) -> str:
     whose = "" if method == BASELINE else f"this is a run of {method}, and it is a baseline's error that counts; "
     return (
         f"measured nearest to {view_error:.1f} % error on random training views: {best.method} {best.difference:+.2f} "
-        f"points [{best.low:+.2f}, {best.high:+.2f}] at {best.view_error:.1f} % ({best.trained}); "
+        f"points [{best.low:+.2f}, {best.high:+.2f}] at {best.view_error:.1f} % ({best.where}); "
         f"{whose}the others: infer2train advise {folder}"
     )
 
