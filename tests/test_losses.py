@@ -93,6 +93,17 @@ class TestDistillation:
         oracle = mean_log_probabilities(torch.tensor([[0.0, -math.inf]]), 1)
         assert distillation(torch.zeros(1, 2), oracle).item() == math.inf
 
+    def test_a_sample_of_which_the_oracle_says_nan_adds_nothing(self) -> None:
+        trained, oracle = logits(4, 3, seed=7).requires_grad_(), logits(8, 3, seed=8)
+        means = mean_log_probabilities(oracle, 2)
+        expected = distillation(trained[1:], means[1:]).item() * 3 / 4
+        oracle[1, 2] = math.inf  # one view overflows
+        penalty = distillation(trained, mean_log_probabilities(oracle, 2))
+        (gradient,) = torch.autograd.grad(penalty, trained)
+        assert penalty.item() == pytest.approx(expected)
+        assert not gradient[0].any()
+        assert gradient.isfinite().all()
+
 
 class TestPrecision:
     """Why self-distillation is trained in float32 (design: λ = 1e-5)."""

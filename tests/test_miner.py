@@ -387,6 +387,21 @@ def test_self_distill_penalises_the_divergence_from_the_oracles_views() -> None:
         versions[draw_number + 1] = copy.deepcopy(model).eval()
 
 
+def test_samples_that_overflow_in_the_oracle_are_counted_and_add_nothing_to_the_penalty() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(2)))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.copy_(400 * torch.eye(2))  # 400² · x is more than float16 holds where x > 0.41
+    loader = mine(uniform_loader(batch_size=12), model, method="self-distill", gamma=2, oracle="torch:fp16")
+    next(iter(loader))
+    assert loader.last is not None
+    assert loader.last.log_probabilities is not None
+    unsaid = loader.last.log_probabilities.isnan().any(1)
+    assert 0 < unsaid.sum() < 12
+    assert loader.metrics()["nonfinite_scores"] == unsaid.sum()
+    assert loader.penalty(torch.zeros(12, 2)).isfinite()
+
+
 # Algorithm 1
 
 

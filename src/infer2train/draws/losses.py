@@ -81,7 +81,8 @@ def distillation(
     (1/B) Σ_b (1/γ) Σ_i KL(F(x_b) ‖ F̃(T_i x_b)) = (1/B) Σ_b Σ_k p_bk (log p_bk − (1/γ) Σ_i log p̃_bik), p = softmax(z).
 
     Of sequences, the divergence of one is the mean over its own tokens, and 0 where it has none; the batch may be
-    padded to another length than the oracle's were, since what lies beyond is nobody's own.
+    padded to another length than the oracle's were, since what lies beyond is nobody's own. A sample of which the
+    oracle says NaN (its float16 overflows) adds 0.
 
     The trained model is KL's *first* argument, the reverse of usual distillation, and gradients flow through it only.
     Computed in float32 or better. That does not rescue a model whose logits are bfloat16: at the paper's λ = 1e-5 the
@@ -103,13 +104,14 @@ def distillation(
     Source: section 3.2, equation 1.
     """
     said = oracle_log_probabilities.detach()
+    if logits.ndim == 3:
+        shared = min(logits.shape[1], said.shape[1])
+        logits, said = logits[:, :shared], said[:, :shared]
+    own = ~said.isnan().any(-1)
+    divergences = _divergences(logits, said.where(own[..., None], 0.0)).where(own, 0.0)
     if logits.ndim == 2:
-        return _divergences(logits, said).mean()
-    shared = min(logits.shape[1], said.shape[1])
-    logits, said = logits[:, :shared], said[:, :shared]
-    own_BT = ~said.isnan().any(2)
-    divergences_BT = _divergences(logits, said.where(own_BT[..., None], 0.0)).where(own_BT, 0.0)
-    return (divergences_BT.sum(1) / own_BT.sum(1).clamp(min=1)).mean()
+        return divergences.mean()
+    return (divergences.sum(1) / own.sum(1).clamp(min=1)).mean()
 
 
 def _divergences(logits: Float[Tensor, "*b k"], log_probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:

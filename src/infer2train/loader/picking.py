@@ -235,6 +235,9 @@ class Picker:
             )
         if drawn.version is not None:
             self._meter.add(mined_draws=1, lag_sum=drawn.lag or 0)
+        said = drawn.log_probabilities
+        if said is not None and said.ndim == 2:  # of sequences, NaN also stands for what is no token of theirs
+            self._meter.add(nonfinite_scores=int(said.isnan().any(1).sum()))
         if drawn.scores is None or drawn.mined is None or drawn.chosen is None:
             return
         picked = drawn.scores[torch.from_numpy(drawn.chosen[drawn.mined]).to(drawn.scores.device)]
