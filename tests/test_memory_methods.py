@@ -280,6 +280,16 @@ def test_trusted_draws_in_proportion_to_the_loss_and_without_replacement() -> No
     assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=4 * 0.5 / len(first) ** 0.5)
 
 
+def test_trusted_refuses_scores_below_0_which_are_no_probabilities() -> None:
+    method = made("trusted", balance="none", irreducible=np.zeros(107, dtype=np.float32), trust=1.0)
+    draw = draw_at(method, 1.0, ids=IDS[:1])
+    method.select(draw, torch.tensor([1.0, -torch.inf, 3.0, torch.nan]), None)
+    with pytest.raises(
+        ValueError, match=r"'trusted' makes probabilities.* at least 0: got -0\.5; use the score 'loss'"
+    ):
+        method.select(draw, torch.tensor([1.0, -0.5, 3.0, 4.0]), None)
+
+
 def test_trusted_takes_a_doubted_label_only_where_there_is_no_other() -> None:
     irreducible = np.where(np.arange(107) % 2 == 0, 0.1, 2.0).astype(np.float32)
     method = made("trusted", balance="none", irreducible=irreducible, trust=1.0, ramp_rate=0.1)

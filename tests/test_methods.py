@@ -204,7 +204,9 @@ def test_the_suite_sees_a_broken_memory(kind: type[Broken], said: str) -> None:
         check_method(kind(made("infobatch")))
 
 
-@pytest.mark.parametrize("own", [{"method": "nm-augment-soft"}, {"method": "nm-augment", "pick": "proportional"}])
+@pytest.mark.parametrize(
+    "own", [{"method": "nm-augment-soft"}, {"method": "nm-augment", "pick": "proportional"}, {"method": "trusted"}]
+)
 def test_scores_below_0_are_no_probabilities(own: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"needs scores of at least 0: got score='margin' .*pass score='loss'"):
         choices_of(Mining(**own, score="margin"))

@@ -115,10 +115,11 @@ def choices_of(mining: Mining) -> Choices:
         raise ValueError(f"pick must be left out where no view is picked: got {pick!r} for {name}; use nm-augment")
     if pick is not None and pick not in PICKS:
         raise unknown("pick", pick, PICKS)
-    if score == "margin" and (pick or own.pick) == "proportional":
+    if score == "margin" and (pick or own.pick) in ("proportional", "trusted"):
+        remedy = "pass score='loss'" + ("" if own.pick == "trusted" else ", or pick='max'")
         raise ValueError(
             f"a pick in proportion to scores needs scores of at least 0: got score='margin' for {name}, from -1 to 1; "
-            "pass score='loss', or pick='max'"
+            f"{remedy}"
         )
     if mining.ramp is not None and not own.is_rampable:
         raise ValueError(f"a ramp must be left out where nothing is mined: got one for {name}; drop it")

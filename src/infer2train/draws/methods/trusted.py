@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
@@ -47,7 +47,7 @@ class Trusted(WithIrreducible):
         chance = torch.from_numpy(draw.numbers(uniforms, Purpose.UNIFORM_SCORE, np.arange(len(draw.candidates))))
         keys = -(-chance.double().log()).log()
         if scores is not None:
-            weight = scores.cpu().double()
+            weight = _as_weights(scores)
             keys = keys + weight.clamp(min=TINY).log()  # a score of 0 too stands before what is not believed
             keys[~weight.isfinite()] = -torch.inf
         doubted = self.irreducible(draw.candidates.ids) > self._limit
@@ -77,3 +77,18 @@ class Trusted(WithIrreducible):
     def metrics(self) -> dict[str, float]:
         known = self._irreducible.values
         return super().metrics() | {"trusted_share": float((known[known.isfinite()] <= self._limit).float().mean())}
+
+
+def _as_weights(scores: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """Scores as what candidates are drawn in proportion to.
+
+    Raises:
+        ValueError: one is negative.
+    """
+    weights = scores.cpu().double()
+    if len(negative := weights[weights.isfinite() & (weights < 0)]):
+        raise ValueError(
+            "the pick 'trusted' makes probabilities of scores, so they must be at least 0: got "
+            f"{negative.min().item():.4g}; use the score 'loss' or 'gradient-norm-bound', or add a constant to your own"
+        )
+    return weights
