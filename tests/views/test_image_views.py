@@ -3,6 +3,7 @@
 import pickle
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,26 @@ def test_ids_outside_are_an_error(index: int) -> None:
 def test_every_image_needs_a_target() -> None:
     with pytest.raises(ValueError, match="got 40 images and 39 targets"):
         ImageViews(IMAGES, TARGETS[1:], Identity())
+
+
+FLOATS = torch.zeros(N, 10, 12, 3)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (FLOATS, r"got float32 .*; pass \(x \* 255\)\.round\(\)\.to\(torch\.uint8\), where x is from 0 to 1$"),
+        (FLOATS.numpy(), r"pass \(x \* 255\)\.round\(\)\.astype\(np\.uint8\), where x is from 0 to 1$"),
+        (IMAGES.astype(np.int64), r"got int64 .*; pass x\.astype\(np\.uint8\), where x is from 0 to 255$"),
+        (IMAGES[..., 0], r"of shape \(40, 10, 12\); pass x\[\.\.\., None\] if x is grey"),
+        (IMAGES.transpose(0, 3, 1, 2), r"of shape \(40, 3, 10, 12\); pass x\.transpose\(0, 2, 3, 1\)"),
+        (torch.from_numpy(IMAGES).permute(0, 3, 1, 2), r"pass x\.permute\(0, 2, 3, 1\)"),
+    ],
+)
+def test_images_that_are_no_pixels_are_refused_with_the_line_that_makes_them(images: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"must be uint8 pixels \[n, h, w, c\], channels last: .*{said}"):
+        ImageViews(images, TARGETS, Identity())
 
 
 def test_workers_that_are_spawned_give_the_same(mapped: np.memmap) -> None:

@@ -32,14 +32,15 @@ class ImageViews(ViewDataset):
     """Images of one size and their classes as a source of views, and as a data set.
 
     Args:
-        images: pixels; a tensor's device is where the views are made. A memory-mapped file is mapped again, not
-            copied, in processes that are spawned.
+        images: pixels, uint8 and channels last; a tensor's device is where the views are made. A memory-mapped file is
+            mapped again, not copied, in processes that are spawned.
         targets: one class each.
         view: what a seed does to an image.
         numbers: which of `images` each sample is. Default: all of them, in their order.
 
     Raises:
-        ValueError: there are not as many targets as images, or the view cannot be taken of images of this size.
+        ValueError: the images are no pixels [n, h, w, c], there are not as many targets, or the view cannot be taken
+            of images of this size.
 
     Example:
         >>> from infer2train.sources.views.crops import PadCropFlip
@@ -57,6 +58,7 @@ class ImageViews(ViewDataset):
         view: View,
         numbers: Int64[np.ndarray, " m"] | None = None,
     ) -> None:
+        _check_pixels(images)
         if (count := len(images if numbers is None else numbers)) != len(targets):
             raise ValueError(
                 f"every image needs one target: got {count} images and {len(targets)} targets; "
@@ -100,3 +102,27 @@ class ImageViews(ViewDataset):
         if isinstance(mapped, _Mapped):
             state["images"] = np.memmap(mapped.path, np.uint8, "r", mapped.offset, mapped.shape, mapped.order)
         self.__dict__.update(state)
+
+
+def _check_pixels(images: Images) -> None:
+    """Refuse numbers that are no bytes, which would be cast to black, and images without channels, or with them first.
+
+    Raises:
+        ValueError: the line that makes pixels of them.
+    """
+    is_tensor, kind = isinstance(images, Tensor), str(images.dtype).removeprefix("torch.")
+    shape, remedy = tuple(images.shape), ""
+    if kind != "uint8":
+        scaled = "(x * 255).round()" if "float" in kind else "x"
+        cast = f"{scaled}{'.to(torch.uint8)' if is_tensor else '.astype(np.uint8)'}"
+        remedy = f"pass {cast}, where x is from 0 to {1 if 'float' in kind else 255}"
+    elif len(shape) == 3:
+        remedy = "pass x[..., None] if x is grey"
+    elif len(shape) != 4:
+        remedy = "pass images as one array"
+    elif shape[1] in (1, 3) and shape[3] not in (1, 3):
+        remedy = f"pass x.{'permute' if is_tensor else 'transpose'}(0, 2, 3, 1)"
+    if remedy:
+        raise ValueError(
+            f"images must be uint8 pixels [n, h, w, c], channels last: got {kind} of shape {shape}; {remedy}"
+        )
