@@ -11,7 +11,10 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
 from infer2train import mine
+from infer2train.oracle.measurement import step_seconds
 from infer2train.oracle.quantization.frozen import frozen_copy
+from infer2train.studies.gamma.trainer import training_ways
+from infer2train.studies.inspection.judge import Judge
 from mined_runs import Plain, draws, jittered, sgd
 
 
@@ -26,6 +29,21 @@ class Keeps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen["features"] = [self.layer(x.flatten(1))]
         return self.seen["features"][0]
+
+
+class Pinned(nn.Module):
+    """Freezes batch-norm as most do, without returning itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(1), nn.Linear(36, 3)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.norm(x).flatten(1))  # type: ignore[no-any-return]
 
 
 def normed() -> nn.Module:
@@ -114,6 +132,17 @@ def test_a_copy_computes_what_the_model_does_and_shares_nothing(make: Callable[[
         for parameter in model.parameters():
             parameter.add_(1)
     assert torch.equal(frozen(x), expected)
+
+
+def test_a_train_method_that_returns_nothing_is_called_all_the_same() -> None:
+    model, x = Pinned(), torch.rand(4, 1, 6, 6)
+    mine(jittered(), model, sgd(model), gamma=2).close()
+    assert model.training
+    assert not frozen_copy(model).training
+    assert step_seconds(model, x) > 0
+    assert len(list(training_ways(model, x, torch.zeros(4).long(), compiled=False))) == 4
+    assert Judge(model, lambda outputs, targets: outputs[:, 0])(x, torch.zeros(4)).shape == (4,)
+    assert model.training
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:batch-norm is folded only")

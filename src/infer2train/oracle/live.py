@@ -5,7 +5,6 @@ and sees only parameters and buffers change. Whatever else a forward pass reads 
 module that was replaced) is old in every oracle for ever; so it is looked for here, where the model itself is at hand.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from infer2train.batches import as_float32, call_model, take_rows, tensors_of, to_device
 from infer2train.machine.device import device_of
 from infer2train.oracle.fidelity import FidelityMonitor
-from infer2train.oracle.quantization.frozen import frozen_copy, unwrapped, without_history
-from infer2train.oracle.quantization.hooks import without_hooks
+from infer2train.oracle.quantization.frozen import evaluated_copy, frozen_copy
 from infer2train.oracle.samples import PROBE_VIEWS
 from infer2train.oracle.snapshot import parameters_and_buffers
 
@@ -104,8 +102,7 @@ def asked_copy(model: nn.Module) -> nn.Module:
     if any(tensor.dtype != torch.float32 for tensor in real):
         return frozen_copy(model).float()
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    with torch.no_grad():
-        return unwrapped(copy.deepcopy(model, without_history(model) | without_hooks(model) | shared).eval())
+    return evaluated_copy(model, shared)
 
 
 def _with_tensors(structure: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -205,7 +205,8 @@ def end_to_end_gamma(
 
 def step_seconds(model: nn.Module, inputs: Any) -> float:
     """Seconds of a forward and backward pass of the model as it is, on a copy."""
-    trained = copy.deepcopy(model).train()
+    trained = copy.deepcopy(model)
+    trained.train()
     inputs = to_device(inputs, device_of(model))
 
     def step() -> None:

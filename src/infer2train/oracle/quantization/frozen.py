@@ -21,12 +21,19 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         >>> frozen_copy(nn.utils.weight_norm(nn.Linear(2, 2))).weight.requires_grad
         False
     """
-    with torch.no_grad():  # TorchScript copies by computing
-        result = unwrapped(copy.deepcopy(model, without_history(model) | without_hooks(model)).eval())
+    result = evaluated_copy(model)
     for parameter in result.parameters():
         parameter.requires_grad_(False)  # one by one: TorchScript's modules have no requires_grad_
         parameter.grad = None
     return result
+
+
+def evaluated_copy(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy of the model in evaluation mode, but for what `shared` puts in places of objects, by their id."""
+    with torch.no_grad():  # TorchScript copies by computing
+        result = copy.deepcopy(model, without_history(model) | without_hooks(model) | dict(shared or {}))
+    result.eval()  # a `train` of the user's own, which freezes batch-norm, may return nothing
+    return unwrapped(result)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

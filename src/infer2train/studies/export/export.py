@@ -128,7 +128,8 @@ def _subject(run: Run, step: int, scheme: str) -> Subject:
         "classes": len(run.data.class_names),
         "channels": channels,
     }
-    return Subject(model=run.model.eval(), samples=samples, version=step, scheme=scheme, facts=facts)
+    run.model.eval()
+    return Subject(model=run.model, samples=samples, version=step, scheme=scheme, facts=facts)
 
 
 def _written_and_judged(

@@ -207,9 +207,10 @@ def bytes_of(network: nn.Module) -> int:
 
 def _warm_up(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> int:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    network.train()
     for _ in range(WARM_UP_STEPS):
         optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(network.train()(images), targets))
+        torch.autograd.backward(nn.functional.cross_entropy(network(images), targets))
         optimizer.step()
     return WARM_UP_STEPS
 

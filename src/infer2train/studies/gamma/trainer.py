@@ -49,7 +49,7 @@ def training_ways(model: nn.Module, images: Tensor, targets: Tensor, *, compiled
     for mode in ("eager", "compile") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):
             for layout in (torch.contiguous_format, torch.channels_last):
-                trained = copy.deepcopy(model).train().to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+                trained = _trained_copy(model).to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
                 batch = images.contiguous(memory_format=layout) if images.ndim == 4 else images
                 step = _Step(trained, batch, targets, precision, mode == "compile")
                 if mode == "compile":
@@ -75,10 +75,16 @@ class _Step:
         self._optimizer.zero_grad()
 
 
+def _trained_copy(model: nn.Module) -> nn.Module:
+    trained = copy.deepcopy(model)
+    trained.train()  # a user's own may return nothing
+    return trained
+
+
 def step_calls(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Call]:
     """What the parts of a step are found from: a forward pass, one with the inputs' gradients, one with all."""
-    frozen = copy.deepcopy(model).train().requires_grad_(False)
-    whole = copy.deepcopy(model).train()
+    frozen = _trained_copy(model).requires_grad_(False)
+    whole = _trained_copy(model)
     pixels = images.float()
 
     def loss(network: nn.Module, batch: Tensor) -> Tensor:

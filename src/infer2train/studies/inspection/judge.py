@@ -74,7 +74,8 @@ class Judge:
         modes = {module: module.training for module in self.model.modules()}
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
         try:
-            outputs = call_model(self.model.eval(), to_device(inputs, device))
+            self.model.eval()
+            outputs = call_model(self.model, to_device(inputs, device))
             found = self.losses(as_float32(outputs), to_device(targets, device))
         finally:
             for module, mode in modes.items():
