@@ -1,6 +1,7 @@
 """What cannot be scored is refused when mine() is called, with a line to write that works."""
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -315,6 +316,39 @@ class Centred(nn.Linear):
 def test_any_dependence_on_the_rest_of_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must not depend on the others in its batch.*evaluation mode; use running"):
         mine(jittered(), Centred(36, 3), gamma=2)
+
+
+class Balanced(nn.Module):
+    """Logits, and a term of the whole batch, as mixtures of experts return it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.layer(x.flatten(1))
+        return logits, logits.softmax(1).mean(0).square().sum()
+
+
+class Recurrent(nn.LSTM):
+    """Logits, and the states of the layers, [2, n, 3]."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:  # type: ignore[override]
+        seen, states = super().forward(x[:, 0])
+        return seen[:, -1], states
+
+
+@pytest.mark.parametrize(
+    "build", [Balanced, lambda: Recurrent(6, 3, num_layers=2, batch_first=True)], ids=["term", "states"]
+)
+@pytest.mark.parametrize("method", ["nm-augment", "self-distill"])
+def test_what_a_model_returns_beside_a_row_for_each_sample_is_not_compared(
+    build: Callable[[], nn.Module], method: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "an oracle sees parameters and buffers change")
+        loader = mine(jittered(), build(), method=method, gamma=2)
+        assert next(iter(loader)) is not None
 
 
 # Sizes
