@@ -351,6 +351,30 @@ def test_what_a_model_returns_beside_a_row_for_each_sample_is_not_compared(
         assert next(iter(loader)) is not None
 
 
+class InPlace(nn.Module):
+    """Normalises what it is given where it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        x /= 0.1
+        return self.layer(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_writes_to_its_inputs_is_asked_of_copies() -> None:
+    model = InPlace()
+    loader = mine(jittered(), model, gamma=2, oracle="torch:bf16")
+    x, y = next(iter(loader))
+    assert loader.last is not None
+    with torch.no_grad():
+        fresh = F.cross_entropy(model(x), y, reduction="none")
+    torch.testing.assert_close(loader.last.scores[torch.from_numpy(loader.last.chosen)], fresh, atol=0.05, rtol=0.05)  # type: ignore
+    assert loader.metrics()["captured_gain"] > 0.9
+
+
 # Sizes
 
 

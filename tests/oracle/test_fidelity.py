@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from conformance.engine import converted, trained
 from conformance.networks import NUM_CLASSES, images
@@ -156,6 +156,22 @@ def test_an_engine_that_is_old_is_not_called_faithful() -> None:
     monitor = FidelityMonitor(samples(), loss, CPU)
     assert monitor.measure(engine, live()).captured_gain == pytest.approx(1)
     assert monitor.measure(engine, -live()).captured_gain < 0
+
+
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(1))
+
+
+def test_a_model_that_writes_to_its_inputs_leaves_the_probe_as_it_is() -> None:
+    model = InPlace(4, 3)
+    engine = TorchEngine(model)
+    engine.refresh(snapshot(model, 0))
+    probe = torch.randn(ROWS, 4)
+    monitor = FidelityMonitor(GivenSamples(probe, torch.arange(ROWS) % 3), loss, CPU)
+    before = monitor.inputs.clone()
+    monitor.measure(engine, torch.randn(ROWS))
+    assert torch.equal(monitor.inputs, before)
 
 
 def test_the_monitor_never_moves_what_the_engine_is() -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infer2train.batches import batch_size, tensors_of, to_device
+from infer2train.batches import batch_size, map_tensors, tensors_of, to_device
 from infer2train.draws.scores import Score
 from infer2train.oracle.engine import Engine
 from infer2train.oracle.samples import PROBE_VIEWS, Samples
@@ -127,7 +127,8 @@ class FidelityMonitor:
 
     def measure(self, engine: Engine, live: Float[Tensor, " n"]) -> Fidelity:
         """Compare the engine with what the model itself said, `scores` of its outputs, and keep count."""
-        views = self.scores(engine.outputs(self.inputs)).view(-1, PROBE_VIEWS)
+        own = map_tensors(torch.clone, self.inputs)  # a model may write to them
+        views = self.scores(engine.outputs(own)).view(-1, PROBE_VIEWS)
         found = fidelity(views, live.to(views.device).view(-1, PROBE_VIEWS))
         if math.isnan(found.captured_gain):
             return found

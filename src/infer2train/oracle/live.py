@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from infer2train.batches import as_float32, call_model, take_rows, tensors_of, to_device
+from infer2train.batches import as_float32, call_model, map_tensors, take_rows, tensors_of, to_device
 from infer2train.machine.device import device_of
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.frozen import evaluated_copy, frozen_copy
@@ -78,10 +78,11 @@ class LiveModel:
 
 
 def asked(model: nn.Module, inputs: Any) -> Any:
-    """The outputs of a copy of the model, in float32, whatever the caller's autocast."""
+    """The outputs of a copy of the model, in float32, whatever the caller's autocast; it may write to its inputs."""
     device = device_of(model)
+    own = map_tensors(torch.clone, as_float32(to_device(inputs, device)))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return call_model(model, as_float32(to_device(inputs, device)))
+        return call_model(model, own)
 
 
 def are_close(first: Any, second: Any) -> bool:
