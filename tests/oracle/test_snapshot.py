@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from infer2train.oracle.snapshot import Record, check_architecture, parameters_and_buffers, snapshot
+from infer2train.oracle.snapshot import (
+    NotFiniteError,
+    Record,
+    RecordGate,
+    check_architecture,
+    parameters_and_buffers,
+    snapshot,
+)
 
 
 def network() -> nn.Sequential:
@@ -53,6 +60,23 @@ def test_the_layout_in_memory_is_kept() -> None:
 def test_a_record_cannot_be_changed_to_another_version() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         snapshot(network(), 0).version = 1  # type: ignore[misc]
+
+
+def test_a_buffer_that_is_not_finite_has_remedies_of_its_own() -> None:
+    model = network()
+    model.register_buffer("mask", torch.zeros(3))
+    model.register_buffer("known", torch.tensor([0.0, -torch.inf]))
+    gate = RecordGate(model)
+    gate.check(snapshot(model, 0), None)
+    model.mask[0] = -torch.inf
+    with pytest.raises(
+        NotFiniteError, match=r"in mask;.*; give a buffer .*finfo.*or let a mask hold its infinity when"
+    ):
+        gate.check(snapshot(model, 1), 0)
+    model.mask.zero_()
+    model[0].bias.data[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"in 0\.bias; .*if training has diverged$"):
+        gate.check(snapshot(model, 1), 0)
 
 
 def test_the_same_architecture_passes() -> None:

@@ -1,5 +1,6 @@
 """Copies of models as people have them: with computed weights, kept activations, TorchScript."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +133,20 @@ def test_a_copy_computes_what_the_model_does_and_shares_nothing(make: Callable[[
         for parameter in model.parameters():
             parameter.add_(1)
     assert torch.equal(frozen(x), expected)
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 3)
+        self.layer.lock = threading.Lock()
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"needs a copy of the model.*cannot pickle.*, of layer\.lock; keep it outside"
+    ):
+        mine(jittered(), Locked(), gamma=2)
 
 
 def test_a_train_method_that_returns_nothing_is_called_all_the_same() -> None:

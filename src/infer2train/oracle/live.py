@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infer2train.batches import as_float32, call_model, map_tensors, take_rows, tensors_of, to_device
 from infer2train.machine.device import device_of
 from infer2train.oracle.fidelity import FidelityMonitor
-from infer2train.oracle.quantization.frozen import evaluated_copy, frozen_copy
+from infer2train.oracle.quantization.frozen import OF_TORCH, evaluated_copy, frozen_copy
 from infer2train.oracle.samples import PROBE_VIEWS
 from infer2train.oracle.snapshot import parameters_and_buffers
 
@@ -25,8 +25,6 @@ MEASURED_EVERY_STEPS = 100
 TOLERANCE = 1e-4
 """Relative difference of outputs beyond which an oracle's structure is called old."""
 PLAIN = (bool, int, float, complex, str, type(None))
-OF_TORCH = frozenset(vars(nn.Module()))
-"""Attributes that every module has: of torch's own business, `training` among them."""
 
 
 class LiveModel:

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 Room = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Uninitialised memory for a copy of tensors, under the same names."""
 
+OF_BUFFERS = (
+    "; give a buffer that is a mask or a record finite numbers (torch.finfo(torch.float32).min for -inf), or let a "
+    "mask hold its infinity when mine() is called"
+)
+"""What else may be wrong where a buffer is not finite."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -103,8 +109,8 @@ class RecordGate:
         state = parameters_and_buffers(model)
         self.expected = {name: tensor.to("meta") for name, tensor in state.items()}
         """The tensors of a record, without their data."""
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._may_be_infinite = {name for name in state.keys() - parameters if not _is_finite(state[name])}
+        self._buffers = state.keys() - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._may_be_infinite = {name for name in self._buffers if not _is_finite(state[name])}
 
     def check(self, record: Record, engine_version: int | None) -> None:
         """Refuse a record of another architecture, or one that holds NaN or infinity.
@@ -131,6 +137,7 @@ class RecordGate:
                 raise NotFiniteError(
                     f"a record's weights must be finite: got NaN or infinity in {name}{how}; the engine keeps version "
                     f"{engine_version}; lower the learning rate, or clip gradients, if training has diverged"
+                    f"{OF_BUFFERS if name in self._buffers else ''}"
                 )
 
     def check_ranges(self, ranges: Mapping[str, Tensor], version: int, engine_version: int | None) -> None:

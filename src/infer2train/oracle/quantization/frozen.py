@@ -2,12 +2,16 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from pickle import PicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infer2train.oracle.quantization.hooks import without_hooks
+
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: of torch's own business, `training` among them."""
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -29,11 +33,35 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def evaluated_copy(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of the model in evaluation mode, but for what `shared` puts in places of objects, by their id."""
-    with torch.no_grad():  # TorchScript copies by computing
-        result = copy.deepcopy(model, without_history(model) | without_hooks(model) | dict(shared or {}))
+    """A copy of the model in evaluation mode, but for what `shared` puts in places of objects, by their id.
+
+    Raises:
+        ValueError: something of it cannot be copied.
+    """
+    known = without_history(model) | without_hooks(model) | dict(shared or {})
+    try:
+        with torch.no_grad():  # TorchScript copies by computing
+            result = copy.deepcopy(model, known)
+    except (TypeError, PicklingError) as error:
+        names = ", ".join(_not_copied(model)) or type(model).__name__
+        raise ValueError(
+            f"an oracle needs a copy of the model, as copy.deepcopy makes it: got {type(error).__name__}: {error}, of "
+            f"{names}; keep it outside of the model, or leave it out in a __getstate__ of the module and make it anew "
+            "in __setstate__"
+        ) from error
     result.eval()  # a `train` of the user's own, which freezes batch-norm, may return nothing
     return unwrapped(result)
+
+
+def _not_copied(model: nn.Module) -> Iterator[str]:
+    """The attributes that `deepcopy` refuses, by their names in the model."""
+    for prefix, module in model.named_modules():
+        for name, held in vars(module).items():
+            if name not in OF_TORCH:
+                try:
+                    copy.deepcopy(held, without_history(model))
+                except (TypeError, PicklingError):
+                    yield f"{prefix}.{name}" if prefix else name
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
