@@ -227,6 +227,29 @@ def test_where_tracing_fails_the_model_stays_whole_and_the_layers_are_named() ->
     assert_agree(skeleton, model, images(4).abs())
 
 
+class Warming(nn.Module):
+    """A batch-norm that is used while a buffer says so, and a buffer that is only computed with."""
+
+    def __init__(self, branches: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.branches = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), branches
+        self.register_buffer("warm", torch.tensor(True))
+        self.register_buffer("mean", torch.full((3,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x - self.mean[:, None, None])
+        return self.norm(y) if not self.branches or self.warm else y
+
+
+def test_a_branch_on_a_buffer_is_not_decided_while_tracing() -> None:
+    model = experienced(Warming(branches=True), images(4))
+    with pytest.warns(UserWarning, match="Warming keeps norm, .*control flow"):
+        skeleton, pairs = fold_plan(model)
+    model.get_buffer("warm").fill_(False)
+    assert_agree(refreshed(skeleton, pairs, model), model, images(4))
+    assert [pair.norm for pair in fold_plan(Warming(branches=False))[1]] == ["norm"]
+
+
 def test_a_model_without_batch_norm_is_not_traced() -> None:
     class Text(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

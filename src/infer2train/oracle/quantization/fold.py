@@ -138,6 +138,12 @@ def folded_tensors(pairs: list[FoldedPair], tensors: Mapping[str, Tensor]) -> di
     return result
 
 
+class _Tracer(fx.Tracer):
+    """Fails at a branch on a buffer too, as it does on data: what the buffer says may change with every record."""
+
+    proxy_buffer_attributes = True
+
+
 def _graphs(skeleton: nn.Module) -> tuple[list[fx.Graph], list[str]]:
     """The traced graphs, and what went wrong in those traces that failed.
 
@@ -153,7 +159,7 @@ def _graphs(skeleton: nn.Module) -> tuple[list[fx.Graph], list[str]]:
             warnings.simplefilter("ignore")  # of assertions that a graph would need that is run; this one is only read
             try:
                 # A copy, because a forward may store what it computes, and would keep the tracer's proxies.
-                graphs.append(fx.Tracer().trace(copy.deepcopy(skeleton), concrete))
+                graphs.append(_Tracer().trace(copy.deepcopy(skeleton), concrete))
             except Exception as error:  # whatever the user's forward raises when it is fed a proxy
                 errors.append(f"{type(error).__name__}: {error}")
     return graphs, errors
