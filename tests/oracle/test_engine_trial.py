@@ -191,6 +191,13 @@ def test_outputs_without_an_order_have_none_to_lose() -> None:
     assert rank_correlation([torch.full((16, 3), torch.nan)], [drawn(16, 3)]) == 0.0
 
 
+@pytest.mark.parametrize("mask", [-1e9, -torch.inf])
+def test_masked_logits_leave_the_others_their_order(mask: float) -> None:
+    real = torch.cat([drawn(16, 3), torch.full((16, 1), mask)], 1)
+    assert rank_correlation([-real], [real]) == pytest.approx(-1.0)
+    assert rank_correlation([real], [real]) == pytest.approx(1.0)
+
+
 # SiLU and hardswish
 
 

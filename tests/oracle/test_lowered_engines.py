@@ -422,6 +422,30 @@ def test_a_wrong_program_is_left_aside_and_its_version_scored_in_fp32(kind: type
     assert counts(engine) == {"refreshes": 3, "recalibrations": 1, "fp32_versions": 1}
 
 
+class Masked(nn.Module):
+    """A classifier, some of whose classes are masked."""
+
+    def __init__(self, mask: float) -> None:
+        super().__init__()
+        self.hidden, self.classifier, self.mask = nn.Linear(4, 8), nn.Linear(8, 6), mask
+        self.register_buffer("off", torch.arange(6) >= 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.hidden(x).relu()).masked_fill(self.off, self.mask)
+
+
+@pytest.mark.parametrize("mask", [-1e9, -math.inf])
+def test_a_wrong_program_is_found_beside_masked_logits(mask: float) -> None:
+    torch.manual_seed(0)
+    engine: Any = build_engine("simulated:b8", Masked(mask), samples=GivenSamples(torch.randn(32, 4)))
+    engine.refresh(engine.calibrated(snapshot(Masked(mask), 0)))
+    assert counts(engine)["fp32_versions"] == 0
+    engine.__class__ = type("Swaps", (SwapsChannels, type(engine)), {"breaks": True})
+    with pytest.warns(RuntimeWarning, match="at version 1"):
+        engine.refresh(engine.calibrated(snapshot(Masked(mask), 1)))
+    assert counts(engine)["fp32_versions"] == 1
+
+
 def counts(engine: LoweredEngine) -> dict[str, float]:
     return {name: engine.totals()[name] for name in ("refreshes", "recalibrations", "fp32_versions")}
 

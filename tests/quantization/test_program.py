@@ -316,6 +316,18 @@ def test_nan_counts_as_infinite() -> None:
     assert deviation([torch.tensor([torch.inf, 255.0])], [expected]) > 1e30
 
 
+@pytest.mark.parametrize("mask", [-1e9, -torch.inf])
+def test_masked_columns_do_not_widen_the_steps_of_the_others(mask: float) -> None:
+    logits = torch.tensor([[0.0, mask, 3.0], [255.0, mask, 3.0]])
+    off = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert deviation([logits + off], [logits]) == pytest.approx(5)
+    assert deviation([logits], [logits]) == 0.0
+    assert deviation([logits.where(logits != mask, 0.0)], [logits]) > 200, "a mask must be there"
+    alternating = torch.tensor([[0.0, -torch.inf], [-torch.inf, 255.0]])
+    assert deviation([alternating + 5], [alternating]) == pytest.approx(5)
+    assert deviation([alternating.flip(0)], [alternating]) == torch.inf
+
+
 def test_as_many_outputs_are_compared_as_there_are() -> None:
     with pytest.raises(ValueError, match="zip"):
         deviation([torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])

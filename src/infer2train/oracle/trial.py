@@ -97,7 +97,9 @@ def rank_correlation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float
             continue
         views = PROBE_VIEWS if len(e) % PROBE_VIEWS == 0 else len(e)
         oracle, fresh = (_columns(tensor, views) for tensor in (g, e))
-        seen = fresh.amax(1) - fresh.amin(1) > FLAT * float(fresh.abs().max())
+        spread = fresh.amax(1) - fresh.amin(1)
+        told = spread.isfinite() & (spread > 0)  # a masked logit is neither ranked nor the greatest output
+        seen = told & (spread > FLAT * fresh[told].abs().amax()) if bool(told.any()) else told
         if bool(seen.any()):
             found.append(fidelity(oracle[seen].nan_to_num(), fresh[seen]).rank_correlation)
     return min(found, default=1.0)

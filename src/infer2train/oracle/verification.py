@@ -4,6 +4,7 @@ At every refresh the new program is compared on a probe with the simulation of t
 sample's views with that of float32, before it is used. Once, visibly different weights must change what it says.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,9 @@ class Verifier:
             return Finding(max(found), 1.0, self._limit)
         real = [tensors_of(self._graph.run(tensors, probe)) for probe in self.probes]
         few = [_of_rows(each, batch_size(inputs)) for each, inputs in zip(real, self._few, strict=True)]
-        limits = [max(self._limit, CHAOS * steps) for steps in _deviations(expected, few)]
+        limits = [
+            max(self._limit, CHAOS * steps if math.isfinite(steps) else 0.0) for steps in _deviations(expected, few)
+        ]
         worst, limit = max(zip(found, limits, strict=True), key=lambda pair: pair[0] / pair[1])
         return Finding(worst, rank_correlation(outputs[0], real[0]), limit)
 
@@ -152,6 +155,8 @@ class Verifier:
         wanted, other_wanted = (tensors_of(self._graph.run(weights, self.probes[0])) for weights in (tensors, canary))
         if deviation(other_wanted, wanted) <= 2 * self._limit:
             return  # nothing can be seen yet: a classifier that begins at zero, say
+        if any(bool(tensor.isnan().any()) for tensor in outputs):
+            return  # NaN are the same of any weights, and for the check to tell
         if deviation(others, outputs) <= self._limit / 2:
             raise RuntimeError(
                 f"{self._name} must use the weights of the newest record: got the same outputs from weights "

@@ -136,7 +136,8 @@ class Simulation:
 def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) -> float:
     """The greatest difference between two runs' outputs, in output quantisation steps; NaN counts as infinite.
 
-    A step of an output is its expected range, widened to hold 0, divided by 2^bits − 1.
+    A step of an output is its expected range, widened to hold 0, divided by 2^bits − 1. Columns that say the same of
+    every row (masked logits) count for no step but their own, and what is expected not to be finite must be the same.
 
     Example:
         >>> deviation([torch.tensor([0.0, 252.0])], [torch.tensor([0.0, 255.0])])
@@ -145,9 +146,19 @@ def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) 
     steps = [0.0]
     for g, e in zip(got, expected, strict=True):
         assert g.shape == e.shape, (g.shape, e.shape)
-        if not e.is_floating_point() or not bool(e.isfinite().all()):
+        finite = e.isfinite()
+        if not e.is_floating_point() or not torch.allclose(g[~finite], e[~finite], equal_nan=True):
             steps.append(0.0 if torch.equal(g, e) else torch.inf)
             continue
-        step = affine_of_range(e.min(), e.max(), bits).scale
-        steps.append(float(((g - e).abs() / step).nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+        found = ((g - e).abs() / _steps(e.where(finite, 0.0), bits)).where(finite, 0.0)
+        steps.append(float(found.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
     return max(steps)
+
+
+def _steps(expected: Float[Tensor, "..."], bits: int) -> Tensor:
+    """The step of each column of a finite output."""
+    low, high = (expected.amin(0), expected.amax(0)) if len(expected) > 1 else (expected, expected)
+    varies = low < high
+    told = varies if bool(varies.any()) else torch.ones_like(varies)  # rows that are all the same tell nothing
+    step = affine_of_range(low[told].min(), high[told].max(), bits).scale
+    return torch.where(told, step, torch.maximum(step, low.abs() / (2**bits - 1)))
