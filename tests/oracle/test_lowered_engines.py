@@ -487,6 +487,32 @@ def test_a_model_that_says_the_same_with_any_weights_is_no_broken_engine() -> No
     assert bool((engine.outputs(x) == 0).all())
 
 
+class Mixing(nn.Module):
+    """alpha must be at most 1."""
+
+    def __init__(self, is_trained: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.classifier = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        if is_trained:
+            self.alpha: Tensor = nn.Parameter(torch.tensor(0.95))
+        else:
+            self.register_buffer("alpha", torch.tensor(0.95))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.classifier(self.alpha * x + (1 - self.alpha**2).sqrt() * self.b(x))
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_canary_outside_of_what_the_model_can_compute_ends_no_run(is_trained: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Mixing(is_trained), torch.randn(8, 4)
+    engine: Any = build_engine("simulated:b8", model, samples=GivenSamples(x))
+    engine.refresh(engine.calibrated(snapshot(model, 0)))
+    assert counts(engine)["fp32_versions"] == 0
+    assert engine._verifier._has_seen_weights is not is_trained
+
+
 @pytest.mark.parametrize("spec", ["openvino:int8", "onnxruntime:int8"])
 def test_a_layer_whose_weights_are_all_zero_has_its_bias(spec: str) -> None:
     """A head that begins with the classes' shares, say."""

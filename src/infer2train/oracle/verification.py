@@ -15,6 +15,7 @@ from infer2train.batches import batch_size, take_rows, tensors_of
 from infer2train.oracle.quantization.graph import WeightGraph
 from infer2train.oracle.quantization.program import Program, Simulation, deviation
 from infer2train.oracle.samples import PROBE_VIEWS
+from infer2train.oracle.snapshot import NotFiniteError
 from infer2train.oracle.trial import is_visible, rank_correlation
 
 LIMITS = {"int8": 4.0, "fp32": 0.5, "bf16": 24.0}
@@ -150,8 +151,12 @@ class Verifier:
         """
         if self._has_seen_weights:
             return
-        canary = tuple(t * CANARY if t.is_floating_point() else t for t in tensors)
-        outputs, others = run(tensors), run(canary)
+        canary = self._canary(tensors)
+        outputs = run(tensors)
+        try:
+            others = run(canary)
+        except NotFiniteError:
+            return  # nothing can be seen in weights that the model cannot have
         wanted, other_wanted = (tensors_of(self._graph.run(weights, self.probes[0])) for weights in (tensors, canary))
         if deviation(other_wanted, wanted) <= 2 * self._limit:
             return  # nothing can be seen yet: a classifier that begins at zero, say
@@ -163,6 +168,13 @@ class Verifier:
                 f"{CANARY} times as large; please report this, with the versions of its packages"
             )
         self._has_seen_weights = True
+
+    def _canary(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Other weights of layers; a buffer might have to stay in a range."""
+        named = zip(self._graph.names, tensors, strict=True)
+        return tuple(
+            t * CANARY if t.is_floating_point() and name not in self._graph.buffers else t for name, t in named
+        )
 
     def _meant(self, tensors: Sequence[Tensor], program: Program | None, clipped: frozenset[int]) -> list[list[Tensor]]:
         """What a program should say of the first rows of each probe; in floating point, what torch does."""

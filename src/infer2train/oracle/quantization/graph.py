@@ -60,6 +60,8 @@ class WeightGraph:
                 _require_same(module, lifted, copies, canonical(other), type(model))
         owner = partial(layer_of, layer_names(model))
         self._prologue, self.names = take_out(module, tuple(tensors), owner)
+        self.buffers = frozenset(name for name, _ in model.named_buffers())
+        """Those of its tensors that no optimiser changes."""
         finder = SiteFinder(module.graph, self.names, owner, fuses)
         finder.find()
         self.sites, self.layers, self.other_products = tuple(finder.sites), tuple(finder.layers), finder.other_products
