@@ -384,3 +384,14 @@ def test_a_parameter_that_state_dict_hides_is_refreshed() -> None:
         model.bias.add_(7)
     engine.refresh(snapshot(model, 1))
     assert torch.equal(engine.outputs(torch.ones(1, 2)), model(torch.ones(1, 2)).detach())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_weight_that_a_hook_makes(precision: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4)), nn.ReLU(), nn.Linear(4, 3)), torch.randn(8, 6)
+    engine = TorchEngine(model, precision=precision)
+    engine.refresh(snapshot(model, 0))
+    with torch.no_grad():
+        torch.testing.assert_close(engine.outputs(x), model.eval()(x), rtol=0.02, atol=0.02)
+    assert engine.precisions() == {"0": precision, "2": precision}

@@ -171,8 +171,10 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> None:
     """The weights of convolutions and linear layers to `dtype`, all else that is floating to float32, in place."""
     owners: defaultdict[Tensor, set[type[nn.Module]]] = defaultdict(set)
     for module in network.modules():
+        # A hook makes the weight of others (spectral_norm), which must be of one precision.
+        kind = nn.Module if module._forward_pre_hooks else type(module)
         for parameter in module.parameters(recurse=False):
-            owners[parameter].add(type(module))
+            owners[parameter].add(kind)
     for tensor in (*network.parameters(), *network.buffers()):
         # A weight shared with an embedding, say, is not the layer's alone.
         low = tensor in owners and owners[tensor] <= {*LOW_PRECISION_LAYERS}
