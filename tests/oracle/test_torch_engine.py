@@ -395,3 +395,41 @@ def test_a_weight_that_a_hook_makes(precision: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(engine.outputs(x), model.eval()(x), rtol=0.02, atol=0.02)
     assert engine.precisions() == {"0": precision, "2": precision}
+
+
+class ByLayout(nn.Module):
+    """Reads a feature map as it lies in memory."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.convolution, self.linear, self.how = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(72, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convolution(x)
+        if self.how == "complex":  # of neighbours in a row
+            return self.linear(y.view(torch.complex64).abs().mean((2, 3)).repeat(1, 9))
+        (n, c, h, w), strides = y.shape, (y[0].numel(), y[0, 0].numel(), y.shape[3], 1, y.shape[3], 1)
+        patches = y.relu().as_strided((n, c, h - 2, w - 2, 3, 3), strides)
+        return self.linear(patches.mean((2, 3)).flatten(1))
+
+
+@pytest.mark.parametrize("how", ["complex", "strided"])
+def test_a_model_that_reads_its_memory_layout_keeps_it(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = ByLayout(how), torch.randn(6, 3, 8, 8)
+    engine = TorchEngine(model)
+    engine.refresh(snapshot(model, 0))
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        torch.testing.assert_close(engine.outputs(x), model.eval()(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_others_stay_channels_last() -> None:
+    model = experienced(resnet(), pixels())
+    engine = TorchEngine(model)
+    engine.refresh(snapshot(model, 0))
+    engine.outputs(pixels())
+    weights = [m.weight for m in engine._network.modules() if isinstance(m, nn.Conv2d) and m.weight[0, 0].numel() > 1]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)

@@ -14,19 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infer2train.batches import as_float32, call_model, map_tensors, to_device
+from infer2train.batches import as_float32, call_model, map_tensors, tensors_of, to_device
 from infer2train.machine.compilation import compiled
 from infer2train.machine.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import LAYERS, fold_plan, folded_tensors
 from infer2train.oracle.quantization.frozen import frozen_copy
+from infer2train.oracle.quantization.program import deviation
 from infer2train.oracle.snapshot import Record, RecordGate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
 UNCOMPILED = "leave +compile out of the oracle's name"
-VIEW_REFUSED = ("view size is not compatible", "Cannot view a tensor")
-"""What torch says of a view that the layout of its tensor does not allow, as it runs and as it compiles."""
+LAID_OUT = (nn.Conv2d, nn.ConvTranspose2d)
+"""Layers whose weights are kept channels last, and with them the feature maps that they give."""
+SAME = 4.0
+"""Output quantisation steps by which two memory layouts may differ, which add in another order; what reads a feature
+map by its layout (as_strided) is tens of steps off."""
 LOW_PRECISION_LAYERS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose weights are kept in the engine's precision: exactly these classes. A subclass may compute with its
 weight (standardise it, hand it to attention), so it keeps float32 and autocast does the rest."""
@@ -75,7 +79,9 @@ class TorchEngine(Engine):
         network, self._pairs = fold_plan(model) if fold else (frozen_copy(model), [])
         self._network = network.to(self.device)
         _cast(self._network, self._dtype)
-        self._format: torch.memory_format = torch.channels_last
+        has_maps = any(isinstance(module, LAID_OUT) for module in self._network.modules())
+        self._format: torch.memory_format = torch.channels_last if has_maps else torch.contiguous_format
+        self._is_settled = not has_maps
         _lay_out(self._network, self._format)
         self._static = dict(self._network.named_parameters()) | dict(self._network.named_buffers())
         """What a refresh writes, under the names that records have."""
@@ -128,6 +134,8 @@ class TorchEngine(Engine):
         inputs = as_float32(to_device(inputs, self.device))
         # Not inference_mode: a trainer's loss may multiply by what the oracle says, and inference tensors refuse that.
         with torch.no_grad(), self._autocast():
+            if not self._is_settled:
+                self._settle(inputs)
             return map_tensors(_widen, self._forward(inputs))
 
     def precisions(self) -> dict[str, str]:
@@ -137,14 +145,36 @@ class TorchEngine(Engine):
         try:
             return call_model(self._run, inputs)
         except Exception as error:
-            if self._format is torch.contiguous_format or not any(said in str(error) for said in VIEW_REFUSED):
+            if self._format is torch.contiguous_format or not isinstance(error, RuntimeError):
                 if self._is_compiled:
                     error.add_note(f"torch.compile needs a model that it can follow, and few shapes; {UNCOMPILED}")
                 raise
         # x.view(n, -1) of a feature map needs the layout that the model was written for.
+        self._be_contiguous()
+        return self._forward(inputs)
+
+    def _settle(self, inputs: Any) -> None:
+        """Stay channels last only if the model says the same in the layout that it was written for; found out once."""
+        self._is_settled = True
+        try:
+            here, there = (self._says(inputs, layout) for layout in (self._format, torch.contiguous_format))
+        except RuntimeError:
+            return self._be_contiguous()
+        has_shapes = [tensor.shape for tensor in here] == [tensor.shape for tensor in there]
+        if not (has_shapes and deviation(here, there) <= SAME):
+            self._be_contiguous()
+
+    def _says(self, inputs: Any, layout: torch.memory_format) -> list[Tensor]:
+        """The real outputs of a copy of the network in float32, in a memory layout."""
+        network = copy.deepcopy(self._network).float()
+        _lay_out(network, layout)
+        with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, enabled=False):
+            outputs = call_model(network, map_tensors(torch.clone, inputs))
+        return [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()]
+
+    def _be_contiguous(self) -> None:
         self._format = torch.contiguous_format
         _lay_out(self._network, self._format)
-        return call_model(self._run, inputs)
 
     def _autocast(self) -> torch.autocast:
         low = self._dtype is not torch.float32
@@ -184,7 +214,7 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> None:
 
 def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, LAID_OUT):
             for parameter in module.parameters(recurse=False):
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=memory_format)
