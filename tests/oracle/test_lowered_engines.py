@@ -628,6 +628,63 @@ def test_an_operation_that_an_engine_lacks_is_refused_by_its_name_with_an_engine
     assert engine.outputs(X).shape == (6, 4)
 
 
+class OptionalMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.classifier(x if mask is None else x * mask)
+
+
+class InFrequencies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.classifier = nn.Parameter(torch.ones(4, 5, dtype=torch.cfloat)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=8).mean(1))
+
+
+def test_what_one_engine_alone_cannot_run_is_a_value_error() -> None:
+    """So that `int8` and `auto` pass on to the next."""
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    needs("openvino:int8")
+    samples = GivenSamples({"x": x, "mask": None})
+    with pytest.raises(ValueError, match=r"openvino must be given every input as a tensor: got 1 tensors for 2"):
+        build_engine("openvino:int8", OptionalMask(), samples=samples)
+    needs("onnxruntime:int8")
+    assert build_engine("int8", OptionalMask(), samples=samples).name == "onnxruntime:int8"
+    with pytest.raises(ValueError, match=r"onnxruntime must be able to run every operation of the model: got "):
+        build_engine("onnxruntime:int8", InFrequencies(), samples=GivenSamples(x[:, :, None].expand(8, 4, 8)))
+
+
+class Querying(nn.Module):
+    """A linear layer whose weight is one vector, as in attention with a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.query, self.classifier = nn.Linear(4, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.hidden(x).tanh()
+        return self.classifier((nn.functional.linear(y, self.query).softmax(1)[..., None] * y).sum(1))
+
+
+@pytest.mark.parametrize("spec", ENGINES)
+def test_a_weight_without_channels_stays_real(spec: str) -> None:
+    needs(spec)
+    torch.manual_seed(0)
+    model, x = Querying(), torch.randn(8, 5, 4)
+    with pytest.warns(RuntimeWarning, match="runs 2 of 3 layers"):
+        engine: Any = build_engine(spec, model, samples=GivenSamples(x))
+    engine.refresh(engine.calibrated(snapshot(model, 0)))
+    assert not any("query" in site.name for site in engine.graph.sites)
+    assert counts(engine)["fp32_versions"] == 0
+    with torch.no_grad():
+        torch.testing.assert_close(engine.outputs(x), model(x), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("spec", ENGINES)
 def test_control_flow_that_depends_on_the_data_is_refused(spec: str) -> None:
     needs(spec)

@@ -110,7 +110,14 @@ class ONNXRuntimeEngine(LoweredEngine):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         model = self._template.filled(tensors, program)
-        return _Session(ort.InferenceSession(model, options, providers=[self._provider]), model)
+        try:
+            session = ort.InferenceSession(model, options, providers=[self._provider])
+        except Exception as error:  # the runtime has kinds of its own, with the operation in the text
+            raise ValueError(
+                f"onnxruntime must be able to run every operation of the model: got {_reason(error)}; use "
+                "oracle='torch:bf16', or 'openvino:int8' if it knows them"
+            ) from error
+        return _Session(session, model)
 
     def _write(self, lowered: Lowered, path: Path) -> None:
         assert isinstance(lowered, _Session)

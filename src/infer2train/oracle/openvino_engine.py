@@ -114,7 +114,12 @@ class OpenVINOEngine(LoweredEngine):
             ) from error
         count = len(graph.names) + len(graph.sites) + len(inputs)
         parameters = self._converted.model.get_parameters()
-        assert len(parameters) == count, (len(parameters), count)
+        if len(parameters) != count:  # None becomes one too
+            raise ValueError(
+                f"openvino must be given every input as a tensor: got {len(inputs)} tensors for "
+                f"{len(parameters) - count + len(inputs)} inputs; leave None out in collate_fn, or use "
+                "oracle='onnxruntime:int8' or 'torch:bf16'"
+            )
         self._is_channels_last = [_is_channels_last(tensor) for tensor in inputs]
         self._clipped_known = False
         self._name_layers(dict(zip(graph.names, parameters, strict=False)), parameters[len(graph.names) :])

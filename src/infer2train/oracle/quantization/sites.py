@@ -137,7 +137,8 @@ class SiteFinder:
         weights: list[Any] = weights_of(node)[:1] if is_recurrent else [node.args[1]]
         assert isinstance(source, fx.Node)
         held = next(map(self._held.get, weights), None)
-        if held is None or kind(node) in OTHER_LAYERS:
+        is_vector = held is not None and weights[0].meta["val"].ndim < 2  # F.linear takes one, and gives no channels
+        if held is None or is_vector or kind(node) in OTHER_LAYERS:
             own = None if is_recurrent else held
             name = self._layer_of(source_of(weights, self._held))
             self.layers.append(Layer(name, own, None, multiply_adds=products))
