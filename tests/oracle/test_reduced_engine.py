@@ -75,10 +75,31 @@ def test_int8_engines_run_reduced_too(spec: str) -> None:
     assert set(engine.precisions().values()) <= {"int8", "b8"}
 
 
-def test_a_model_of_one_size_is_refused_where_it_is_converted() -> None:
+@pytest.mark.parametrize("spec", ["torch:fp32/2", "simulated:b8/2"])
+def test_a_model_of_one_size_is_refused_where_its_engine_is_built(spec: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 5))
-    with pytest.raises((ValueError, RuntimeError)):
-        built("simulated:b8/2", model, images())
+    with pytest.raises(ValueError, match=r"images of another size: got mat1 and mat2 .* at 1/2 of .*; leave /2 out"):
+        build_engine(spec, model, samples=GivenSamples(images()))
+
+
+class Bilinear(nn.Module):
+    """OpenVINO has no operation for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.bilinear = nn.Conv2d(3, 8, 3, padding=1), nn.Bilinear(8, 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolution(x).relu().mean((2, 3))
+        return self.bilinear(x, x)
+
+
+def test_int8_passes_on_to_an_engine_that_can_run_the_model_reduced_too() -> None:
+    needs("openvino:int8")
+    needs("onnxruntime:int8")
+    engine = build_engine("int8/2", Bilinear(), samples=GivenSamples(images()))
+    assert engine.name == "onnxruntime:int8/2"
+    assert any("openvino:int8 cannot run this model" in note for note in engine.notes)
 
 
 @pytest.mark.parametrize("spec", ["torch:fp32/", "torch:fp32/1", "torch:fp32/x", "int8/0"])

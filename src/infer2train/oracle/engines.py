@@ -10,7 +10,7 @@ from torch import nn
 
 from infer2train.machine.device import torch_device
 from infer2train.oracle.engine import Engine
-from infer2train.oracle.reduced_engine import ReducedEngine, ReducedSamples
+from infer2train.oracle.reduced_engine import ReducedEngine, ReducedSamples, require_any_size
 from infer2train.oracle.samples import Samples
 from infer2train.settings import resolve, unknown
 
@@ -153,14 +153,17 @@ def build_engine(
         'torch:bf16'
     """
     first = resolve_engine(spec)
+    whole, slash, divisor = spec.partition("/")
+    if slash:
+        small = None if samples is None else ReducedSamples(samples, int(divisor))
+        if small is not None:
+            require_any_size(model, small.calibration(0, rows or 2), int(divisor))
+        inner = build_engine(whole, model, device, samples=small, scheme=scheme, rows=rows)
+        return ReducedEngine(inner, int(divisor))
     if spec == "int8":
         others = [other for other in INT8 if other != first and not missing_packages(other)]
         return _first_good([first, *others], model, samples=samples, scheme=scheme, rows=rows)
     parsed = parse_engine(first)
-    if parsed.divisor > 1:
-        small = None if samples is None else ReducedSamples(samples, parsed.divisor)
-        inner = build_engine(first.partition("/")[0], model, device, samples=small, scheme=scheme, rows=rows)
-        return ReducedEngine(inner, parsed.divisor)
     chosen = {} if parsed.precision is None else {"precision": parsed.precision}
     build = resolve(ENGINES[parsed.name])
     engine: Engine

@@ -7,11 +7,13 @@ images of another size, as networks that end in a mean over positions do.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infer2train.batches import map_tensors, tensors_of
+from infer2train.batches import as_float32, call_model, map_tensors, tensors_of, to_device
+from infer2train.machine.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
+from infer2train.oracle.quantization.frozen import frozen_copy
 from infer2train.oracle.samples import Samples
 from infer2train.oracle.snapshot import Record
 
@@ -67,6 +69,27 @@ class ReducedSamples(Samples):
     def probe(self, rows: int) -> Any:
         inputs, targets = self._samples.probe(rows)
         return reduced(inputs, self._divisor), targets
+
+
+def require_any_size(model: nn.Module, inputs: Any, divisor: int) -> None:
+    """Refuse a model that cannot be run on smaller images, before an engine is built for them.
+
+    Args:
+        model: the trainer's; a copy is run.
+        inputs: the smaller images.
+        divisor: of their height and width.
+
+    Raises:
+        ValueError: it cannot; what it said.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call_model(frozen_copy(model).float(), as_float32(to_device(inputs, device_of(model))))
+    except Exception as error:  # whatever the user's forward raises
+        raise ValueError(
+            f"what stands behind the / of an oracle needs a model that takes images of another size: got {error} for "
+            f"images at 1/{divisor} of their height and width; leave /{divisor} out"
+        ) from error
 
 
 class ReducedEngine(Engine):
