@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from infer2train.cli.main import main
-from infer2train.studies.plan import Costs, bytes_of_a_draw, bytes_of_a_record, enough, plan_of, planned, recommended
+from infer2train.studies.plan import (
+    MOST,
+    Costs,
+    Needed,
+    bytes_of_a_draw,
+    bytes_of_a_record,
+    enough,
+    needed,
+    plan_of,
+    planned,
+    recommended,
+)
 
 KIND = {"oracle": "int8", "step": 1.0, "refresh": 0.0}
 MEASURED: dict[str, Any] = {
@@ -29,7 +40,33 @@ def rows(*workers: int, **settings: Any) -> list[Any]:
 
 def test_workers_share_the_draws_until_the_trainer_is_the_slower_one() -> None:
     assert [row.ratio for row in rows(1, 2, 4, 8, draw=4.0)] == pytest.approx([4.0, 2.0, 1.0, 1.0], rel=0.02)
-    assert enough(rows(1, 2, 4, 8, draw=4.0)).workers == 4
+    found = enough(rows(1, 2, 4, 8, draw=4.0))
+    assert found is not None
+    assert found.workers == 4
+
+
+def test_the_best_of_a_few_is_not_enough_where_the_trainer_waits() -> None:
+    assert enough(rows(1, 2, draw=4.0)) is None
+    plan = plan_of(MEASURED, gamma=10, workers=[1, 2], delay_steps=10)
+    assert (plan.recommended.oracle, plan.recommended.workers) == ("fast", 2), "the best of these"
+    assert plan.needed == Needed(workers=4, delay_steps=10)
+    assert plan_of(MEASURED, gamma=10, delay_steps=10).needed is None
+
+
+@pytest.mark.parametrize(("draw", "refresh", "update_every"), [(4.0, 0.0, 10), (20.0, 3.0, 100), (20.0, 4.0, 1)])
+def test_what_would_be_enough_is_and_one_worker_fewer_is_not(draw: float, refresh: float, update_every: int) -> None:
+    costs = Costs(oracle="int8", step=1.0, draw=draw, refresh=refresh)
+    found = needed(costs, update_every=update_every)
+    assert found is not None
+    rule = {"update_every": update_every, "delay_steps": found.delay_steps}
+    assert planned(costs, found.workers, **rule).is_enough
+    assert not planned(costs, found.workers - 1, **rule).is_enough
+
+
+def test_what_no_number_of_workers_hides_asks_for_a_delay_or_for_less() -> None:
+    assert needed(Costs(**KIND, draw=4.0), update_every=10) == Needed(workers=4, delay_steps=4)
+    assert needed(Costs(**KIND, draw=4.0), update_every=100) == Needed(workers=4, delay_steps=0), "4 steps of 100"
+    assert needed(Costs(**KIND, draw=2.0 * MOST), update_every=100) is None
 
 
 def test_what_no_number_of_workers_hides_is_in_the_step() -> None:
@@ -74,6 +111,13 @@ def test_the_verb_reads_what_gamma_wrote(tmp_path: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().out
     assert "a step alone takes 1000 ms" in told
     assert "recommended: --oracle fast --oracle-workers 4 --queue-depth 4; a step is predicted" in told
+    assert main(["plan", "--measured", str(file), "--workers", "1", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "none of these is enough: about 4 workers of fast would be\n" in told
+    assert "the best of these: --oracle fast --oracle-workers 2 --queue-depth 4; a step is predicted" in told
+    assert "recommended" not in told
+    assert main(["plan", "--measured", str(file), "--workers", "1", "--gamma", "9999"]) == 0
+    assert f"none of these is enough, and {MOST} workers would not be either: lower" in capsys.readouterr().out
     file.write_text("[]")
     assert main(["plan", "--measured", str(file)]) == 2
     assert "write it with gamma --json" in capsys.readouterr().err

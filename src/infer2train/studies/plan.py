@@ -6,8 +6,10 @@ begin before its weights are there. Publishing weights, every T steps, is left o
 """
 
 import json
+import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from infer2train.training.setup import pixel_model
 
 WORKERS = (1, 2, 4, 8)
 NEAR = 1.05
-"""Workers are enough where a step takes no longer than this many times the step with as many as one likes."""
+"""Workers are enough where a step takes no longer than this many times one without an oracle."""
+MOST = 256
+"""Workers, and steps of delay, that are looked at where what was asked for is not enough."""
 DEEPEST = 4
 """Draws that are submitted ahead at least; with more workers as many as there are, or some would have none."""
 MEGABIT = 1e6 / 8
@@ -67,6 +71,19 @@ class Planned:
     ratio: float
     """To a step without an oracle."""
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether nobody waits for long."""
+        return self.ratio <= NEAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """About what would be enough, where nothing that was planned is."""
+
+    workers: int
+    delay_steps: int
+
 
 def planned(costs: Costs, workers: int, *, update_every: int, delay_steps: int = 0) -> Planned:
     """The step with so many workers.
@@ -92,21 +109,45 @@ def planned(costs: Costs, workers: int, *, update_every: int, delay_steps: int =
     )
 
 
-def enough(rows: Sequence[Planned]) -> Planned:
-    """The fewest workers of one kind with which a step is near the best of these."""
-    best = min(row.step for row in rows)
-    return min((row for row in rows if row.step <= NEAR * best), key=lambda row: row.workers)
+def enough(rows: Iterable[Planned]) -> Planned | None:
+    """The fewest workers of one kind with which a step is near one without an oracle; None where none of these is."""
+    return min((row for row in rows if row.is_enough), key=lambda row: row.workers, default=None)
 
 
 def recommended(kinds: Mapping[str, Sequence[Planned]], costs: Iterable[Costs]) -> Planned:
-    """Of each kind what is enough; of these the one that makes the shortest step, or nearly so with fewer workers.
+    """The fewest workers that are enough; where none are, those that make the shortest step, or nearly so with fewer.
 
     Kinds whose picks are not the model's are left out, as long as there are others.
     """
     faithful = {c.oracle for c in costs if c.captured_gain is None or c.captured_gain >= FAITHFUL}
-    found = [enough(rows) for name, rows in kinds.items() if name in faithful or not faithful]
-    best = min(row.step for row in found)
-    return min((row for row in found if row.step <= NEAR * best), key=lambda row: (row.workers, row.step))
+    rows = [row for name, listed in kinds.items() if name in faithful or not faithful for row in listed]
+    longest = NEAR * min(row.step for row in rows)
+    found = [row for row in rows if row.is_enough] or [row for row in rows if row.step <= longest]
+    return min(found, key=lambda row: (row.workers, row.step))
+
+
+def needed(costs: Costs, *, update_every: int, delay_steps: int = 0) -> Needed | None:
+    """About how many workers are enough, by which D; None where no number is.
+
+    Example:
+        >>> needed(Costs(oracle="int8", step=1.0, draw=4.0, refresh=0.0), update_every=10)
+        Needed(workers=4, delay_steps=4)
+    """
+    in_flight = min(MOST, math.ceil((costs.refresh + costs.draw + costs.carry) / costs.step))  # draws, at the most
+    for delay in sorted({delay_steps, max(delay_steps, in_flight)}):
+        workers = _fewest(costs, in_flight, update_every=update_every, delay_steps=delay)
+        if workers is not None:
+            return Needed(workers=workers, delay_steps=delay)
+    return None
+
+
+def _fewest(costs: Costs, most: int, **rule: int) -> int | None:
+    """Workers that are enough, of so many at the most."""
+
+    def is_enough(workers: int) -> bool:
+        return planned(costs, workers, **rule).is_enough
+
+    return 1 + bisect_left(range(1, most + 1), True, key=is_enough) if is_enough(most) else None
 
 
 def bytes_of_a_draw(candidates: int, chunk: int) -> int:
@@ -136,6 +177,8 @@ class Plan:
     step: float
     kinds: dict[str, list[Planned]]
     recommended: Planned
+    needed: Needed | None
+    """Of the recommended kind, where nothing that was planned is enough."""
 
 
 def plan_of(
@@ -182,6 +225,8 @@ def plan_of(
         kind.oracle: [planned(kind, n, update_every=update_every, delay_steps=delay_steps) for n in workers]
         for kind in costs
     }
+    found = recommended(kinds, costs)
+    kind = next(kind for kind in costs if kind.oracle == found.oracle)
     return Plan(
         gamma=gamma,
         update_every=update_every,
@@ -191,7 +236,8 @@ def plan_of(
         record_bytes=record_bytes,
         step=step,
         kinds=kinds,
-        recommended=recommended(kinds, costs),
+        recommended=found,
+        needed=None if found.is_enough else needed(kind, update_every=update_every, delay_steps=delay_steps),
     )
 
 
@@ -216,7 +262,6 @@ def print_plan(plan: Plan, console: Console) -> None:
         for row in rows:
             mark = "enough" if row == enough(rows) else ""
             table.add_row(row.oracle, str(row.workers), f"{row.step * 1e3:.0f} ms", f"{row.ratio:.2f}", mark)
-    found = plan.recommended
     console.print(
         f"γ = {plan.gamma}, T = {plan.update_every}, D = {plan.delay_steps}; a step alone takes "
         f"{plan.step * 1e3:.0f} ms; {plan.draw_bytes / 1024:.0f} KB a draw, there and back, and "
@@ -225,9 +270,19 @@ def print_plan(plan: Plan, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(table)
-    console.print(
-        f"recommended: --oracle {found.oracle} --oracle-workers {found.workers} --queue-depth {found.queue_depth}; a "
-        f"step is predicted to take {found.step * 1e3:.0f} ms, {found.ratio:.2f} × one without an oracle",
-        highlight=False,
-        soft_wrap=True,
+    for line in _advice(plan):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    found, needed = plan.recommended, plan.needed
+    if not found.is_enough and needed is None:
+        yield f"none of these is enough, and {MOST} workers would not be either: lower --gamma or raise --update-every"
+    elif not found.is_enough and needed is not None:
+        more = "" if needed.delay_steps == plan.delay_steps else f", with --delay-steps {needed.delay_steps}"
+        yield f"none of these is enough: about {needed.workers} workers of {found.oracle} would be{more}"
+    yield (
+        f"{'recommended' if found.is_enough else 'the best of these'}: --oracle {found.oracle} --oracle-workers "
+        f"{found.workers} --queue-depth {found.queue_depth}; a step is predicted to take {found.step * 1e3:.0f} ms, "
+        f"{found.ratio:.2f} × one without an oracle"
     )

@@ -13,6 +13,8 @@ DEAREST = 2.0
 """A training that would take longer than this many times is not worth it: train longer instead."""
 MEASURED_STEPS = 200
 """Of a trainer beside its oracle, over which a step is averaged, at least."""
+TURNS = 8
+"""Of all workers, over which it is, at least."""
 FAITHFUL = 0.5
 """Captured gain below which an engine is recommended only where none has more: its picks are not the model's."""
 
@@ -101,7 +103,8 @@ def hybrid_step_seconds(
     """
     rule = VersionRule(update_every=update_every, delay_steps=delay_steps)
     before = update_every * (2 + -(-delay_steps // update_every))
-    measured = update_every * -(-MEASURED_STEPS // update_every)  # several workers take turns longer than a version
+    # Several workers take turns longer than a version.
+    measured = update_every * -(-max(MEASURED_STEPS, TURNS * workers) // update_every)
     trainer = measured_from = 0.0
     begun: list[float] = []
     published = {0: 0.0}
