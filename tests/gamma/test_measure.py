@@ -13,6 +13,7 @@ from rich.console import Console
 
 from conformance.engine import needs
 from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.machine.cores import as_text, available_cores
 from infer2train.models.build import build_model
 from infer2train.oracle import measurement, rounds
 from infer2train.oracle.engines import missing_packages
@@ -179,9 +180,12 @@ def test_of_a_run_its_own_images_views_and_weights_are_measured(tmp_path: Path) 
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    everything = as_text(available_cores())
     with pytest.raises(ValueError, match="batch_size must be at least 2: got 1"):
         measure_gamma(batch_size=1)
     with pytest.raises(ValueError, match="without one; name a folder such as runs/NAME"):
         measure_gamma(run=tmp_path)
     with pytest.raises(ValueError, match="unknown model 'resnet45'"):
         measure_gamma(model="resnet45")
+    with pytest.raises(ValueError, match=f"the trainer needs one: got oracle_cores '{everything}' .*; name fewer"):
+        measure_gamma(oracle_cores=everything, model="resnet8", batch_size=8)

@@ -16,7 +16,7 @@ from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.data.load import default_cache_dir, load_data
 from infer2train.draws.addresses import Addresses, Purpose, seeds
 from infer2train.draws.scores import loss
-from infer2train.machine.cores import available_cores, shared_out
+from infer2train.machine.cores import as_text, available_cores, shared_out
 from infer2train.machine.memory import keep_freed_memory
 from infer2train.machine.place import Place
 from infer2train.observe.runlog import cpu_name, read_config
@@ -83,7 +83,7 @@ def measure_gamma(
     for name, value in {"batch_size": batch_size, "gamma": gamma, "threads": threads, "image_size": image_size}.items():
         if value is not None:
             at_least(name, value, 2 if name == "batch_size" else 1)
-    oracles, trainers = ((), available_cores()) if oracle_cores is None else shared_out(oracle_cores, 1)
+    oracles, trainers = _cores(oracle_cores)
     torch.set_num_threads(threads or len(trainers))
     keep_freed_memory()  # as a training does
     if run is None:
@@ -145,6 +145,19 @@ def measure_gamma(
         if oracles
         else None,
     )
+
+
+def _cores(oracle_cores: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The oracle's, if it has its own, and the trainer's."""
+    if oracle_cores is None:
+        return (), available_cores()
+    oracles, trainers = shared_out(oracle_cores, 1)
+    if set(oracles) & set(trainers):
+        raise ValueError(
+            f"beside an oracle on cores of its own the trainer needs one: got oracle_cores {oracle_cores!r} of "
+            f"{as_text(available_cores())}; name fewer, or leave --oracle-cores out"
+        )
+    return oracles, trainers
 
 
 Subject = tuple[ViewDataset, nn.Module, dict[str, Any]]
