@@ -20,6 +20,7 @@ from infer2train.oracle.engines import missing_packages
 from infer2train.oracle.measurement import EngineSpeed, EngineTrial
 from infer2train.oracle.rounds import take_turns
 from infer2train.oracle.samples import GivenSamples
+from infer2train.studies.gamma import measure
 from infer2train.studies.gamma.busyness import Busyness
 from infer2train.studies.gamma.measure import measure_gamma, subject_of
 from infer2train.studies.gamma.recommendation import Recommendation
@@ -69,6 +70,27 @@ def test_the_command_writes_every_field_and_says_what_to_do(tmp_path: Path, caps
     assert found["recommended"].keys() == {"engine", "gamma", "update_every", "delay_steps", "verdict", "otherwise"}
     assert found["recommended"]["verdict"] in shown
     assert f"--oracle {found['recommended']['engine']}" in shown
+
+
+def test_what_was_measured_is_not_lost_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = tmp_path / "found", []
+
+    def measured(**settings: Any) -> GammaReport:
+        asked.append(settings)
+        folder.rmdir()
+        return report([speed("a", 3000.0)])
+
+    monkeypatch.setattr(measure, "measure_gamma", measured)
+    arguments = ["gamma", "--quiet", "--json"]
+    for file in (folder / "gamma.json", tmp_path):
+        assert cli.main([*arguments, str(file)]) == 2
+        assert f"--json names a file in a folder that exists: got {file}; name another" in capsys.readouterr().err
+    assert not asked, "refused before it is measured"
+    folder.mkdir()
+    assert cli.main([*arguments, str(folder / "gamma.json")]) == 1
+    assert "γ = 10: FITS" in capsys.readouterr().out, "shown, although it cannot be written"
 
 
 def test_the_parts_of_a_step_are_those_of_the_paper() -> None:

@@ -152,11 +152,14 @@ def _gamma(options: dict[str, Any]) -> None:
 
     from infer2train.studies.gamma.report import print_gamma
 
+    file = None if options["json"] is None else Path(options["json"])
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):  # said now, not after minutes
+        raise ValueError(f"--json names a file in a folder that exists: got {file}; name another, or make the folder")
     report = _measured(options)
-    if options["json"] is not None:
-        Path(options["json"]).write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
     console = Console()
     print_gamma(report, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
+    if file is not None:
+        file.write_text(json.dumps(report.as_plain(), indent=2) + "\n", encoding="utf-8")
 
 
 def _plan(options: dict[str, Any]) -> None:
