@@ -82,6 +82,7 @@ REFUSED = [
     ("train --method nm-augment --pick maxx", ["unknown pick 'maxx'", "proportional", "did you mean 'max'"]),
     ("train --method nm-augment --oracle trch:fp32", ["unknown engine 'trch'", "did you mean 'torch'"]),
     ("train --method nm-augment --oracle torch:int3", ["fp32, bf16, fp16: got 'int3'"]),
+    ("train --method nm-augment --oracle-workers 2", ["got 2 with pool='inline'; pass pool='process'"]),
     ("train --gamma 0", ["gamma must be at least 1: got 0"]),
     ("train --gamma -3", ["gamma must be at least 1: got -3"]),
     ("train --gamma 1.5", ["gamma", "int", "1.5"]),

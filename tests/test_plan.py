@@ -8,6 +8,7 @@ import pytest
 
 from infer2train.cli.main import main
 from infer2train.studies.plan import (
+    FIELDS,
     MOST,
     Costs,
     Needed,
@@ -98,10 +99,20 @@ def test_bytes_are_those_of_addresses_scores_and_weights() -> None:
     assert bytes_of_a_record("resnet20") == pytest.approx(4 * 272_474, rel=0.02)
 
 
-@pytest.mark.parametrize("settings", [{"gamma": 0}, {"gamma": 1, "workers": []}, {"gamma": 1, "update_every": 0}])
-def test_what_cannot_be_planned_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
-        plan_of(MEASURED, **settings)
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"gamma": 0}, "must be at least 1"),
+        ({"workers": []}, "must be at least 1"),
+        ({"update_every": 0}, "must be at least 1"),
+        ({"delay_steps": -1}, "delay_steps must be at least 0: got -1"),
+        ({"link_megabits": 0.0}, "link_megabits must be positive: got 0.0"),
+        ({"link_megabits": -5.0}, "link_megabits must be positive: got -5.0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(settings: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        plan_of(MEASURED, **{"gamma": 1} | settings)
 
 
 def test_the_verb_reads_what_gamma_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,14 +121,54 @@ def test_the_verb_reads_what_gamma_wrote(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["plan", "--measured", str(file), "--delay-steps", "10", "--workers", "2", "4"]) == 0
     told = capsys.readouterr().out
     assert "a step alone takes 1000 ms" in told
-    assert "recommended: --oracle fast --oracle-workers 4 --queue-depth 4; a step is predicted" in told
+    assert (
+        "recommended: --oracle fast --gamma 10 --update-every 100 --delay-steps 10 --pool process --oracle-workers 4 "
+        "--queue-depth 4 (--pool ray on other machines); a step is predicted"
+    ) in told
     assert main(["plan", "--measured", str(file), "--workers", "1", "2"]) == 0
     told = capsys.readouterr().out
     assert "none of these is enough: about 4 workers of fast would be\n" in told
-    assert "the best of these: --oracle fast --oracle-workers 2 --queue-depth 4; a step is predicted" in told
+    assert "the best of these: --oracle fast --gamma 10 --update-every 100 --delay-steps 0 --pool process" in told
     assert "recommended" not in told
     assert main(["plan", "--measured", str(file), "--workers", "1", "--gamma", "9999"]) == 0
     assert f"none of these is enough, and {MOST} workers would not be either: lower" in capsys.readouterr().out
-    file.write_text("[]")
+
+
+ENGINE = MEASURED["engines"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("xx", "that is no JSON"),
+        ("[]", f"without {', '.join(FIELDS)}"),
+        (json.dumps({**MEASURED, "engines": []}), "without engines"),
+        (json.dumps({**MEASURED, "engines": [{k: v for k, v in ENGINE.items() if k != "chunk"}]}), "without chunk"),
+        (json.dumps({k: v for k, v in MEASURED.items() if k != "batch_size"}), "without batch_size"),
+    ],
+)
+def test_a_file_that_gamma_did_not_write_is_named(
+    text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gamma.json"
+    file.write_text(text)
     assert main(["plan", "--measured", str(file)]) == 2
-    assert "write it with gamma --json" in capsys.readouterr().err
+    assert f"got {file} {found}; write it with gamma --json {file}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_planned_is_refused_before_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--engines", "none", "--link-mbit", "0"]) == 2
+    told = capsys.readouterr().err
+    assert "link_megabits must be positive" in told
+    assert "measuring" not in told
+
+
+@pytest.mark.parametrize("given", ["--batch-size=256", "--model=resnet20", "--compile"])
+def test_what_only_a_measurement_would_heed_is_refused_beside_a_file(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gamma.json"
+    file.write_text(json.dumps(MEASURED))
+    assert main(["plan", "--measured", str(file), "--gamma", "4", "--quiet"]) == 0
+    assert main(["plan", "--measured", str(file), given]) == 2
+    assert f"was measured before: got {given.partition('=')[0]}; leave it out" in capsys.readouterr().err

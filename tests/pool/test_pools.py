@@ -29,6 +29,17 @@ def test_a_control_that_looks_at_no_candidate_has_no_oracle_to_put_anywhere() ->
     assert pool_of(Mining(method="baseline", pool="process")) is InlinePool
 
 
+@pytest.mark.parametrize("name", POOLS)
+def test_workers_that_a_pool_does_not_have_are_refused(name: str) -> None:
+    mining = Mining(method="nm-augment", pool=name, oracle_workers=2)
+    if name in ("process", "ray"):
+        assert pool_of(mining).runs_beside
+        return
+    with pytest.raises(ValueError, match=f"oracle_workers are processes .*: got 2 with pool='{name}'; pass pool='proc"):
+        pool_of(mining)
+    assert pool_of(Mining(method="baseline", pool=name, oracle_workers=2)) is InlinePool, "there is no oracle at all"
+
+
 def test_an_unknown_pool_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown pool 'proces': there is .*did you mean 'process'"):
         pool_of(Mining(pool="proces"))

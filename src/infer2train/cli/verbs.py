@@ -8,6 +8,8 @@ from typing import Any
 from infer2train.settings import as_plain, at_least, unknown
 from infer2train.training.config import RunConfig, from_plain
 
+PLANNING = {"measured", "gamma", "workers", "update_every", "delay_steps", "link_mbit", "quiet"}
+"""Options of plan that say something of what was measured before, too."""
 WIDTH_OF_A_FILE = 120
 """Columns of a table where nobody has a terminal's width."""
 
@@ -165,17 +167,18 @@ def _gamma(options: dict[str, Any]) -> None:
 def _plan(options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from infer2train.studies.plan import plan_of, print_plan, read_measured
+    from infer2train.studies.plan import check_plan, plan_of, print_plan, read_measured
 
     file = options["measured"]
-    plan = plan_of(
-        read_measured(Path(file)) if file is not None else _measured(options).as_plain(),
-        gamma=options["gamma"],
-        workers=options["workers"],
-        update_every=options["update_every"],
-        delay_steps=options["delay_steps"],
-        link_megabits=options["link_mbit"],
-    )
+    ignored = ["--" + name.replace("_", "-") for name in sorted(options["given"] - PLANNING)]
+    if file is not None and ignored:
+        raise ValueError(
+            f"plan --measured goes by what was measured before: got {' '.join(ignored)}; leave it out, or --measured"
+        )
+    settings = {name: options[name] for name in ("gamma", "workers", "update_every", "delay_steps")}
+    settings["link_megabits"] = options["link_mbit"]
+    check_plan(**settings)
+    plan = plan_of(read_measured(Path(file)) if file is not None else _measured(options).as_plain(), **settings)
     console = Console()
     print_plan(plan, console if console.is_terminal else Console(width=WIDTH_OF_A_FILE))
 

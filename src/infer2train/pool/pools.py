@@ -18,9 +18,15 @@ def pool_of(mining: Mining) -> type[Pool]:
     """The pool that settings ask for. A control that looks at no candidate has no oracle to put anywhere.
 
     Raises:
-        ValueError: there is no such pool; it names the nearest.
+        ValueError: there is no such pool; it names the nearest. Or it has no workers, and several are asked for.
     """
     if mining.pool not in POOLS:
         raise unknown("pool", mining.pool, POOLS)
-    kind: type[Pool] = resolve(POOLS[mining.pool if choices_of(mining).looks_at_candidates else "inline"])
+    has_oracle = choices_of(mining).looks_at_candidates
+    kind: type[Pool] = resolve(POOLS[mining.pool if has_oracle else "inline"])
+    if has_oracle and mining.oracle_workers > 1 and not kind.runs_beside:
+        raise ValueError(
+            f"oracle_workers are processes beside the trainer's: got {mining.oracle_workers} with "
+            f"pool={mining.pool!r}; pass pool='process' or pool='ray', or oracle_workers=1"
+        )
     return kind

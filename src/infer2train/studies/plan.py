@@ -35,6 +35,9 @@ DEEPEST = 4
 """Draws that are submitted ahead at least; with more workers as many as there are, or some would have none."""
 MEGABIT = 1e6 / 8
 """In bytes."""
+FIELDS = ("model", "batch_size", "training_images_per_second", "views_per_second", "engines")
+"""What a plan is made from, in what gamma writes."""
+FIELDS_OF_AN_ENGINE = ("name", "images_per_second", "refresh_seconds", "captured_gain", "chunk")
 SPANS = 2
 """Of each chunk, in an answer: what the worker did when."""
 
@@ -181,6 +184,21 @@ class Plan:
     """Of the recommended kind, where nothing that was planned is enough."""
 
 
+def check_plan(
+    *, gamma: int, workers: Sequence[int], update_every: int, delay_steps: int, link_megabits: float
+) -> None:
+    """Refuse what nothing can be planned for: before minutes of measuring.
+
+    Raises:
+        ValueError: a setting that cannot be met.
+    """
+    for name, value in {"gamma": gamma, "update_every": update_every, "workers": min(workers, default=0)}.items():
+        at_least(name, value, 1)
+    at_least("delay_steps", delay_steps, 0)
+    if not link_megabits > 0:
+        raise ValueError(f"link_megabits must be positive: got {link_megabits}; pass --link-mbit 1000, say")
+
+
 def plan_of(
     measured: Mapping[str, Any],
     *,
@@ -203,8 +221,13 @@ def plan_of(
     Raises:
         ValueError: a setting that cannot be met.
     """
-    for name, value in {"gamma": gamma, "update_every": update_every, "workers": min(workers, default=0)}.items():
-        at_least(name, value, 1)
+    check_plan(
+        gamma=gamma,
+        workers=workers,
+        update_every=update_every,
+        delay_steps=delay_steps,
+        link_megabits=link_megabits,
+    )
     batch_size = measured["batch_size"]
     candidates, step = gamma * batch_size, batch_size / measured["training_images_per_second"]
     engines, rate = measured["engines"], link_megabits * MEGABIT
@@ -247,10 +270,24 @@ def read_measured(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is none of it.
     """
-    measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(measured, dict) or "training_images_per_second" not in measured:
-        raise ValueError(f"a plan is made from what gamma measured: got {file}; write it with gamma --json {file}")
-    return measured
+    try:
+        measured: Any = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError:
+        measured = None
+    lacking = _lacking(measured)
+    if lacking:
+        found = "that is no JSON" if measured is None else f"without {', '.join(lacking)}"
+        raise ValueError(
+            f"a plan is made from what gamma measured: got {file} {found}; write it with gamma --json {file}"
+        )
+    return dict(measured)
+
+
+def _lacking(measured: Any) -> list[str]:
+    """What a plan is made from, and is not there, or 0."""
+    told = measured if isinstance(measured, dict) else {}
+    of_engines = {name for engine in told.get("engines") or () for name in FIELDS_OF_AN_ENGINE if name not in engine}
+    return [*(name for name in FIELDS if not told.get(name)), *sorted(of_engines)]
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -265,7 +302,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"γ = {plan.gamma}, T = {plan.update_every}, D = {plan.delay_steps}; a step alone takes "
         f"{plan.step * 1e3:.0f} ms; {plan.draw_bytes / 1024:.0f} KB a draw, there and back, and "
-        f"{plan.record_bytes / 1024:.0f} KB a record, at {plan.link_megabits:.0f} Mbit/s",
+        f"{plan.record_bytes / 1024:.0f} KB a record, at {plan.link_megabits:g} Mbit/s",
         highlight=False,
         soft_wrap=True,
     )
@@ -282,7 +319,8 @@ def _advice(plan: Plan) -> Iterator[str]:
         more = "" if needed.delay_steps == plan.delay_steps else f", with --delay-steps {needed.delay_steps}"
         yield f"none of these is enough: about {needed.workers} workers of {found.oracle} would be{more}"
     yield (
-        f"{'recommended' if found.is_enough else 'the best of these'}: --oracle {found.oracle} --oracle-workers "
-        f"{found.workers} --queue-depth {found.queue_depth}; a step is predicted to take {found.step * 1e3:.0f} ms, "
-        f"{found.ratio:.2f} × one without an oracle"
+        f"{'recommended' if found.is_enough else 'the best of these'}: --oracle {found.oracle} --gamma {plan.gamma} "
+        f"--update-every {plan.update_every} --delay-steps {plan.delay_steps} --pool process --oracle-workers "
+        f"{found.workers} --queue-depth {found.queue_depth} (--pool ray on other machines); a step is predicted to "
+        f"take {found.step * 1e3:.0f} ms, {found.ratio:.2f} × one without an oracle"
     )
