@@ -456,6 +456,26 @@ def test_a_part_of_a_flags_name_is_no_flag(words: list[str], command: Command) -
     assert f"unrecognized arguments: {words[-2] if words[-1][0] != '-' else words[-1]}" in error
 
 
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        ("export runs/a --format onnx", "--formats"),
+        ("compare --sedes 3", "--seeds"),
+        ("plan --worker 2", "--workers"),
+        ("reproduce fig1 --arm=baseline", "--arms"),
+        ("eval runs/a --bets", "--best"),
+        ("--vresion", "--version"),
+        ("gamma --worker 3", None),
+        ("inspect runs/a --model x", None),
+        ("reproduce fig1 --epochs 3", None),
+    ],
+)
+def test_the_flag_that_is_suggested_is_one_of_the_verbs_own(line: str, near: str | None, command: Command) -> None:
+    status, _, error = command(*line.split())
+    assert status == 2
+    assert re.findall(r"did you mean (\S+)\?", error) == ([near] if near else [])
+
+
 def test_a_file_with_an_unknown_setting(command: Command, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("gama: 3\n")
     status, _, error = command("train", "--config", "own.yaml")

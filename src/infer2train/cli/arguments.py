@@ -70,6 +70,14 @@ def build_parser(arguments: Sequence[str]) -> jsonargparse.ArgumentParser:
     return parser
 
 
+def flags_of(verb: str | None, arguments: Sequence[str]) -> list[str]:
+    """The flags that a verb takes; of no verb, those that stand before one."""
+    parser = build_parser(arguments)
+    verbs: Any = next(action.choices for action in parser._actions if action.choices)
+    takes = parser if verb is None else verbs[verb]
+    return [flag for flag in (*takes._option_string_actions, "--debug") if flag.startswith("--")]
+
+
 def _parser(description: str, **more: Any) -> jsonargparse.ArgumentParser:
     """A parser that takes flags by their whole names only: `given`, and what looks for the regime, go by those."""
     return jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **more)

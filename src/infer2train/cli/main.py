@@ -7,11 +7,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 
-from infer2train.cli.arguments import build_parser, parse
+from infer2train.cli.arguments import build_parser, flags_of, parse
 from infer2train.cli.verbs import VERBS
-from infer2train.training.config import RunConfig
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,9 +58,9 @@ def _explain_usage(error: argparse.ArgumentError, arguments: Sequence[str]) -> i
     verb = next((argument for argument in arguments if argument in VERBS), None)
     message = " ".join(error.message.split())
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    known = ["--" + field.name.replace("_", "-") for field in fields(RunConfig)]
-    unknown = [flag for flag in flags if flag in message and flag not in known]
-    near = [match for flag in unknown for match in difflib.get_close_matches(flag, known, n=1)]
+    known = {flag[2:]: flag for flag in flags_of(verb, arguments)}
+    unknown = [flag[2:] for flag in flags if flag in message and flag[2:] not in known]
+    near = [known[match] for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
     suggestion = f"; did you mean {' '.join(near)}?" if near else ""
     help_command = " ".join(["infer2train", *([verb] if verb else []), "--help"])
     print(f"infer2train: {message}{suggestion}\n{help_command} explains every setting", file=sys.stderr)
