@@ -153,7 +153,7 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool, held_out: So
     notes += more
     if task.engine is not None:
         notes += task.engine.notes
-        if mining.oracle == "int8":
+        if mining.oracle.partition("/")[0] == "int8":
             mining = replace(mining, oracle=task.engine.name)
     whole = task if held_out is None else validated(task, held_out, host.split, _measure(mining))
     pool, more = kind.built(whole, mining, device_of(host.model))
@@ -178,7 +178,7 @@ def _named(oracle: str, choices: Choices) -> str:
         ValueError: there is no such engine, or a package is missing.
     """
     resolved = resolve_engine(oracle, is_used=choices.has_oracle)
-    return oracle if oracle == "int8" and choices.has_oracle else resolved
+    return oracle if oracle.partition("/")[0] == "int8" and choices.has_oracle else resolved
 
 
 def _rehearsed(host: Host, mining: Mining, choices: Choices) -> Rehearsal:

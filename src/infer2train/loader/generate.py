@@ -127,7 +127,7 @@ def generate(
     with closing(Reader(source, ViewWorkers.of(base))) as reader:
         task = _task(base, generator, source, reader, wanted, split, sample)
         assert task.engine is not None
-        if wanted.oracle == "int8":
+        if wanted.oracle.partition("/")[0] == "int8":
             wanted = replace(wanted, oracle=task.engine.name)
         pool, notes = pool_of(wanted).built(task, wanted, device_of(generator))
     made = MadeLoader(base, generator, wanted, pool)
