@@ -73,7 +73,7 @@ def test_how_many_labels_were_wrong_where_it_helped_is_said(capsys: pytest.Captu
     assert "Mining has helped nowhere near here" in told, "what 30 % were like is not what 5 % are like"
 
 
-def test_what_says_the_opposite_is_not_kept_back() -> None:
+def test_what_says_something_else_is_not_kept_back() -> None:
     baseline = Fitted(view_error=50.0, label_noise=0.3)
     helps, hurts = (entry("trusted", view_error, d, label_noise=0.3) for view_error, d in ((55.0, -5.0), (52.0, 3.0)))
     further = entry("trusted", 60.0, -9.0, label_noise=0.3)
@@ -81,7 +81,7 @@ def test_what_says_the_opposite_is_not_kept_back() -> None:
     assert [measured for measured, _ in found] == [helps, hurts]
     said = advice(baseline, found)
     assert said[0].startswith("Try trusted: -5.0 points")
-    assert said[1].startswith("It cost +3.0 points elsewhere that is as much like yours")
+    assert said[1].startswith("It was +3.0 [+2.5, +3.5] points elsewhere, which is as much like yours: ")
     far = entry("trusted", 5.0, 3.0, label_noise=0.3)
     assert nearest(baseline, [helps, far]) == [(helps, pytest.approx(1.1))], "what is far tells nothing against it"
 

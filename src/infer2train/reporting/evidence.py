@@ -20,9 +20,6 @@ FLOOR = 0.1
 NOISY = 0.05
 """Part of the labels that are wrong, from which a training is compared with noisy ones (0 to 1)."""
 
-OPPOSITE = {"helps": "hurts", "hurts": "helps"}
-"""Of a verdict."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -99,12 +96,12 @@ def distance(baseline: Fitted, measured: Evidence) -> float:
 def nearest(baseline: Fitted, measured: Sequence[Evidence]) -> list[tuple[Evidence, float]]:
     """Of each method the comparison that is most like this training, and its distance; the most helpful first.
 
-    And the one most like it that says the opposite, helps for hurts, where that is not far either.
+    And the one most like it that says something else, where that is not far either.
     """
     pairs = [(entry, away) for entry in measured if math.isfinite(away := distance(baseline, entry))]
     found = []
     for method in dict.fromkeys(entry.method for entry, _ in pairs):
         near = sorted((pair for pair in pairs if pair[0].method == method), key=lambda pair: pair[1])
-        opposite = OPPOSITE.get(near[0][0].verdict)
-        found += [near[0], *[pair for pair in near if pair[0].verdict == opposite and pair[1] <= FAR][:1]]
+        others = [pair for pair in near if pair[0].verdict != near[0][0].verdict and pair[1] <= FAR]
+        found += [near[0], *others[:1]]
     return sorted(found, key=lambda pair: pair[0].difference)

@@ -64,10 +64,11 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
             f"Try {best.method}: {best.difference:+.1f} points where {labels}the error on training views{both} within "
             f"{away:.1f} times yours. Compare it over 5 seeds (infer2train compare) before you believe it."
         )
-        contrary = [entry for entry, _ in found if entry.method == best.method and entry.verdict == "hurts"]
         said += [
-            f"It cost {entry.difference:+.1f} points elsewhere that is as much like yours: {entry.where}."
-            for entry in contrary
+            f"It was {entry.difference:+.1f} [{entry.low:+.1f}, {entry.high:+.1f}] points elsewhere, which is as much "
+            f"like yours: {entry.where}."
+            for entry, _ in found
+            if entry.method == best.method and entry is not best
         ]
         if best.on_equal_hardware is not None and best.on_equal_hardware > 0:
             said.append(
