@@ -157,7 +157,8 @@ def deviation(got: Sequence[Tensor], expected: Sequence[Tensor], bits: int = 8) 
 
 def _steps(expected: Float[Tensor, "..."], bits: int) -> Tensor:
     """The step of each column of a finite output."""
-    low, high = (expected.amin(0), expected.amax(0)) if len(expected) > 1 else (expected, expected)
+    has_rows = expected.ndim > 0 and len(expected) > 1
+    low, high = (expected.amin(0), expected.amax(0)) if has_rows else (expected, expected)
     varies = low < high
     told = varies if bool(varies.any()) else torch.ones_like(varies)  # rows that are all the same tell nothing
     step = affine_of_range(low[told].min(), high[told].max(), bits).scale
