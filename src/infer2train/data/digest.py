@@ -18,6 +18,7 @@ def digest(split: AnySplit) -> str:
     """SHA-256 of all labels of a split, in their order, and of a few of its images; hexadecimal.
 
     Example:
+        >>> from infer2train.data.images import ImageSplit
         >>> one = ImageSplit(np.zeros((2, 8, 8, 1), np.uint8), np.array([4, 1]))
         >>> digest(one) == digest(one), digest(one) == digest(one.part(np.array([1, 0])))
         (True, False)
