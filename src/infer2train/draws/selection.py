@@ -67,6 +67,24 @@ def pick_max(scores: Float[Tensor, "b g"], uniforms: Float32[Tensor, " b"]) -> I
     return hardness(scores).argmax(1)
 
 
+def require_probable(weights: Float[Tensor, "*n"], pick: str, otherwise: str) -> None:
+    """Refuse what nothing can be drawn in proportion to.
+
+    Args:
+        weights: finite scores.
+        pick: whose they are.
+        otherwise: what helps besides another score.
+
+    Raises:
+        ValueError: one is negative.
+    """
+    if bool((weights < 0).any()):
+        raise ValueError(
+            f"the pick {pick!r} makes probabilities of scores, so they must be at least 0: got "
+            f"{weights.min().item():.4g}; use the score 'loss' or 'gradient-norm-bound', or {otherwise}"
+        )
+
+
 def pick_proportional(scores: Float[Tensor, "b g"], uniforms: Float32[Tensor, " b"]) -> Int64[Tensor, " b"]:
     """One view of each slot, with probability proportional to its score.
 
@@ -91,11 +109,7 @@ def pick_proportional(scores: Float[Tensor, "b g"], uniforms: Float32[Tensor, " 
     """
     finite_BG = scores.isfinite()
     weights_BG = torch.where(finite_BG, scores, 0.0)
-    if bool((weights_BG < 0).any()):
-        raise ValueError(
-            "the pick 'proportional' makes probabilities of scores, so they must be at least 0: got "
-            f"{weights_BG.min().item():.4g}; use the score 'loss' or 'gradient-norm-bound', or the pick 'max'"
-        )
+    require_probable(weights_BG, "proportional", "the pick 'max'")
     nothing_to_weigh_B1 = (weights_BG == 0).all(1, keepdim=True)
     return _inverse_cdf(torch.where(nothing_to_weigh_B1, _eligible(finite_BG), weights_BG), uniforms)
 

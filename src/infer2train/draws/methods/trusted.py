@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infer2train.draws.addresses import Addresses, Purpose, seeds, uniforms
@@ -15,6 +15,7 @@ from infer2train.draws.methods.irreducible import WithIrreducible
 from infer2train.draws.methods.method import Choices, Read
 from infer2train.draws.methods.samples import filled, has_classes, with_hardest
 from infer2train.draws.mining import Mining
+from infer2train.draws.selection import require_probable
 
 TINY = 1e-30
 """Of scores, the least that counts."""
@@ -47,7 +48,8 @@ class Trusted(WithIrreducible):
         chance = torch.from_numpy(draw.numbers(uniforms, Purpose.UNIFORM_SCORE, np.arange(len(draw.candidates))))
         keys = -(-chance.double().log()).log()
         if scores is not None:
-            weight = _as_weights(scores)
+            weight = scores.cpu().double()
+            require_probable(weight[weight.isfinite()], "trusted", "add a constant to your own")
             keys = keys + weight.clamp(min=TINY).log()  # a score of 0 too stands before what is not believed
             keys[~weight.isfinite()] = -torch.inf
         doubted = self.irreducible(draw.candidates.ids) > self._limit
@@ -77,18 +79,3 @@ class Trusted(WithIrreducible):
     def metrics(self) -> dict[str, float]:
         known = self._irreducible.values
         return super().metrics() | {"trusted_share": float((known[known.isfinite()] <= self._limit).float().mean())}
-
-
-def _as_weights(scores: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
-    """Scores as what candidates are drawn in proportion to.
-
-    Raises:
-        ValueError: one is negative.
-    """
-    weights = scores.cpu().double()
-    if len(negative := weights[weights.isfinite() & (weights < 0)]):
-        raise ValueError(
-            "the pick 'trusted' makes probabilities of scores, so they must be at least 0: got "
-            f"{negative.min().item():.4g}; use the score 'loss' or 'gradient-norm-bound', or add a constant to your own"
-        )
-    return weights
