@@ -112,9 +112,8 @@ def elapsed(run: RunFolder) -> dict[int, float]:
     evaluation."""
     seconds: list[Any] = [(row.get("seconds") or {}).get("total") for row in run.epochs]
     timed = seconds[: seconds.index(None)] if None in seconds else seconds
-    ends = accumulate(timed, initial=run.before_seconds)
-    next(ends)
-    return {int(row["epoch"]): total for row, total in zip(run.epochs, ends, strict=False)}
+    ends = zip(run.epochs, accumulate(timed), strict=False)
+    return {int(row["epoch"]): run.before_seconds + total for row, total in ends}
 
 
 def step_curves(runs: Mapping[str, Sequence[RunFolder]], name: str, *, points: int) -> dict[str, Curve]:
