@@ -26,7 +26,7 @@ from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.rehearsal import Rehearsal, rehearse
 from infer2train.machine.device import device_of
 from infer2train.machine.place import Place
-from infer2train.oracle.engines import build_engine, resolve_engine
+from infer2train.oracle.engines import build_engine, is_any_int8, resolve_engine
 from infer2train.oracle.fidelity import FidelityMonitor
 from infer2train.oracle.quantization.schemes import get_scheme
 from infer2train.oracle.samples import SourceSamples
@@ -153,7 +153,7 @@ def assembled(host: Host, wanted: Mining, *, is_scored_apart: bool, held_out: So
     notes += more
     if task.engine is not None:
         notes += task.engine.notes
-        if mining.oracle.partition("/")[0] == "int8":
+        if is_any_int8(mining.oracle):
             mining = replace(mining, oracle=task.engine.name)
     whole = task if held_out is None else validated(task, held_out, host.split, _measure(mining))
     pool, more = kind.built(whole, mining, device_of(host.model))
@@ -178,7 +178,7 @@ def _named(oracle: str, choices: Choices) -> str:
         ValueError: there is no such engine, or a package is missing.
     """
     resolved = resolve_engine(oracle, is_used=choices.has_oracle)
-    return oracle if oracle.partition("/")[0] == "int8" and choices.has_oracle else resolved
+    return oracle if is_any_int8(oracle) and choices.has_oracle else resolved
 
 
 def _rehearsed(host: Host, mining: Mining, choices: Choices) -> Rehearsal:

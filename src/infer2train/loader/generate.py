@@ -23,7 +23,7 @@ from infer2train.loader.order import readable_ids, usual_batch_size
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.rehearsal import rehearse
 from infer2train.machine.device import device_of
-from infer2train.oracle.engines import build_engine
+from infer2train.oracle.engines import build_engine, is_any_int8
 from infer2train.oracle.quantization.schemes import get_scheme
 from infer2train.oracle.samples import SourceSamples
 from infer2train.pool.pools import pool_of
@@ -127,7 +127,7 @@ def generate(
     with closing(Reader(source, ViewWorkers.of(base))) as reader:
         task = _task(base, generator, source, reader, wanted, split, sample)
         assert task.engine is not None
-        if wanted.oracle.partition("/")[0] == "int8":
+        if is_any_int8(wanted.oracle):
             wanted = replace(wanted, oracle=task.engine.name)
         pool, notes = pool_of(wanted).built(task, wanted, device_of(generator))
     made = MadeLoader(base, generator, wanted, pool)

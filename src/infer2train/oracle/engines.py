@@ -82,6 +82,11 @@ def parse_engine(spec: str) -> EngineName:
     return EngineName(name, precision if colon else None, device or None, bool(plus), int(divisor or 1))
 
 
+def is_any_int8(spec: str) -> bool:
+    """Whether the model decides which engine it is: `int8`, also at a lower resolution."""
+    return spec.partition("/")[0] == "int8"
+
+
 def missing_packages(spec: str) -> list[str]:
     """Packages that an engine needs, with or without a precision in its name, and that are not installed."""
     return [package for package in EXTRAS.get(parse_engine(spec).name, ()) if importlib.util.find_spec(package) is None]
