@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infer2train.batches import as_float32, call_model, map_tensors, tensors_of, to_device
+from infer2train.batches import as_float32, call_model, map_tensors, take_rows, tensors_of, to_device
 from infer2train.machine.compilation import compiled
 from infer2train.machine.device import device_of
 from infer2train.oracle.engine import Engine, Prepared
@@ -31,6 +31,8 @@ LAID_OUT = (nn.Conv2d, nn.ConvTranspose2d)
 SAME = 4.0
 """Output quantisation steps by which two memory layouts may differ, which add in another order; what reads a feature
 map by its layout (as_strided) is tens of steps off."""
+FEW = 8
+"""Rows by which layouts are compared."""
 LOW_PRECISION_LAYERS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose weights are kept in the engine's precision: exactly these classes. A subclass may compute with its
 weight (standardise it, hand it to attention), so it keeps float32 and autocast does the rest."""
@@ -145,7 +147,8 @@ class TorchEngine(Engine):
         try:
             return call_model(self._run, inputs)
         except Exception as error:
-            if self._format is torch.contiguous_format or not isinstance(error, RuntimeError):
+            is_of_layout = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+            if self._format is torch.contiguous_format or not is_of_layout:
                 if self._is_compiled:
                     error.add_note(f"torch.compile needs a model that it can follow, and few shapes; {UNCOMPILED}")
                 raise
@@ -156,8 +159,9 @@ class TorchEngine(Engine):
     def _settle(self, inputs: Any) -> None:
         """Stay channels last only if the model says the same in the layout that it was written for; found out once."""
         self._is_settled = True
+        few = take_rows(inputs, FEW)
         try:
-            here, there = (self._says(inputs, layout) for layout in (self._format, torch.contiguous_format))
+            here, there = (self._says(few, layout) for layout in (self._format, torch.contiguous_format))
         except RuntimeError:
             return self._be_contiguous()
         has_shapes = [tensor.shape for tensor in here] == [tensor.shape for tensor in there]
