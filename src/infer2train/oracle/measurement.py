@@ -203,10 +203,16 @@ def end_to_end_gamma(
     return seconds * rate / (update_every * batch_size)
 
 
+def trained_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model in training mode."""
+    trained = copy.deepcopy(model)
+    trained.train()  # a user's own may return nothing
+    return trained
+
+
 def step_seconds(model: nn.Module, inputs: Any) -> float:
     """Seconds of a forward and backward pass of the model as it is, on a copy."""
-    trained = copy.deepcopy(model)
-    trained.train()
+    trained = trained_copy(model)
     inputs = to_device(inputs, device_of(model))
 
     def step() -> None:

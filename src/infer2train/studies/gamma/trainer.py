@@ -1,6 +1,5 @@
 """How fast the trainer trains here, at its best, and what a step consists of."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infer2train.batches import logits_of
+from infer2train.oracle.measurement import trained_copy
 
 Call = Callable[[], object]
 
@@ -49,7 +49,7 @@ def training_ways(model: nn.Module, images: Tensor, targets: Tensor, *, compiled
     for mode in ("eager", "compile") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):
             for layout in (torch.contiguous_format, torch.channels_last):
-                trained = _trained_copy(model).to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+                trained = trained_copy(model).to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
                 batch = images.contiguous(memory_format=layout) if images.ndim == 4 else images
                 step = _Step(trained, batch, targets, precision, mode == "compile")
                 if mode == "compile":
@@ -75,16 +75,10 @@ class _Step:
         self._optimizer.zero_grad()
 
 
-def _trained_copy(model: nn.Module) -> nn.Module:
-    trained = copy.deepcopy(model)
-    trained.train()  # a user's own may return nothing
-    return trained
-
-
 def step_calls(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Call]:
     """What the parts of a step are found from: a forward pass, one with the inputs' gradients, one with all."""
-    frozen = _trained_copy(model).requires_grad_(False)
-    whole = _trained_copy(model)
+    frozen = trained_copy(model).requires_grad_(False)
+    whole = trained_copy(model)
     pixels = images.float()
 
     def loss(network: nn.Module, batch: Tensor) -> Tensor:
