@@ -112,6 +112,14 @@ def test_the_table_ranks_every_sample(run: Path) -> None:
     assert all(int(row["label"]) == labels[int(row["id"])] for row in found)
 
 
+def write_images(folder: Path) -> None:
+    """18 to train on and 6 to test on, of two classes."""
+    for number in range(24):
+        file = folder / ("train" if number < 18 else "test") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+
+
 def test_the_table_names_the_file_of_each_sample(tmp_path: Path) -> None:
     for part, count in (("train", 20), ("test", 2)):
         for number in range(2 * count):
@@ -146,10 +154,7 @@ def test_images_that_are_no_longer_those_of_the_run_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A suspect that was put where it belongs gives others its number: nobody is to be blamed by it."""
-    for number in range(24):
-        file = tmp_path / "data" / ("train" if number < 18 else "test") / "ab"[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+    write_images(tmp_path / "data")
     options = "--method nm-augment --gamma 2 --epochs 2 --batch-size 6 --name moved --quiet"
     places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
     assert main(["train", *places, *options.split()]) == 0
@@ -178,16 +183,16 @@ def test_a_score_that_is_no_loss_makes_no_label_doubtful(run: Path, tmp_path: Pa
     assert "so a high one does not make a label doubtful" in page
     assert (tmp_path / "run" / TABLE).read_text().startswith("rank,id,label,score,looks")
     found = subject(run)
-    others = [{"method": "rho"}, {"method": "nm-sample"}, {"method": "nm-sample", "score": "squared-error"}]
-    said = [replace(found, mining=Mining(epochs=2, **other)).has_losses for other in others]  # type: ignore[arg-type]
+    others = (
+        Mining(method=m, epochs=2, score=s)
+        for m, s in (("rho", None), ("nm-sample", None), ("nm-sample", "squared-error"))
+    )
+    said = [replace(found, mining=mining).has_losses for mining in others]
     assert said == [False, True, True]
 
 
 def test_near_copies_have_no_files(tmp_path: Path) -> None:
-    for number in range(24):
-        file = tmp_path / "data" / ("train" if number < 18 else "test") / "ab"[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+    write_images(tmp_path / "data")
     options = "--method nm-augment --gamma 2 --epochs 1 --copies 3 --batch-size 6 --name copies --quiet"
     places = ["--data", str(tmp_path / "data"), "--data-cache", str(tmp_path / "cache"), "--runs-dir", str(tmp_path)]
     assert main(["train", *places, *options.split()]) == 0
