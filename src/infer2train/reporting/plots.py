@@ -127,7 +127,7 @@ def _legend(axes: Any, looks: Mapping[str, Style], *, with_training: bool) -> No
     if with_training:
         lines.append(Line2D([], [], color=MUTED, linestyle=(0, (1, 1.5)), label="training, views trained on"))
         lines.append(Line2D([], [], color=MUTED, linestyle=(0, (5, 1.6, 1, 1.6)), label="training, random views"))
-        lines.append(Line2D([], [], color=MUTED, label="validation"))
+        lines.append(Line2D([], [], color=MUTED, label="test"))
     axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=7.5)
 
 
