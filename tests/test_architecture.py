@@ -17,7 +17,7 @@ ROOMS = {
     "models": "initialisation pixels convnet cifar_resnet imagenet_resnet build",
     "data": "decoding fingerprints images digest subsets cache once labels digits cifar10 hub class_folders parquet "
     "load",
-    "observe": "timeline trace keeping_up metrics picks runlog",
+    "observe": "timeline trace keeping_up metrics picks runlog warned",
     "checkpoint": "state manifest checkpoint",
     "oracle": "telemetry quantization weight_bits rounds snapshot samples engine reduced_engine scorer "
     "torch_engine fidelity live refresher trial verification lowered_engine simulated_engine "

@@ -372,6 +372,36 @@ assert not found, found
     assert all(f"usage: infer2train [options] {verb}" in done.stdout for verb in VERBS)
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_warning_is_one_line_and_is_read_once(debug: bool, tmp_path: Path) -> None:
+    """Where each seed of each method would give it; in a process of its own, since pytest keeps warnings to itself."""
+    twice = [
+        "--methods",
+        "baseline",
+        "nm-sample",
+        "nm-augment",
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--limit",
+        "100",
+        "--gamma",
+        "1",
+    ]
+    command = [sys.executable, "-m", "infer2train", "compare", *twice, "--batch-size", "50", "--update-every", "40"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command + ["--debug"] * debug, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    sentence = "the oracle gets new weights every 40 steps, an epoch has 2: lower update_every, to 1 for example"
+    if debug:
+        assert re.search(rf"loop\.py:\d+: RuntimeWarning: {re.escape(sentence)}", done.stderr)
+    else:
+        assert done.stderr.splitlines().count(f"infer2train: warning: {sentence}") == 1
+        assert "RuntimeWarning" not in done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_flag_has_words_and_a_default(verb: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")

@@ -6,10 +6,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 import argparse
 import difflib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from infer2train.cli.arguments import build_parser, flags_of, parse
 from infer2train.cli.verbs import VERBS
+from infer2train.observe.warned import OneLine
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -18,7 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the entry point of `infer2train`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    whole = warnings.formatwarning
     try:
+        if not debug:
+            warnings.formatwarning = OneLine()
         return _run([argument for argument in given if argument != "--debug"])
     except argparse.ArgumentError as error:
         return _explain_usage(error, given)
@@ -29,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error, given)
+    finally:
+        warnings.formatwarning = whole
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:

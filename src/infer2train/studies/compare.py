@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infer2train.machine.cores import parts_of_all, stay_on
 from infer2train.observe.runlog import CONFIG, METRICS
+from infer2train.observe.warned import OneLine
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import write_report
@@ -223,6 +225,7 @@ def _train_side_by_side(
 def _begin_job(places: "SimpleQueue[tuple[int, ...]]") -> None:
     """In a fresh process: take orders from the parent alone, not from the terminal, and end when it is gone."""
     os.setsid()
+    warnings.formatwarning = OneLine()
     if cores := places.get():
         stay_on(cores)
     parent = multiprocessing.parent_process()
