@@ -85,8 +85,8 @@ def test_a_comparison_and_a_run_are_compared(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"seed": 3}, "no seed in common with baseline"),
-        ({"data": "digits"}, "test errors of other data than those of baseline"),
-        ({"validation_split": 50}, "test errors of other data than those of baseline"),
+        ({"data": "digits"}, "errors of other data than those of baseline"),
+        ({"validation_split": 50}, "errors of other data than those of baseline"),
         ({"done": 2}, "no seed finished yet by both this setting and baseline"),
     ],
 )

@@ -55,6 +55,24 @@ def run_copy(run_folder, tmp_path):
     return shutil.copytree(run_folder, tmp_path / "first")
 
 
+def judge(folder, validation_split):
+    """Have all runs below a folder say that so many images were held back."""
+    for path in folder.rglob("config.yaml"):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "validation_split": validation_split}))
+
+
+def test_errors_on_images_that_were_held_back_are_called_validation_errors(comparison_folder, run_copy, tmp_path):
+    folder = shutil.copytree(comparison_folder, tmp_path / "cifar")
+    for held_back, right, wrong in ((5000, "alidation error", "est error"), (0, "est error", "alidation error")):
+        for page in (folder, run_copy):
+            judge(page, held_back)
+            written = write_report(page).read_text(encoding="utf-8")
+            assert right in written
+            assert wrong not in written.replace("lowest error", "")
+    judge(folder / "baseline-seed0", 5000)
+    assert "Error by seed, %" in write_report(folder).read_text(encoding="utf-8"), "of both, it is an error"
+
+
 def test_the_page_asks_the_network_for_nothing(comparison_page):
     for _, attributes in comparison_page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):

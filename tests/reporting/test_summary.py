@@ -1,4 +1,5 @@
 import io
+import re
 import shutil
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_the_table_fits_100_columns_and_loses_no_number(method):
     for part in ("73.41 ± 12.12", "3/4", difference(wide_summary().difference), "INCONCLUSIVE", "9 h 59 min", "33 %"):
         assert part in text
     assert method[:10] in text
+
+
+def test_the_table_says_what_the_errors_are_of():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison_table([wide_summary()], "validation error"))
+    text = console.export_text(clear=False)
+    assert re.search(r"Validation +", text)
+    assert "73.41 ± 12.12" in text
+    assert "Test error" not in text
 
 
 def test_an_inconclusive_difference_says_how_many_seeds_it_needs():

@@ -23,13 +23,15 @@ def _train(options: dict[str, Any]) -> None:
     config = _config_of(options)
     name = options["name"] or f"{config.regime}-{config.method}-seed{config.seed}"
     folder = Path(options["runs_dir"]) / name
+    from infer2train.reporting.runs import error_name
     from infer2train.training.loop import train
 
     trace = None if options["trace"] is None else Path(options["trace"])
     result = train(config, folder, resume=options["resume"], quiet=options["quiet"], trace=trace)
+    error = f"{error_name(config.validation_split)} {result.evaluation.error:.2%}"
     top5 = "" if result.evaluation.top5_error is None else f", top-5 error {result.evaluation.top5_error:.2%}"
     print(
-        f"{name}: test error {result.evaluation.error:.2%}{top5}, loss {result.evaluation.loss:.4f}, "
+        f"{name}: {error}{top5}, loss {result.evaluation.loss:.4f}, "
         f"{result.seconds:.1f} s, {result.scoring_share:.0%} of it scoring\nreport: {folder / 'report.html'}"
     )
     if trace is not None:
@@ -103,6 +105,7 @@ def _eval(options: dict[str, Any]) -> None:
     import json
 
     from infer2train.observe.runlog import read_config
+    from infer2train.reporting.runs import error_name
     from infer2train.training.folder import evaluate_folder
 
     folder, on_test = Path(options["folder"]), options["test"]
@@ -110,10 +113,9 @@ def _eval(options: dict[str, Any]) -> None:
     if options["json"]:
         print(json.dumps(vars(result)))
         return
-    is_held_back = read_config(folder).get("validation_split") and not on_test
+    name = error_name(None if on_test else read_config(folder).get("validation_split"))
     top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
-    kind = "validation" if is_held_back else "test"
-    print(f"{options['folder']}: {kind} error {result.error:.2%}{top5}, loss {result.loss:.4f}")
+    print(f"{options['folder']}: {name} {result.error:.2%}{top5}, loss {result.loss:.4f}")
 
 
 def _export(options: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def difference_intervals(
     differences: Mapping[str, PairedDifference],
     looks: Mapping[str, Style],
     *,
+    error: str = "test error",
     title: str = "Differences from the baseline with 95 % intervals",
 ) -> str:
     """Each method's difference from the baseline with its 95 % interval, beside the line of no difference.
@@ -70,6 +71,7 @@ def difference_intervals(
     Args:
         differences: by method, of fractions.
         looks: the methods' styles.
+        error: what they are of.
         title: what a screen reader says.
 
     Returns:
@@ -89,7 +91,7 @@ def difference_intervals(
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(differences) - 0.4, -0.6)
         axes.margins(x=0.08)
-        axes.set_xlabel("difference in test error, points (left: fewer errors)")
+        axes.set_xlabel(f"difference in {error}, points (left: fewer errors)")
 
     return drawn("differences", title, 0.75 + _height(differences), draw)
 

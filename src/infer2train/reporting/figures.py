@@ -37,9 +37,9 @@ def figures(runs: RunSet, lines: Sequence[MethodSummary], looks: Looks, seconds:
     """
     shown = {method: runs.shown(method) for method in runs.methods if runs.of(method)}
     return {
-        **(_gathered_figures(shown, looks) if runs.is_gathered else _error_figures(shown, looks)),
-        **(_seconds_figure(shown, looks) if runs.baseline else {}),
-        **_difference_figure(lines, looks),
+        **(_gathered_figures if runs.is_gathered else _error_figures)(shown, looks, runs.error_name),
+        **(_seconds_figure(shown, looks, runs.error_name) if runs.baseline else {}),
+        **_difference_figure(lines, looks, runs.error_name),
         **_step_figures(shown, looks),
         **_budget_figure(seconds),
     }
@@ -61,14 +61,14 @@ def _step_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[str, 
     return figures
 
 
-def _difference_figure(lines: Sequence[MethodSummary], looks: Looks) -> dict[str, str]:
+def _difference_figure(lines: Sequence[MethodSummary], looks: Looks, error: str) -> dict[str, str]:
     """The differences with their intervals, once one has an interval."""
     differences = {line.method: line.difference for line in lines if line.difference is not None}
     if all(found.low is None for found in differences.values()):
         return {}
     told = "; ".join(f"{method} {tables.difference(found)}" for method, found in differences.items())
     title = f"Differences from the baseline in points, with 95 % intervals: {told}"
-    return {"differences": bars.difference_intervals(differences, looks, title=title)}
+    return {"differences": bars.difference_intervals(differences, looks, error=error, title=title)}
 
 
 def _budget_figure(seconds: Seconds) -> dict[str, str]:
@@ -84,23 +84,23 @@ def _budget_figure(seconds: Seconds) -> dict[str, str]:
     return {"budget": bars.time_budget(seconds, title=f"Time budget: {'; '.join(told)}")}
 
 
-def _error_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[str, str]:
+def _error_figures(shown: dict[str, list[RunFolder]], looks: Looks, error: str) -> dict[str, str]:
     """Panels (a), all epochs, and (b), the final ones, where there is more than one method to be seen, if there are."""
     curves = {method: errors_of(found) for method, found in shown.items()}
     lasts = [int(found.validation.x[-1]) for found in curves.values() if len(found.validation)]
     if not lasts:
         return {}
     last = max(lasts)
-    ends = _said({method: found.validation for method, found in curves.items()})
+    ends = _said({method: found.validation for method, found in curves.items()}, error)
     figures = {"errors": plots.error_curves(curves, looks, title=f"Error over all epochs; {ends}")}
     first = last + 1 - max(3, round((last + 1) / FINAL_PART))
     if first > 0 and sum(each >= first for each in lasts) >= min(2, len(lasts)):
-        title = f"Test error over the final epochs, from {first}; {ends}"
+        title = f"{error.capitalize()} over the final epochs, from {first}; {ends}"
         figures["final_errors"] = plots.error_curves(curves, looks, first_epoch=first, title=title)
     return figures
 
 
-def _gathered_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[str, str]:
+def _gathered_figures(shown: dict[str, list[RunFolder]], looks: Looks, error: str) -> dict[str, str]:
     """Test and training errors over steps, apart: runs of any lengths have no final epochs in common."""
     curves = {method: errors_of(found, "step") for method, found in shown.items()}
     test = {method: ErrorCurves(found.validation, NONE, NONE) for method, found in curves.items()}
@@ -108,7 +108,7 @@ def _gathered_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[s
     tested = {method: found.validation for method, found in curves.items() if len(found.validation)}
     figures = {}
     if tested:
-        title = f"Test error over steps; {_said(tested)}"
+        title = f"{error.capitalize()} over steps; {_said(tested, error)}"
         figures["errors"] = plots.error_curves(test, looks, over="step", title=title)
     if any(len(found.mined) or len(found.random) for found in training.values()):
         title = "Training error over steps"
@@ -116,18 +116,19 @@ def _gathered_figures(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[s
     return figures
 
 
-def _seconds_figure(shown: dict[str, list[RunFolder]], looks: Looks) -> dict[str, str]:
+def _seconds_figure(shown: dict[str, list[RunFolder]], looks: Looks, error: str) -> dict[str, str]:
     """Panel (c): what each second gave."""
     curves = {method: curve for method, found in shown.items() if len(curve := error_over_seconds(found))}
     if not curves:
         return {}
-    return {"seconds": plots.error_over_seconds(curves, looks, title=f"Test error over seconds; {_said(curves)}")}
+    title = f"{error.capitalize()} over seconds; {_said(curves, error)}"
+    return {"seconds": plots.error_over_seconds(curves, looks, error=error, title=title)}
 
 
-def _said(curves: Mapping[str, Curve]) -> str:
+def _said(curves: Mapping[str, Curve], error: str) -> str:
     """Where curves end, for those who cannot see them."""
     ends = [f"{method} {tables.percent(float(curve.mean[-1]))} %" for method, curve in curves.items() if len(curve)]
-    return f"test error at the end: {', '.join(ends)}"
+    return f"{error} at the end: {', '.join(ends)}"
 
 
 def _mean(runs: Sequence[RunFolder], whole: bool) -> dict[str, float]:

@@ -86,12 +86,15 @@ def error_curves(
     return drawn(name, title, 3.4 if legend else 2.9, draw)
 
 
-def error_over_seconds(curves: Mapping[str, Curve], looks: Mapping[str, Style], *, title: str) -> str:
-    """Test error over the wall-clock, bands of one deviation: what the same time gives.
+def error_over_seconds(
+    curves: Mapping[str, Curve], looks: Mapping[str, Style], *, error: str = "test error", title: str
+) -> str:
+    """Error over the wall-clock, bands of one deviation: what the same time gives.
 
     Args:
         curves: by method, fractions over seconds.
         looks: the methods' styles.
+        error: what it is called.
         title: what a screen reader says.
 
     Returns:
@@ -105,7 +108,7 @@ def error_over_seconds(curves: Mapping[str, Curve], looks: Mapping[str, Style], 
             scaled = Curve(curve.x / divisor, shown.mean, shown.low, shown.high)
             _line(axes, scaled, looks[method].colour, width=1.7, marker=looks[method].marker)
         axes.set_xlabel(f"wall-clock, {unit}")
-        axes.set_ylabel("test error, %")
+        axes.set_ylabel(f"{error}, %")
         axes.set_xlim(left=0)
 
     return drawn("errors-seconds", title, 2.9, draw)

@@ -80,6 +80,7 @@ def context(runs: RunSet) -> dict[str, Any]:
         "state": sections.state(runs),
         "summaries": lines,
         "baseline": runs.baseline,
+        "error_name": runs.error_name,
         "unpaired": {line.method: sections.unpaired(runs, line.method) for line in lines if runs.baseline},
         "table_of_runs": sections.table_of_runs(runs) if runs.is_gathered else [],
         "seeds": runs.seeds,

@@ -22,6 +22,16 @@ MINING = ("views", "scoring", "publishing")
 """The parts of the wall-clock that count as scoring: candidates' views, their scores, the oracle's weights."""
 
 
+def error_name(validation_split: int | None) -> str:
+    """What the error of a run is called that held back so many images to be evaluated on.
+
+    Example:
+        >>> error_name(0), error_name(5000)
+        ('test error', 'validation error')
+    """
+    return "validation error" if validation_split else "test error"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run folder as it stands, finished or not.
@@ -114,6 +124,12 @@ class RunSet:
         """The runs that there shall be, by method and seed: those of the plan, or those that were gathered."""
         planned = [(method, seed) for method in self.methods for seed in self.seeds]
         return [key for key in planned if key in self.runs or not self.is_gathered]
+
+    @property
+    def error_name(self) -> str:
+        """What the errors of its runs are called: by the images that they are of, where these are the same."""
+        names = {error_name(run.config.get("validation_split")) for run in self.runs.values()}
+        return names.pop() if len(names) == 1 else "error"
 
     def of(self, method: str) -> list[RunFolder]:
         """The runs of one method, by seed."""

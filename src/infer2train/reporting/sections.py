@@ -57,10 +57,10 @@ def facts(runs: RunSet) -> list[tuple[str, str]]:
     """The figures of a single run that are known, as (name, value with unit)."""
     (run,) = runs.runs.values()
     last = run.epochs[-1] if run.epochs else {}
-    lag = _mean(logged(run.steps, "step", "lag"))
+    lag, name = _mean(logged(run.steps, "step", "lag")), runs.error_name.capitalize()
     found: list[tuple[str, Any, Callable[[Any], str]]] = [
-        ("Test error", last.get("test_error"), _percent),
-        ("Test error, top 5", last.get("test_top5_error"), _percent),
+        (name, last.get("test_error"), _percent),
+        (f"{name}, top 5", last.get("test_top5_error"), _percent),
         ("Training error, views trained on", last.get("train_error_mined"), _percent),
         ("Training error, random views", last.get("train_error_random"), _percent),
         ("Wall-clock", run.seconds.get("total"), tables.duration),
@@ -120,7 +120,7 @@ def unpaired(runs: RunSet, method: str) -> str:
     """Why no difference of a method from the baseline can be told, in a few words."""
     baseline, others = runs.of(str(runs.baseline)), runs.of(method)
     if runs.is_gathered and not judged_alike([*baseline, *others]):
-        return f"test errors of other data than those of {runs.baseline}"
+        return f"errors of other data than those of {runs.baseline}"
     if runs.is_gathered and not {run.seed for run in baseline} & {run.seed for run in others}:
         return f"no seed in common with {runs.baseline}"
     return f"no seed finished yet by both this {'setting' if runs.is_gathered else 'method'} and {runs.baseline}"

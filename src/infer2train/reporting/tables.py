@@ -98,11 +98,12 @@ def setting(value: Any) -> str:
     return ", ".join(map(setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
+def comparison_table(summaries: Sequence[MethodSummary], error_name: str = "test error") -> Table:
     """The comparison over n paired seeds, for a terminal of 80 columns or more; long verdicts wrap, long names fold.
 
     Args:
         summaries: as `summarise` gives them.
+        error_name: what their errors are called.
 
     Returns:
         A table to print with rich.
@@ -110,7 +111,7 @@ def comparison_table(summaries: Sequence[MethodSummary]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), show_edge=False)
     table.add_column("Method", overflow="fold", min_width=15)
     table.add_column("n", justify="right")
-    table.add_column("Test error %", justify="right", no_wrap=True)
+    table.add_column(f"{error_name.capitalize()} %", justify="right", min_width=len("10.00 ± 10.00"))
     table.add_column("Difference [95 %]", justify="right", no_wrap=True)
     table.add_column("Verdict", min_width=12)
     table.add_column("Wall", justify="right")

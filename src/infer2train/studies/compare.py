@@ -23,7 +23,7 @@ from infer2train.observe.warned import OneLine
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.gallery import replace_file
 from infer2train.reporting.report import write_report
-from infer2train.reporting.runs import read
+from infer2train.reporting.runs import error_name, read
 from infer2train.reporting.sections import advised
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
@@ -155,7 +155,8 @@ def _train_in_turn(
             result = _train_one(config, folder / name, quiet=quiet, title=title, after=after)
         except DivergedError as error:
             diverged[name] = error
-        console.print(_told(title, diverged.get(name) or result), highlight=False, markup=False, soft_wrap=True)
+        told = _told(title, config, diverged.get(name) or result)
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     return diverged
 
 
@@ -209,7 +210,8 @@ def _train_side_by_side(
                     start(1)
                     done += 1
                     bar.advance(task)
-                    told = _told(f"[{done}/{len(waiting)}] {name}", diverged.get(name) or result)
+                    title = f"[{done}/{len(waiting)}] {name}"
+                    told = _told(title, waiting[name], diverged.get(name) or result)
                     console.print(told, highlight=False, markup=False, soft_wrap=True)
         except BaseException as stop:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -251,15 +253,16 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(title: str, result: Result | DivergedError) -> str:
+def _told(title: str, config: RunConfig, result: Result | DivergedError) -> str:
     if isinstance(result, DivergedError):
         return f"{title}: {result}"
-    return f"{title}: test error {result.evaluation.error:.2%} in {result.seconds:.1f} s"
+    return f"{title}: {error_name(config.validation_split)} {result.evaluation.error:.2%} in {result.seconds:.1f} s"
 
 
 def print_comparison(summaries: Sequence[MethodSummary], folder: Path, console: Console) -> None:
     """The table, what was measured nearest to it before, and where the report is."""
-    console.print(comparison_table(summaries))
-    if said := advised(read(folder)):
+    runs = read(folder)
+    console.print(comparison_table(summaries, runs.error_name))
+    if said := advised(runs):
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

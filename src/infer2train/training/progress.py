@@ -56,16 +56,17 @@ class RunProgress:
         shown = figures if self._gain is None else {**figures, "captured_gain": self._gain}
         self._progress.update(self._task, completed=steps, figures=line(shown, self._accidents))
 
-    def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float | None]) -> None:
-        """Show an epoch's result, where there is no live line."""
+    def epoch(self, epoch: int, epochs: int, figures: Mapping[str, float | None], error: str = "test error") -> None:
+        """Show an epoch's result, where there is no live line; `error` is what that of the evaluation is called."""
         if not self._quiet and not self._console.is_terminal:
             test_error = figures.get("test_error")
-            test = "" if test_error is None else f"test error {test_error:.2%}  "
+            test = "" if test_error is None else f"{error} {test_error:.2%}  "
             self._console.print(
                 f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  "
                 f"train error (as trained) {figures['train_error_mined']:.2%}  "
                 f"{test}{figures['seconds']:.1f} s",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def say(self, message: str) -> None:

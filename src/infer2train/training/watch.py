@@ -8,6 +8,7 @@ from infer2train.observe.metrics import Totals, draws_per_second, window
 from infer2train.observe.runlog import RunLog
 from infer2train.reporting.audit import audit_draw
 from infer2train.reporting.gallery import GalleryRow, load_gallery, save_gallery
+from infer2train.reporting.runs import error_name
 from infer2train.training.config import RunConfig
 from infer2train.training.evaluation import evaluate
 from infer2train.training.progress import RunProgress
@@ -113,7 +114,8 @@ class Watch:
             seconds=seconds,
             **figures,
         )
-        self._progress.epoch(epoch, run.config.epochs, {**figures, "seconds": seconds["total"]})
+        shown = {**figures, "seconds": seconds["total"]}
+        self._progress.epoch(epoch, run.config.epochs, shown, error_name(run.config.validation_split))
 
     def _errors(self, epoch: int) -> dict[str, float | None]:
         run = self._run
