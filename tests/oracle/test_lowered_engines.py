@@ -693,6 +693,34 @@ def test_control_flow_that_depends_on_the_data_is_refused(spec: str) -> None:
         build_engine(spec, model, samples=GivenSamples(X))
 
 
+@pytest.mark.parametrize("spec", ENGINES)
+def test_scripts_are_refused_with_what_runs_them(spec: str) -> None:
+    needs(spec)
+    part = torch.jit.script(nn.Linear(4, 3))
+    for model, name in ((part, "the model"), (nn.Sequential(nn.ReLU(), part), "1")):
+        with pytest.raises(GraphError, match=rf"in Python: got TorchScript \({name}\); pass the nn.Module"):
+            build_engine(spec, model, samples=GivenSamples(X))
+
+
+class WithState(nn.Module):
+    """Returns what a loop over time needs, batch in the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, (state, _) = self.lstm(x)
+        return self.head(outputs[:, -1]), state
+
+
+@pytest.mark.parametrize("spec", ENGINES)
+def test_outputs_without_the_samples_in_front_are_refused_by_their_shape(spec: str) -> None:
+    needs(spec)
+    with pytest.raises(ValueError, match=r"samples in their first dimension: got one of \(1, \d+, 6\) for \d+ samples"):
+        build_engine(spec, WithState(), samples=GivenSamples(torch.randn(8, 5, 4)))
+
+
 def test_a_record_is_looked_at_anew_at_every_refresh() -> None:
     """What calibrating prepared is used once: a mapping that holds other weights by then must not be taken for read."""
     model = nn.Sequential(nn.Linear(4, 3))

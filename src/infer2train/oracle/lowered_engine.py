@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from infer2train.batches import as_float32, batch_size, map_tensors, pad_batch, take_rows, tensors_of, to_device
 from infer2train.oracle.engine import Engine, Prepared
 from infer2train.oracle.quantization.fold import fold_plan, folded_tensors
-from infer2train.oracle.quantization.graph import WeightGraph
+from infer2train.oracle.quantization.graph import WeightGraph, require_python
 from infer2train.oracle.quantization.program import Program, specify
 from infer2train.oracle.quantization.ranges import measure_ranges
 from infer2train.oracle.quantization.schemes import LONG_TAILS, get_scheme
@@ -109,6 +109,7 @@ class LoweredEngine(Engine):
                 f"weights of {name} have {self.weight_bits} bits: without VNNI this CPU adds products of {bits} bits "
                 "wrongly",
             )
+        require_python(model)
         self._gate = RecordGate(model)
         skeleton, self._pairs = fold_plan(model)
         example = map_tensors(Tensor.cpu, samples.calibration(0, self.rows))

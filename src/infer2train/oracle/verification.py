@@ -187,6 +187,16 @@ class Verifier:
 
     def _check_shapes(self, got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> None:
         shapes = [[tuple(tensor.shape) for each in outputs for tensor in each] for outputs in (got, expected)]
+        rows = [batch_size(few) for few in self._few]
+        others = [
+            shape for each, n in zip(expected, rows, strict=True) for t in each if (shape := tuple(t.shape))[0] != n
+        ]
+        if others:
+            raise ValueError(
+                f"outputs of {self._name} must have the samples in their first dimension: got one of {others[0]} for "
+                f"{rows[0]} samples, such as a state of an LSTM; leave it out of what forward returns, or use "
+                "oracle='torch:fp32' or 'torch:bf16', which run the model as it is"
+            )
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"{self._name} must give outputs of the model's shapes: got {shapes[0]} instead of {shapes[1]}, so it "

@@ -82,8 +82,27 @@ def advice(baseline: Fitted, found: Sequence[tuple[Evidence, float]]) -> list[st
     if baseline.label_noise < NOISY:
         said += [rule] if (rule := rule_of_views(baseline.view_error)) else []
         said.append("If some of your labels are wrong, say how many: --label-noise 0.1.")
+    else:
+        said.append(rule_of_labels(baseline))
     said.append("What γ this machine can afford, and what it costs: infer2train gamma --run FOLDER.")
     return said
+
+
+def rule_of_labels(baseline: Fitted) -> str:
+    """What the rule for wrong labels says of a baseline, some of whose labels are wrong."""
+    page, wrong = (
+        "docs/results/2026-11-30-by-heart.md",
+        f"the {100 * baseline.label_noise:.0f} % of labels that are wrong",
+    )
+    if baseline.view_error < 100 * baseline.label_noise:
+        return (
+            f"By the rule of {page} {wrong} are being learned by heart, since its error on training views is below "
+            "that: leave out what models of the other half do not believe (trusted-random), or stop earlier."
+        )
+    return (
+        f"By the rule of {page} nothing of {wrong} has been learned by heart yet, since its error on training views "
+        "is not below that: training longer comes first."
+    )
 
 
 def rule_of_views(view_error: float) -> str:

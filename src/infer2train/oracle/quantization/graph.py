@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.jit import ScriptModule
 from torch.utils import _pytree as pytree
 
 from infer2train.batches import as_float32, batch_size, map_tensors, tensors_of
@@ -163,6 +164,20 @@ class _Marked(nn.Module):
     def forward(self, tensors: tuple[Tensor, ...], marks: tuple[Tensor, ...], inputs: Any) -> Any:
         acts = {number: (lambda x, mark=mark: x * mark) for number, mark in enumerate(marks)}
         return tuple(tensors_of(self._weight_graph.run(tensors, inputs, acts)))
+
+
+def require_python(model: nn.Module) -> None:
+    """Refuse what has no `forward` that could be followed.
+
+    Raises:
+        GraphError: a part of it is TorchScript.
+    """
+    scripts = [name or "the model" for name, module in model.named_modules() if isinstance(module, ScriptModule)]
+    if scripts:
+        raise GraphError(
+            f"an engine that converts a model needs its modules in Python: got TorchScript ({scripts[0]}); pass the "
+            "nn.Module that it was made of, or use oracle='torch:fp32' or 'torch:bf16', which run it as it is"
+        )
 
 
 def export(
