@@ -11,7 +11,7 @@ from infer2train.draws.methods.table import METHODS
 from infer2train.observe.runlog import write_config
 from infer2train.reporting.evidence import Evidence, Fitted, distance, evidence, nearest
 from infer2train.settings import as_plain
-from infer2train.studies.advise import COSTS, EVEN, advice, read_baseline, rule_of_views
+from infer2train.studies.advise import COSTS, EVEN, advice, read_baseline, rule_of_labels, rule_of_views
 from infer2train.training.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -108,6 +108,19 @@ def test_the_rule_of_views_is_as_the_page_has_it(view_error: float, said: str) -
     page = (REPOSITORY / "docs/results/2026-11-29-demo-and-map.md").read_text(encoding="utf-8")
     assert f"where v is {COSTS:.0f} or more" in page
     assert f"where v is below {EVEN:.0f}" in page
+
+
+@pytest.mark.parametrize(
+    ("view_error", "said"),
+    [(17.1, "are being learned by heart"), (29.9, "are being learned"), (30.0, "longer comes first")],
+)
+def test_the_rule_of_labels_is_as_the_page_has_it(view_error: float, said: str) -> None:
+    baseline = Fitted(view_error=view_error, label_noise=0.3)
+    assert said in rule_of_labels(baseline)
+    assert rule_of_labels(baseline) in advice(baseline, [])
+    assert "the 30 % of labels that are wrong" in rule_of_labels(baseline)
+    page = (REPOSITORY / "docs/results/2026-11-30-by-heart.md").read_text(encoding="utf-8")
+    assert "Where the baseline ends with a lower error on random training views than labels are wrong" in page
 
 
 def test_a_run_that_is_not_over_is_said_to_be_none(tmp_path: Path) -> None:
