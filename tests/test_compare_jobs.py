@@ -65,10 +65,14 @@ def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_an_interrupted_comparison_saves_both_runs_and_begins_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
+def test_an_interrupted_comparison_saves_both_runs_and_begins_no_other(
+    signals: tuple[signal.Signals, ...], tmp_path: Path
+) -> None:
     process = start(tmp_path)
     wait_until_training(tmp_path)
-    os.kill(process.pid, signal.SIGINT)
+    for number in signals:
+        os.kill(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "--resume" in errors

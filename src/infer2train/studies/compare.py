@@ -6,9 +6,8 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.queues import SimpleQueue
@@ -29,11 +28,13 @@ from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.training.config import RunConfig
 from infer2train.training.folder import Result, enter_folder, is_finished
-from infer2train.training.interrupt import Interrupted
+from infer2train.training.interrupt import Interrupted, interruptible
 from infer2train.training.loop import DivergedError, train
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
+LOOK_SECONDS = 0.5
+"""How long an interrupt may wait to be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +187,7 @@ def _train_side_by_side(
         places.put(cores if have_oracles else ())  # or all oracles would have the same
     with (
         bar,
-        _terminable(),
+        interruptible() as interrupt,
         ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin_job, initargs=(places,)) as executor,
     ):
         task, done = bar.add_task("runs", total=len(waiting)), 0
@@ -200,25 +201,28 @@ def _train_side_by_side(
         try:
             # As many as are trained at once: the executor sends further ones ahead, which nothing takes back.
             start(jobs)
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+            while running and not interrupt.is_set:
+                for future in wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                     name = running.pop(future)
                     try:
                         result = future.result()
                     except DivergedError as error:
                         diverged[name] = error
-                    start(1)
+                    if not interrupt.is_set:
+                        start(1)
                     done += 1
                     bar.advance(task)
                     title = f"[{done}/{len(waiting)}] {name}"
                     told = _told(title, waiting[name], diverged.get(name) or result)
                     console.print(told, highlight=False, markup=False, soft_wrap=True)
+            if interrupt.is_set:
+                raise KeyboardInterrupt
         except BaseException as stop:
             executor.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
                 os.kill(child.pid or 0, signal.SIGINT)
             executor.shutdown(wait=True)
-            if isinstance(stop, KeyboardInterrupt):
+            if interrupt.is_set:  # a second Ctrl-C may have broken into anything
                 raise Interrupted("interrupted; finished runs stay, those under way are saved") from stop
             raise
     return diverged
@@ -238,19 +242,6 @@ def _begin_job(places: "SimpleQueue[tuple[int, ...]]") -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM means what Ctrl-C means, which works in the background of a shell too."""
-    on_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _told(title: str, config: RunConfig, result: Result | DivergedError) -> str:
