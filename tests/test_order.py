@@ -3,6 +3,7 @@
 import itertools
 import random
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,29 @@ def test_a_sampler_that_only_its_loader_ends_ends_with_it() -> None:
     for _ in range(2):
         seen = [draw.ids.tolist() for draw in draws(loader, model, optimizer)]
         assert sorted(itertools.chain(*seen)) == list(range(N))
+
+
+class Rough(Grouped):
+    """Says something about its length."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def test_a_batch_sampler_that_gives_far_more_than_it_says_is_told_of() -> None:
+    loaders = [
+        mine(DataLoader(Jittered(N), batch_sampler=Rough(n)), network(), gamma=2, update_every=2) for n in (1, 2)
+    ]
+    with pytest.warns(
+        RuntimeWarning, match="has 1 batches and gives more than 2: the others are left out; have its __len"
+    ):
+        assert len(list(zip(loaders[0], range(3), strict=False))) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(iter(loaders[1]))
 
 
 def test_an_epoch_without_an_end_is_refused() -> None:

@@ -13,6 +13,11 @@ ONE_AT_A_TIME = (
     "of; look at a batch (next(iter(loader))) before or after an epoch, or at the DataLoader that it was made from"
 )
 
+LOADED = (
+    "a state is gone on from by a new iteration: got a batch asked of the one that was under way at load_state_dict(); "
+    "leave that loop (break) and iterate the loader again"
+)
+
 
 @runtime_checkable
 class Line(Protocol):
@@ -46,6 +51,7 @@ class Handing:
 
     def __init__(self, plan: Plan, line: Line) -> None:
         self._plan, self._line, self._is_closed = plan, line, False
+        self._iteration, self._ended_by = 0, ONE_AT_A_TIME
 
     def _next_batch(self) -> Any:
         asked = perf_counter()
@@ -58,6 +64,17 @@ class Handing:
         draw, batch = self._line.take()
         self._progress.hand_out(draw, asked)
         return batch
+
+    def _begun(self) -> int:
+        """The number of an iteration that begins now."""
+        self._iteration, self._ended_by = self._iteration + 1, ONE_AT_A_TIME
+        return self._iteration
+
+    def _require_under_way(self, iteration: int) -> None:
+        """Refuse an iteration that was ended by something else than its loop."""
+        if iteration != self._iteration and (self._course.left or self._ended_by == LOADED):
+            self._require_open()
+            raise RuntimeError(self._ended_by)
 
     def _require_open(self) -> None:
         if self._is_closed:

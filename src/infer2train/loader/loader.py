@@ -20,7 +20,7 @@ from infer2train.draws.mining import Mining
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.admission import require_group
 from infer2train.loader.course import Course
-from infer2train.loader.handing import ONE_AT_A_TIME, Handing
+from infer2train.loader.handing import LOADED, Handing
 from infer2train.loader.journal import Journal
 from infer2train.loader.likeness import LikeDataLoader
 from infer2train.loader.measured import Measured
@@ -96,7 +96,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         """What is written of the run, if that was asked for."""
         scored = publisher if self._has_oracle else None
         Counted.__init__(self, course, Progress(course, scored, gradients, self.journal, meter, self.timeline))
-        self._iteration, self._is_penalty_asked = 0, False
+        self._is_penalty_asked = False
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     # The epoch
@@ -106,17 +106,14 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         return len(self._dataloader) if self._is_stream else self._course.draws_per_epoch(self._draws_in_epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        self._iteration += 1
-        iteration = self._iteration
+        iteration = self._begun()
         try:
             self._begin_epoch()
             while self._course.left:
-                if iteration != self._iteration:
-                    self._require_open()
-                    raise RuntimeError(ONE_AT_A_TIME)
                 self._remind_of_the_penalty()
                 batch = self._next_batch()
                 yield self._surroundings.placed(batch, is_last=not self._course.left)
+                self._require_under_way(iteration)
         finally:
             if iteration == self._iteration:
                 self._leave()
@@ -257,7 +254,8 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         """
         state = to_device(state, "cpu")  # however it was loaded; what belongs elsewhere is taken there
         self._state.check(state)
-        self._picker.stop()
+        self._leave()
+        self._ended_by = LOADED
         self._progress.forget_due()
         self._state.load_state_dict(state)
         if self.validation is not None and "validation" in state:

@@ -19,7 +19,7 @@ from infer2train.draws.mining import Mining
 from infer2train.draws.randomness import restore_rng, rng_state
 from infer2train.loader.accumulation import Gradients
 from infer2train.loader.course import Course
-from infer2train.loader.handing import ONE_AT_A_TIME, Handing
+from infer2train.loader.handing import LOADED, Handing
 from infer2train.loader.journal import Journal
 from infer2train.loader.making import MadePlan, Maker
 from infer2train.loader.measured import Measured
@@ -62,7 +62,6 @@ class MadeLoader(Measured, Counted, Handing):
         """What is written of the run, if that was asked for."""
         gradients = Gradients(generator, is_accumulated=False)
         Counted.__init__(self, course, Progress(course, self._publisher, gradients, self.journal, meter, self.timeline))
-        self._iteration = 0
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     def __len__(self) -> int:
@@ -72,15 +71,12 @@ class MadeLoader(Measured, Counted, Handing):
     # The epoch
 
     def __iter__(self) -> Iterator[Any]:
-        self._iteration += 1
-        iteration = self._iteration
+        iteration = self._begun()
         try:
             self._begin_epoch()
             while self._course.left:
-                if iteration != self._iteration:
-                    self._require_open()
-                    raise RuntimeError(ONE_AT_A_TIME)
                 yield self._next_batch()
+                self._require_under_way(iteration)
         finally:
             if iteration == self._iteration:
                 self._leave()
@@ -156,7 +152,8 @@ class MadeLoader(Measured, Counted, Handing):
             raise ValueError(
                 f"a resumed loader needs the settings it was saved with: got {'; '.join(differ)}; restore them"
             )
-        self._maker.stop()
+        self._leave()
+        self._ended_by = LOADED
         self._progress.forget_due()
         self._course.load_state_dict(state)
         self._publisher.load_state_dict(state)

@@ -8,6 +8,7 @@ batches of all are joined to global ones.
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from numbers import Integral
@@ -66,6 +67,13 @@ def _whole_epoch(dataloader: "DataLoader[Any]") -> Batches:
         batches.append(_as_ids(batch))
         ids += len(batches[-1])
         if length is not None and len(batches) > TOO_LONG * length:
+            if hasattr(dataloader.batch_sampler, "__len__"):  # or it is the loader that ends it
+                warnings.warn(
+                    f"the batch sampler says that an epoch has {length} batches and gives more than "
+                    f"{TOO_LONG * length}: the others are left out; have its __len__ say how many there are",
+                    RuntimeWarning,
+                    stacklevel=8,
+                )
             return batches[:length]
         if ids > most:
             raise ValueError(
