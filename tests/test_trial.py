@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,50 @@ def test_samples_from_all_over_the_data_are_batched(n: int) -> None:
     Replay(list(range(n)), collate)
     assert len(seen) == min(n, 8)
     assert max(seen) >= n * 7 // 8
+
+
+class Flat(Here):
+    """Dictionaries, made anew whenever they are read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"x": torch.arange(4.0).reshape(1, 2, 2) + index, "labels": index}
+
+
+class Kept(Here):
+    """The same, kept and flipped in place by the data set itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [Flat()[index] for index in range(30)]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        return flipped(self.kept[index])
+
+
+def flipped(item: dict[str, Any]) -> dict[str, Any]:
+    if random.random() < 0.5:
+        item["x"] = item["x"].flip(-1)
+    return item
+
+
+def turned(item: dict[str, Any]) -> dict[str, Any]:
+    item["x"] = torch.rot90(item["x"], random.randint(0, 3), (-2, -1))
+    return item
+
+
+def brightened(item: dict[str, Any]) -> dict[str, Any]:
+    item["x"] = item["x"] * random.choice([0.5, 1.0, 2.0])
+    return item
+
+
+@pytest.mark.parametrize("transform", [flipped, turned, brightened])
+def test_changes_in_place_are_found_whatever_their_order(transform: Any) -> None:
+    """All views of a sample would be one object, with all changes on top of each other."""
+    with pytest.raises(ValueError, match=r"another item\['x'\] of sample \d+ .*changes its argument in place"):
+        Replay(Flat(), default_collate, transform=transform)
+    assert len(Replay(Flat(), default_collate, transform=lambda item: transform(dict(item)))) == 30
+
+
+def test_a_data_set_that_changes_what_it_keeps_is_found() -> None:
+    with pytest.raises(ValueError, match=r"another item\['x'\] of sample \d+ .*changes its argument in place"):
+        Replay(Kept(), default_collate)

@@ -89,8 +89,9 @@ class _Trial(Source):
         return len(self._tried)
 
     def batch(self, addresses: Addresses) -> _Finding:
-        first = self._tried.items(addresses)
-        again = self._tried.items(addresses[::-1])[::-1]
+        """Reads together, then one by one from the last on: views that are one object differ from those read alone."""
+        first = outline(self._tried.items(addresses))  # at once: what is read later may be the same object
+        again = [outline(self._tried.items(addresses[[at]])[0]) for at in reversed(range(len(addresses)))][::-1]
         for (sample_id, seed), before, after in zip(addresses, first, again, strict=True):
             if (leaf := difference(before, after)) is not None:
                 return _Finding(
@@ -98,9 +99,9 @@ class _Trial(Source):
                     f"{leaf} of sample {sample_id} under seed {seed} the second time. {CAUSES}"
                 )
         if not self._with_batches:
-            return _Finding(None, outline(first))
+            return _Finding(None, first)
         collated = try_collate(self._tried.items(_spread(self._tried.ids)), self._tried.collated)
-        return _Finding(collated.fault, outline(first), {p: outline(list(r)) for p, r in collated.rows.items()})
+        return _Finding(collated.fault, first, {p: outline(list(r)) for p, r in collated.rows.items()})
 
 
 def _spread(ids: Int64[np.ndarray, " n"]) -> Addresses:
