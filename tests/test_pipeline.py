@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from infer2train.draws.addresses import Addresses
 from infer2train.sources.pipeline import AddressPipeline, ViewWorkers
+from infer2train.sources.reader import Reader
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
 
@@ -171,6 +172,13 @@ def test_batches_are_pinned_for_a_cuda_device_alone() -> None:
     assert ViewWorkers.of(loader).pin_memory
     assert ViewWorkers.of(loader, torch.device("cuda", 1)).pin_memory
     assert not ViewWorkers.of(loader, torch.device("cpu")).pin_memory
+
+
+def test_an_oracle_may_take_longer_than_one_of_the_users_batches() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(4)), num_workers=1, timeout=5)
+    assert ViewWorkers.of(loader).timeout == 5
+    assert ViewWorkers.of(loader, torch.device("cpu")).timeout == 0
+    assert Reader(Echo(), ViewWorkers.of(loader))._workers.timeout == 0
 
 
 def test_get_without_put_is_our_own_fault(make: Callable[..., AddressPipeline]) -> None:

@@ -51,6 +51,22 @@ def feed(**settings: Any) -> Feed:
     return Feed(mining=Mining(gamma=10), **given)
 
 
+class Slower(Jittered):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_the_users_timeout_is_for_the_users_batches_alone() -> None:
+    """Two samples take a tenth of it; the trial reads 24 of them, an oracle 32 at a time."""
+    model = network()
+    optimizer = sgd(model)
+    base = DataLoader(Slower(8), batch_size=2, num_workers=1, timeout=1)
+    loader = mine(base, model, optimizer, gamma=16, update_every=4)
+    assert len(list(draws(loader, model, optimizer))) == 4
+    loader.close()
+
+
 def test_what_the_data_can_feed_is_noted_at_the_start_and_warned_of_after_the_first_steps() -> None:
     model = network()
     optimizer = sgd(model)

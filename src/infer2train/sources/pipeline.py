@@ -45,19 +45,20 @@ class ViewWorkers:
     def of(cls, dataloader: "DataLoader[Any]", reader: torch.device | None = None) -> "ViewWorkers":
         """The settings of the user's loader.
 
-        All but three: `in_order`, since the order is part of what a run is a function of; `generator`, which starting
-        workers would move; `pin_memory_device`, which torch itself ignores.
+        All but some: `in_order`, since the order is part of what a run is a function of; `generator`, which starting
+        workers would move; `pin_memory_device`, which torch itself ignores; for an oracle `timeout`, which is for one
+        of the user's batches, while an oracle reads many candidates at a time.
 
         Args:
             dataloader: the user's.
-            reader: where batches go; they are pinned for a CUDA device only, since whoever pins holds memory on one.
-                Default: wherever the loader's go.
+            reader: where an oracle's batches go; they are pinned for a CUDA device only, since whoever pins holds
+                memory on one. Default: the trainer's, which go wherever the loader's go.
         """
         context = dataloader.multiprocessing_context
         return cls(
             num_workers=dataloader.num_workers,
             pin_memory=dataloader.pin_memory and (reader is None or reader.type == "cuda"),
-            timeout=dataloader.timeout,
+            timeout=dataloader.timeout if reader is None else 0.0,
             worker_init_fn=dataloader.worker_init_fn,
             multiprocessing_context=context.get_start_method() if context is not None else None,
             prefetch_factor=dataloader.prefetch_factor,

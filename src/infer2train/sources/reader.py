@@ -20,7 +20,8 @@ class Reader(Around):
 
     Args:
         source: what is read.
-        workers: as the user's DataLoader has them; with none, the calling process reads.
+        workers: as the user's DataLoader has them; with none, the calling process reads. Their timeout, which is for
+            one of the user's batches, is left aside.
 
     Example:
         >>> reader = Reader(source, ViewWorkers.of(loader))
@@ -30,7 +31,7 @@ class Reader(Around):
 
     def __init__(self, source: Source, workers: ViewWorkers) -> None:
         super().__init__(source)
-        self._workers = replace(workers, num_workers=min(1, workers.num_workers), pin_memory=False)
+        self._workers = replace(workers, num_workers=min(1, workers.num_workers), pin_memory=False, timeout=0.0)
         self._pipeline = AddressPipeline(source, like=self._workers)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def try_out(tried: Itemwise, workers: ViewWorkers, *, with_batches: bool) -> Non
     if workers.num_workers == 0:
         found = [trial.batch(probes)]
     else:
-        two = replace(workers, num_workers=2, pin_memory=False)
+        two = replace(workers, num_workers=2, pin_memory=False, timeout=0.0)  # the user's is for one batch
         pipeline = AddressPipeline(trial, like=two)
         try:
             for _ in range(2):
