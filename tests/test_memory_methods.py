@@ -134,6 +134,51 @@ def test_a_batch_of_which_nothing_is_kept_counts_nothing(prune: float) -> None:
     assert abs(np.mean(means) - 0.5) < 4 * np.std(means) / len(means) ** 0.5
 
 
+@pytest.mark.parametrize("prune", [0.5, 0.9])
+def test_no_batch_is_left_with_one_sample_and_none_counts_another_way(prune: float) -> None:
+    """Batch normalisation refuses one sample; the second, the first of those left out by its number, counts nothing."""
+    method = made("infobatch", prune=prune)
+    method.observe(replace(draw_at(method, 1.0, number=0, ids=IDS[:4]), scores=torch.ones(4)))
+    method.begin_epoch(1)
+    losses, seen = torch.tensor([0.5, 0.25, torch.nan, 0.75]), 0
+    for number in range(200):
+        draw = draw_at(method, 1.0, number=number, epoch=1, ids=IDS[:4])
+        picked = method.select(draw, losses, None)
+        chance = draw.numbers(uniforms, Purpose.PRUNE, np.arange(4))
+        kept = [slot for slot in (0, 1, 3) if chance[slot] >= prune]
+        assert picked.chosen is not None
+        assert picked.weights is not None
+        assert picked.mined is not None
+        assert len(picked.addresses) == len(picked.chosen) == len(picked.mined) == len(picked.weights) >= 2
+        if len(kept) != 1:
+            continue
+        second = min({0, 1, 3} - set(kept), key=chance.__getitem__)
+        assert picked.chosen.tolist() == sorted([*kept, second])
+        assert picked.addresses.ids.tolist() == IDS[sorted([*kept, second])].tolist()
+        assert not picked.mined.any()
+        weights = dict(zip(picked.chosen.tolist(), picked.weights.tolist(), strict=True))
+        assert weights == {kept[0]: pytest.approx(2 / (1 - prune) / 4), second: 0.0}
+        seen += 1
+    assert seen > 20
+
+
+def test_one_finite_sample_among_others_stays_alone() -> None:
+    """What is not finite would make the loss so, whatever it counts."""
+    method = made("infobatch")
+    picked = method.select(draw_at(method, 1.0, ids=IDS[:3]), torch.tensor([torch.nan, 0.5, torch.inf]), None)
+    assert picked.chosen is not None
+    assert picked.chosen.tolist() == [1]
+
+
+def test_infobatch_trains_a_model_with_batch_normalisation() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES))
+    optimizer = sgd(model)
+    base = DataLoader(data(), batch_size=4, shuffle=True)
+    loader = mine(base, model, optimizer, update_every=1, epochs=EPOCHS, method="infobatch", prune=0.9)
+    seen = trained(loader, model, optimizer)
+    assert min(len(draw.addresses) for draw in seen) == 2
+
+
 def test_what_scores_nan_is_left_out_while_anything_else_is_there() -> None:
     method = made("infobatch")
     draw = draw_at(method, 1.0)

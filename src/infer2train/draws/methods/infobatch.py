@@ -25,8 +25,9 @@ class InfoBatch(Method):
     stay count 1/(1 − r). The mean is over every sample's last loss, as of the end of the epoch before.
 
     Batches become smaller, and their weighted loss, `(losses * loader.last.weights).mean()`, has the expectation of the
-    whole batch's mean. Deviates from its source, where losses are the trainer's own of the epoch before: here the
-    oracle says what the loss of each sample is now, and so the trainer's need not be gathered.
+    whole batch's mean. Where one sample would be left of several, a second one stays and counts nothing. Deviates from
+    its source, where losses are the trainer's own of the epoch before: here the oracle says what the loss of each
+    sample is now, and so the trainer's need not be gathered.
 
     Source: Qin et al. 2023, arXiv 2303.04947, section 3.
     """
@@ -55,18 +56,19 @@ class InfoBatch(Method):
         is_easy = scores.cpu() < self._mean  # of NaN, nothing is
         finite = scores.isfinite().cpu()
         kept = (~is_easy | (chance >= self.mining.prune)) & (finite | ~finite.any())
+        counts = torch.where(is_easy, 1 / (1 - self.mining.prune), 1.0) * kept
         if not bool(kept.any()):
             kept = torch.ones_like(kept)  # a batch must have something in it; none of it counts
-            counts = torch.zeros(len(kept))
-        else:
-            counts = torch.where(is_easy[kept], 1 / (1 - self.mining.prune), 1.0)
+        elif int(kept.sum()) == 1 and bool((dropped := finite & ~kept).any()):
+            # Batch normalisation needs a second sample, which does not count.
+            kept[torch.where(dropped, chance, torch.inf).argmin()] = True
         chosen = kept.nonzero().flatten().numpy()
         return replace(
             draw,
             addresses=draw.candidates[chosen],
             chosen=chosen,
             mined=(~is_easy[kept]).numpy(),
-            weights=(counts * len(chosen) / len(scores)).float(),
+            weights=(counts[kept] * len(chosen) / len(scores)).float(),
         )
 
     def begin_epoch(self, epoch: int) -> None:
