@@ -1,8 +1,10 @@
 """Steps are counted as hosts really step: accumulation, prefetching, skipped attempts, epochs broken off."""
 
+import copy
 import multiprocessing
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -187,6 +189,30 @@ def test_a_scaler_that_steps_two_optimizers_counts_one() -> None:
         scaler.step(optimizer)
         scaler.update()
     assert loader.steps == 10
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda scaler: pickle.loads(pickle.dumps(scaler))])
+def test_a_copy_of_a_scaler_steps_itself_and_is_not_counted(copied: Callable[[Any], Any]) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    loader, model, optimizer = made(scaler=scaler)
+    second, *_ = made(scaler=scaler)  # and one that counts in front of it
+    other = copied(copied(scaler))
+    parameter = nn.Parameter(torch.ones(1))
+    others = sgd(nn.ParameterList([parameter]), lr=1.0)
+    other.scale(parameter.sum()).backward()
+    other.step(others)
+    other.update()
+    assert parameter.item() == 0.0, "one step, by unscaled gradients"
+    assert other._per_optimizer_states.keys() == scaler._per_optimizer_states.keys() == set()
+    x, y = next(iter(loader))
+    other.scale(F.cross_entropy(model(x), y)).backward()
+    other.step(optimizer)
+    assert (loader.steps, second.steps) == (0, 0)
+    other.update()
+    assert not scaler._per_optimizer_states
+    scaler.scale(F.cross_entropy(model(x), y)).backward()
+    scaler.step(optimizer)
+    assert (loader.steps, second.steps) == (1, 0), "the scaler itself is counted as ever"
 
 
 # Hosts that say it themselves

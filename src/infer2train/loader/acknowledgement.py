@@ -177,17 +177,27 @@ _COUNTS: "WeakKeyDictionary[Optimizer, _Count]" = WeakKeyDictionary()
 """Who counts an optimiser's steps, or did last."""
 
 
+class _CountedStep:
+    """A scaler's `step`, counted. In a copy of the scaler, or one that was stored, it is the copy's own, uncounted."""
+
+    def __init__(self, count: _Count, optimizers: Sequence[Optimizer], scaler: "torch.amp.GradScaler") -> None:
+        self._count, self._optimizers, self._scaler, self._attempt = count, optimizers, scaler, scaler.step
+
+    def __call__(self, stepped: Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        result = self._attempt(stepped, *args, **kwargs)
+        if any(stepped is optimizer for optimizer in self._optimizers):
+            self._count()
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._scaler, "step")  # looked up before the copy has any attributes: its class's
+
+
 def _count_attempts(
     count: _Count, optimizers: Sequence[Optimizer], scaler: "torch.amp.GradScaler"
 ) -> Callable[[], None]:
     # GradScaler has no hooks; an instance attribute in front of its method leaves the class and its state alone.
-    attempt = scaler.step
-
-    def step(stepped: Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        result = attempt(stepped, *args, **kwargs)
-        if any(stepped is optimizer for optimizer in optimizers):
-            count()
-        return result
+    step = _CountedStep(count, optimizers, scaler)
 
     def undo() -> None:
         if scaler.__dict__.get("step") is step:
