@@ -63,6 +63,23 @@ class Unnumbered(Dataset[Any]):
         return {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}[name]
 
 
+class Batched(Dataset[Any]):
+    """What torch fetches by lists of ids alone."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitems__(self, ids: list[int]) -> list[Any]:
+        return [Jittered()[i] for i in ids]
+
+
+class Endless(Dataset[Any]):
+    """Of no length: a batch sampler says what is read."""
+
+    def __getitem__(self, index: int) -> Any:
+        return Jittered()[index]
+
+
 @pytest.mark.parametrize(
     ("base", "said"),
     [
@@ -70,6 +87,8 @@ class Unnumbered(Dataset[Any]):
         (lambda: DataLoader(Jittered(), batch_size=None), "got batch_size=None; pass batch_size or batch_sampler"),
         (lambda: DataLoader(OwnGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random or"),
         (lambda: DataLoader(OwnTorchGenerator(), batch_size=4), "private generator .*Draw from `random`, np.random"),
+        (lambda: DataLoader(Batched(), batch_size=4), "got Batched without __getitem__; give it __getitem__"),
+        (lambda: DataLoader(Endless(), batch_sampler=[[0, 1], [2]]), "got Endless without __len__; give it __len__"),
         (lambda: DataLoader(Counts(), batch_size=4), "got another item.* a counter or a cache"),
     ],
 )

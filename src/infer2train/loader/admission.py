@@ -3,12 +3,13 @@
 import os
 import sys
 import warnings
+from collections.abc import Sized
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
@@ -16,6 +17,7 @@ from infer2train.loader.order import draws_in_epoch
 from infer2train.loader.ranks import Ranks
 from infer2train.loader.sharding import is_sharded, own_shard
 from infer2train.loader.surroundings import is_fabrics
+from infer2train.sources.source import Source
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Where torchrun (and what builds on it) and mpirun tell a process how many there are."""
@@ -42,7 +44,7 @@ def draws_foreseen(dataloader: "DataLoader[Any]", host: str) -> int:
 
 
 def check_loader(dataloader: "DataLoader[Any]") -> None:
-    """Refuse a loader whose samples have no integer id.
+    """Refuse a loader whose samples have no integer id, or cannot be read by it.
 
     Raises:
         ValueError: the rule, what was got, the remedy.
@@ -53,6 +55,7 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
         raise ValueError(
             "mine() needs a DataLoader that batches: got batch_size=None; pass batch_size or batch_sampler"
         )
+    _check_data(dataloader.dataset)
     kind = type(dataloader)
     if kind.__iter__ is not DataLoader.__iter__ and not kind.__module__.startswith("accelerate."):
         warnings.warn(
@@ -60,6 +63,23 @@ def check_loader(dataloader: "DataLoader[Any]") -> None:
             f"{kind.__name__}, which has one. Where it does anything to batches, do that in collate_fn or in the loop",
             RuntimeWarning,
             stacklevel=3,
+        )
+
+
+def _check_data(data: Any) -> None:
+    """Refuse a map-style data set without what ids are read by. torch's `Dataset` has a `__getitem__` that raises."""
+    if isinstance(data, IterableDataset | Source):
+        return
+    kind = type(data)
+    if getattr(kind, "__getitem__", Dataset.__getitem__) is Dataset.__getitem__:
+        raise ValueError(
+            f"a data set must give one sample by its id: got {kind.__name__} without __getitem__; give it __getitem__"
+            ", also where it has __getitems__"
+        )
+    if not isinstance(data, Sized):
+        raise ValueError(
+            f"a data set must say how many samples it has, whose ids are below that: got {kind.__name__} without "
+            "__len__; give it __len__, also where a batch sampler says what is read"
         )
 
 
