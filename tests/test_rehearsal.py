@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from infer2train import mine
 from infer2train.draws.scores import SCORES
+from infer2train.loader.rehearsal import _agree
 from infer2train.loader.remedies import score_to_write, split_to_write
 from mined_runs import Jittered, jittered, network, sgd
 
@@ -460,6 +461,32 @@ def test_what_no_engine_can_follow_is_scored_in_fp32_and_that_is_said(
     if build is OfOneLength:
         for oracles, fresh in found:
             torch.testing.assert_close(oracles, fresh)
+
+
+class Among(Bag):
+    """Each token among all of its sequence: its own, or those that are padded too."""
+
+    def __init__(self, has_mask: bool) -> None:
+        super().__init__()
+        self.has_mask = has_mask
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        counts = (tokens > 0) if self.has_mask else torch.ones_like(tokens, dtype=torch.bool)
+        words = self.embedding(tokens) * counts[..., None]
+        return self.head(words + words.sum(1, keepdim=True) / counts.sum(1)[:, None, None])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_is_seen_by_a_model_without_a_mask_alone(side: str, has_mask: bool) -> None:
+    torch.manual_seed(0)
+    model, rows = Among(has_mask).eval(), [torch.full((3 + i % 5,), 1 + i % 7) for i in range(8)]
+
+    def said(rows: list[Tensor]) -> Tensor:
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
+        return model(tokens).detach()  # type: ignore[no-any-return]
+
+    assert all(_agree(said(rows[i : i + 2]), said(rows)[i : i + 2]) for i in range(0, 8, 2)) == has_mask
 
 
 def test_a_collate_fn_that_drops_a_sample_at_last_names_a_subset() -> None:

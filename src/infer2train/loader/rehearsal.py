@@ -26,6 +26,7 @@ from infer2train.loader.remedies import score_to_write, split_to_write
 from infer2train.oracle.live import are_close, asked, asked_copy
 from infer2train.oracle.quantization.hooks import has_hooks, keep_hooks, unseen
 from infer2train.oracle.scorer import one_each
+from infer2train.sources.collation import windows
 
 ROWS = 8
 """Samples of the rehearsal."""
@@ -217,9 +218,8 @@ def _mixes_rows(module: nn.Module) -> bool:
 
 
 def _agree(alone: Tensor, among_others: Tensor) -> bool:
-    """Whether two batches say the same of the same rows, as far as both reach."""
-    common = tuple(slice(min(a, b)) for a, b in zip(alone.shape, among_others.shape, strict=True))
-    return are_close(alone[common], among_others[common])
+    """Whether two batches say the same of the same rows, as far as both reach: padded behind, or in front."""
+    return any(are_close(alone[of_alone], among_others[of_all]) for of_alone, of_all in windows(alone, among_others))
 
 
 def _varying(pairs: Sequence[tuple[Any, Any]]) -> str | None:

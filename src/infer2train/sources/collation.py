@@ -30,6 +30,8 @@ Collate = Callable[[list[Any], int], Any]
 
 Rows = Any
 """A tensor, an array or a list."""
+Window = tuple[slice, ...]
+"""A part of a tensor, by its place in each dimension."""
 
 REMEDY = (
     "or pass score_collate=, a collate function that does not, such as default_collate: the oracle then scores samples "
@@ -195,18 +197,28 @@ def _is_same_but_for_padding(first: Any, second: Any) -> bool:
         first, second = torch.from_numpy(first.copy()), torch.from_numpy(second.copy())
     if not isinstance(first, Tensor) or first.ndim != second.ndim or first.shape == second.shape:
         return False
-    sizes = list(map(min, first.shape, second.shape))
-    leading = tuple(slice(0, size) for size in sizes)
-    trailing = [
-        tuple(slice(tensor.shape[d] - size, None) for d, size in enumerate(sizes)) for tensor in (first, second)
-    ]
-    for in_first, in_second in ((leading, leading), (trailing[0], trailing[1])):
+    for in_first, in_second in windows(first, second):
         if are_same(first[in_first], second[in_second]):
             return _is_constant_outside(first, in_first) and _is_constant_outside(second, in_second)
     return False
 
 
-def _is_constant_outside(tensor: Tensor, window: tuple[slice, ...]) -> bool:
+def windows(first: Tensor, second: Tensor) -> Iterator[tuple[Window, Window]]:
+    """Where two tensors of as many dimensions hold the same if padding alone makes them differ: (first's, second's).
+
+    At the beginning of every dimension, as padding behind leaves it; then at the end, as padding in front does.
+    """
+    sizes = list(map(min, first.shape, second.shape))
+    leading = tuple(slice(0, size) for size in sizes)
+    yield leading, leading
+    in_first, in_second = (
+        tuple(slice(whole - size, None) for whole, size in zip(tensor.shape, sizes, strict=True))
+        for tensor in (first, second)
+    )
+    yield in_first, in_second
+
+
+def _is_constant_outside(tensor: Tensor, window: Window) -> bool:
     outside = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
     outside[window] = False
     values = tensor[outside]
