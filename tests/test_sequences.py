@@ -1,5 +1,6 @@
 """Sequences of several lengths, padded batch by batch, mined from end to end: a target for each token."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,9 +29,28 @@ class Sentences(Dataset[Any]):
         return words * (torch.rand(len(words)) < 0.7), words
 
 
-def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def collate(items: list[tuple[Tensor, Tensor]], side: str = "right") -> tuple[Tensor, Tensor]:
     seen, wanted = map(list, zip(*items, strict=True))
-    return pad_sequence(seen, batch_first=True), pad_sequence(wanted, batch_first=True, padding_value=IGNORED)
+    return (
+        pad_sequence(seen, batch_first=True, padding_side=side),
+        pad_sequence(wanted, batch_first=True, padding_value=IGNORED, padding_side=side),
+    )
+
+
+def after_a_prompt(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Only the last token of each counts."""
+    seen, wanted = map(list, zip(*items, strict=True))
+    last = [F.pad(words[-1:], (len(words) - 1, 0), value=IGNORED) for words in wanted]
+    return pad_sequence(seen, batch_first=True), pad_sequence(last, batch_first=True, padding_value=IGNORED)
+
+
+def to_one_length(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Padded in front."""
+    seen, wanted = zip(*items, strict=True)
+    return (
+        torch.stack([F.pad(words, (9 - len(words), 0)) for words in seen]),
+        torch.stack([F.pad(words, (9 - len(words), 0), value=IGNORED) for words in wanted]),
+    )
 
 
 class Tagger(nn.Module):
@@ -101,3 +121,16 @@ def test_the_penalty_of_a_sequence_is_the_mean_over_its_own_tokens(pool: str) ->
         optimizer.step()
         optimizer.zero_grad()
     loader.close()
+
+
+def test_sequences_padded_in_front_are_refused_by_distillation_alone() -> None:
+    base = DataLoader(Sentences(), batch_size=BATCH, collate_fn=partial(collate, side="left"))
+    with pytest.raises(ValueError, match=r"padded in front, from 2 to 8; pad behind \(padding_side='right'\)"):
+        mine(base, Tagger(), method="self-distill", gamma=2)
+    mine(base, Tagger(), method="nm-augment", gamma=2).close()
+
+
+@pytest.mark.parametrize("collate_fn", [collate, after_a_prompt, to_one_length])
+def test_what_distillation_compares_rightly_is_not_refused(collate_fn: Any) -> None:
+    base = DataLoader(Sentences(), batch_size=BATCH, collate_fn=collate_fn)
+    mine(base, Tagger(), method="self-distill", gamma=2).close()

@@ -97,6 +97,8 @@ def rehearse(
     _require_deterministic(network, inputs, outputs)
     if choices.loss == "distillation":
         _require_classes(outputs, targets)
+        if logits_of(outputs).ndim == 3:
+            _require_padded_behind([split(read(at[[i, i]]))[1] for i in range(rows)], targets)
     if score is not None:
         _require_score(score, outputs, targets, rows)
     pairs = [split(read(at[start : start + 2])) for start in range(0, rows, 2)]
@@ -161,6 +163,25 @@ def _require_classes(outputs: Any, targets: Any) -> None:
             f"outputs of shape {tuple(logits_of(outputs).shape)} for targets that are numbers, or 0 or 1 each; use "
             "another method"
         )
+
+
+def _require_padded_behind(twice: Sequence[Tensor], targets: Tensor) -> None:
+    """Of distillation, which knows a token by its place from the front, in batches of several lengths.
+
+    Args:
+        twice: the targets of each sample, in a batch with itself.
+        targets: of all of them in one batch.
+    """
+    for (alone, _), among_others in zip(twice, targets, strict=True):
+        behind, in_front = (
+            are_close(alone[of_alone], among_others[of_all]) for of_alone, of_all in windows(alone, among_others)
+        )
+        if in_front and not behind:
+            raise ValueError(
+                "self-distill compares tokens of the trainer's batches with those of the oracle's by their place from "
+                f"the front, so sequences must be padded behind: got targets padded in front, from {len(alone)} to "
+                f"{len(among_others)}; pad behind (padding_side='right'), or all to one length in collate_fn"
+            )
 
 
 def _require_score(score: Score, outputs: Any, targets: Any, rows: int) -> None:
