@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from infer2train.cli.main import main
 from infer2train.observe.runlog import read_config, write_config
 from infer2train.oracle.samples import GivenSamples
@@ -19,7 +20,7 @@ from infer2train.studies.export.export import CARD, FACTS, export
 from infer2train.studies.export.formats import FORMATS, Subject
 from infer2train.studies.export.judge import ROWS, judged
 from infer2train.training.config import RunConfig
-from infer2train.training.folder import evaluate_folder
+from infer2train.training.folder import CHECKPOINTS, evaluate_folder
 from infer2train.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +139,54 @@ def test_a_loop_of_ones_own_keeps_its_model(run: Path, tmp_path: Path, capsys: p
     write_config(tmp_path, {"method": "nm-sample"})
     assert main(["export", str(tmp_path)]) == 2
     assert "the log of a loop of your own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["renamed", "added"])
+def test_weights_meet_no_images_of_other_labels(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class folder with another name, or one more, gives the logits other meanings; a card would tell them wrong."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog", "eel")):
+            write_image(data / part / name / "0.png", number)
+            write_image(data / part / name / "1.png", number)
+    settings = {"data": str(data), "data_cache": str(tmp_path / "cache"), "train_error_samples": 0}
+    train(
+        RunConfig(epochs=1, batch_size=2, threads=1, validation_split=3, **settings), run, quiet=True, report=False
+    )
+    commands = [
+        ["eval", str(run)],
+        ["eval", str(run), "--test"],
+        ["export", str(run), "--formats", "safetensors", "--quiet"],
+    ]
+    assert [main(command) for command in commands] == [0, 0, 0]
+    card = (run / "export" / CARD).read_text()
+    if change == "renamed":
+        for part in ("train", "test"):
+            (data / part / "cat").rename(data / part / "zebra")
+    else:
+        write_image(data / "train" / "new" / "0.png", 3)
+    for command in commands:
+        capsys.readouterr()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"{command[0]} needs the images that the run was trained on: got others in {data}, of other" in error
+        assert "put them back, or train another run on these" in error
+    assert (run / "export" / CARD).read_text() == card
+    checkpoint = load_checkpoint(run / CHECKPOINTS)
+    assert checkpoint is not None
+    if change == "renamed":
+        earlier = {name: value for name, value in checkpoint.state.items() if name != "data"}
+        save_checkpoint(run / CHECKPOINTS, checkpoint.step, earlier)
+        assert main(commands[0]) == 0, "a state of an earlier release does not tell"
+
+
+def write_image(file: Path, number: int) -> None:
+    from PIL import Image
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(file)
 
 
 def test_ranges_are_those_of_the_runs_own_oracle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from infer2train.data.images import ImageSplit
 from infer2train.observe.runlog import read_rows
 from infer2train.sources.views.identity import EvaluationCrop, Identity
@@ -203,6 +203,20 @@ def test_a_disk_that_is_full_when_losses_are_noted_down_spoils_no_later_start(
     made.write_bytes(b"")
     assert irreducible_losses(config(tmp_path), train_quietly).seconds > 0, "made again"
     assert {path.name for path in found.file.parent.glob("[!.]*")} == {"lock", "run", found.file.name, made.name}
+
+
+def test_a_finished_model_of_other_images_is_not_asked(tmp_path: Path) -> None:
+    def train_quietly(run: RunConfig, folder: Path) -> Result:
+        return train(run, folder, quiet=True, report=False)
+
+    found = irreducible_losses(config(tmp_path), train_quietly)
+    found.file.with_suffix(".json").unlink()
+    checkpoints = found.file.parent / "run" / CHECKPOINTS
+    checkpoint = load_checkpoint(checkpoints)
+    assert checkpoint is not None
+    save_checkpoint(checkpoints, checkpoint.step, checkpoint.state | {"data": "another"})
+    with pytest.raises(ValueError, match=rf"got others in digits, .* remove {checkpoints.parent}, and it is trained"):
+        irreducible_losses(config(tmp_path), train_quietly)
 
 
 def test_a_rho_run_can_be_evaluated_again(tmp_path: Path) -> None:

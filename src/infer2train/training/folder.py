@@ -1,10 +1,12 @@
 """A run's folder: who may train in it, and how what was trained there ended."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -13,7 +15,7 @@ from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_fini
 from infer2train.settings import as_plain, decisive, differences, is_utf8
 from infer2train.training.config import RunConfig, from_plain, unmined
 from infer2train.training.evaluation import Evaluation, evaluate
-from infer2train.training.setup import prepare, resolved
+from infer2train.training.setup import Run, prepare, resolved, views_of
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 LOCK = ".lock"
@@ -100,6 +102,24 @@ def is_finished(folder: Path) -> bool:
     return says_finished(read_rows(folder))
 
 
+def require_same_images(run: Run, state: Mapping[str, Any], rule: str, remedy: str) -> None:
+    """Refuse the weights of a checkpoint that was trained on other images than the run now has.
+
+    Args:
+        run: as its configuration and the images of today have it, split as it was trained.
+        state: of the checkpoint. One of an earlier release does not tell, and passes.
+        rule: who needs which images, for the error.
+        remedy: besides putting them back, for the error.
+
+    Raises:
+        ValueError: labels or content are others.
+    """
+    if state.get("data", run.digest) != run.digest:
+        raise ValueError(
+            f"{rule}: got others in {run.config.data}, of other labels or content; put them back, or {remedy}"
+        )
+
+
 def evaluate_folder(
     folder: Path, *, device: str | None = None, best: bool = False, on_test: bool = False
 ) -> Evaluation:
@@ -112,7 +132,7 @@ def evaluate_folder(
         on_test: on the test images, also where the run holds images back to be evaluated on.
 
     Raises:
-        ValueError: there is no run or no checkpoint.
+        ValueError: there is no run or no checkpoint, or the images are not those that it was trained on.
     """
     config = from_plain(read_config(folder))
     checkpoint = load_checkpoint(folder / (BEST if best else CHECKPOINTS))
@@ -123,10 +143,14 @@ def evaluate_folder(
         Console(stderr=True).print(
             f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
         )
-    held_back = 0 if on_test else config.validation_split
-    plain = replace(unmined(config), validation_split=held_back, device=device or config.device, compile="none")
-    run = prepare(plain, progress=False)
+    run = prepare(replace(unmined(config), device=device or config.device, compile="none"), progress=False)
     try:
+        require_same_images(
+            run, checkpoint.state, "eval needs the images that the run was trained on", "train another run on these"
+        )
+        if on_test and config.validation_split:
+            home = torch.device("cpu") if config.num_workers else run.device
+            run = replace(run, evaluation_images=views_of(run.data.test, run.evaluation_images.view, home))
         run.model.load_state_dict(checkpoint.state["model"])
         return evaluate(run.model, run.evaluation_images, run.evaluation_addresses(), run.device, run.view_workers)
     finally:

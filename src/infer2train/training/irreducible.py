@@ -34,7 +34,7 @@ from infer2train.oracle.snapshot import snapshot
 from infer2train.settings import as_plain, decisive
 from infer2train.training.config import RunConfig, unmined
 from infer2train.training.evaluation import every_sample
-from infer2train.training.folder import CHECKPOINTS, Result, is_finished, result_of
+from infer2train.training.folder import CHECKPOINTS, Result, is_finished, require_same_images, result_of
 from infer2train.training.setup import Run, load_splits, prepare, views_of
 
 Train = Callable[[RunConfig, Path], Result]
@@ -153,6 +153,12 @@ def _scored(run: Run, folder: Path, images: AnySplit, config: RunConfig) -> Floa
     """What the model in a run's folder loses on other images, in the precision of the oracle."""
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     assert checkpoint is not None, folder
+    require_same_images(
+        run,
+        checkpoint.state,
+        "an irreducible model judges by the images that it was trained on",
+        f"remove {folder}, and it is trained anew",
+    )
     run.model.load_state_dict(checkpoint.state["model"])
     source = views_of(images, run.evaluation_images.view, torch.device("cpu"))
     everything = every_sample(len(images))

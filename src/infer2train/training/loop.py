@@ -24,7 +24,16 @@ from infer2train.reporting.report import write_report
 from infer2train.settings import as_plain
 from infer2train.training.config import RunConfig
 from infer2train.training.decoding_rate import decoding_warning
-from infer2train.training.folder import BEST, CHECKPOINTS, LOCK, Result, alone_in, enter_folder, result_of
+from infer2train.training.folder import (
+    BEST,
+    CHECKPOINTS,
+    LOCK,
+    Result,
+    alone_in,
+    enter_folder,
+    require_same_images,
+    result_of,
+)
 from infer2train.training.interrupt import Interrupt, Interrupted, interruptible
 from infer2train.training.irreducible import irreducible_losses
 from infer2train.training.progress import RunProgress
@@ -124,11 +133,12 @@ def _train(
 
 def _go_on(run: Run, checkpoint: Checkpoint, folder: Path) -> EpochSums:
     """Have the run stand where it was saved."""
-    if checkpoint.state.get("data", run.digest) != run.digest:  # states of earlier releases do not tell
-        raise ValueError(
-            f"a resumed run needs the images that it was started with: got others in {run.config.data}, of other "
-            f"labels or content; put them back, or train anew in another folder than {folder} (--name)"
-        )
+    require_same_images(
+        run,
+        checkpoint.state,
+        "a resumed run needs the images that it was started with",
+        f"train anew in another folder than {folder} (--name)",
+    )
     run.model.load_state_dict(checkpoint.state["model"])
     run.optimizer.load_state_dict(checkpoint.state["optimizer"])
     try:
@@ -208,7 +218,7 @@ def _keep_best(run: Run, folder: Path, log: RunLog) -> None:
     if not run.config.keep_best or run.loader.validation is None or (best := run.loader.validation.best) is None:
         return
     tensors = {name: best.tensors[name] for name in run.model.state_dict()}  # a record has buffers that no state has
-    state = {"model": tensors, "loss": best.loss, "error": best.error}
+    state = {"model": tensors, "loss": best.loss, "error": best.error, "data": run.digest}
     path = save_checkpoint(folder / BEST, best.version, state, keep=1)
     message = f"the best version is that of step {best.version}, by the oracle: loss {best.loss:.4f}, kept in {path}"
     log.write("event", event="best-kept", step=run.loader.steps, message=message)

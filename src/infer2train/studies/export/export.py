@@ -24,7 +24,7 @@ from infer2train.sources.views.view_dataset import ViewDataset
 from infer2train.studies.export.card import Exported, card
 from infer2train.studies.export.formats import FORMATS, Format, Subject
 from infer2train.training.config import from_plain, unmined
-from infer2train.training.folder import CHECKPOINTS
+from infer2train.training.folder import CHECKPOINTS, require_same_images
 from infer2train.training.setup import Run, prepare
 
 FACTS = "export.json"
@@ -61,8 +61,8 @@ def export(
         say: called with what is being done.
 
     Raises:
-        ValueError: there is no run or no checkpoint, or a format is unknown or lacks a package, or `into` has a
-            README.md that no export wrote.
+        ValueError: there is no run or no checkpoint, or the images are not those that it was trained on, or a format is
+            unknown or lacks a package, or `into` has a README.md that no export wrote.
         Exception: a format that was named cannot be written, or none can: what its engine or runtime says.
 
     Example:
@@ -93,9 +93,12 @@ def export(
         )
     say("data and weights")
     run = prepare(replace(unmined(config), device="cpu", compile="none"), progress=False)
-    into.mkdir(parents=True, exist_ok=True)
     step = int(checkpoint.state["loader"]["steps"])
     try:
+        require_same_images(
+            run, checkpoint.state, "export needs the images that the run was trained on", "train another run on these"
+        )
+        into.mkdir(parents=True, exist_ok=True)
         run.model.load_state_dict(checkpoint.state["model"])
         subject = _subject(run, step, config.quantization)
         made = _written_and_judged(subject, run, into, chosen, threads, say, must=formats)
