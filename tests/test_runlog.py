@@ -1,5 +1,6 @@
 """The run folder's record: rows are on the disk when written, and a run that goes on takes back what it repeats."""
 
+import errno
 import json
 import os
 import signal
@@ -130,6 +131,19 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ):
             log.write("step", step=1)
         log.close()
+
+
+def test_a_disk_that_is_full_at_the_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *content: object, **named: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, START)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    said = r"must be written down .*: got 'No space left on device' for {} in .*; free space .* --resume"
+    with pytest.raises(OSError, match=said.format(CONFIG)):
+        write_config(tmp_path, {})
+    with pytest.raises(OSError, match=said.format(METRICS)):
+        take_back(tmp_path, step=0, epoch=0)
 
 
 def test_configuration(tmp_path: Path) -> None:

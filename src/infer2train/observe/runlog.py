@@ -49,10 +49,7 @@ class RunLog:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise OSError(
-                f"what a run does must be written down in its folder: got '{error.strerror or error}' for {METRICS} in "
-                f"{self.folder}; free space or mend the disk, then go on from the last checkpoint (train --resume)"
-            ) from error
+            raise _not_written(METRICS, self.folder, error) from error
         if self._board is not None and "step" in fields:
             for name, value in scalars(fields).items():
                 self._board.add_scalar(f"{kind}/{name}", value, int(fields["step"]))
@@ -90,13 +87,20 @@ class RunLog:
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, whole or not at all."""
+    """Write `config.yaml`, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{CONFIG}.partial"
-    partial.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(folder / CONFIG)
+    try:
+        partial.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        partial.replace(folder / CONFIG)
+    except OSError as error:
+        raise _not_written(CONFIG, folder, error) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -159,8 +163,19 @@ def take_back(folder: Path, step: int, epoch: int) -> None:
         return bool(row["epoch"] < epoch) if row["kind"] == "epoch" else row.get("step", 0) <= step
 
     partial = folder / f".{METRICS}.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder) if is_kept(row)), encoding="utf-8")
-    partial.replace(folder / METRICS)
+    rows = [row for row in read_rows(folder) if is_kept(row)]
+    try:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(folder / METRICS)
+    except OSError as error:
+        raise _not_written(METRICS, folder, error) from error
+
+
+def _not_written(file: str, folder: Path, error: OSError) -> OSError:
+    return OSError(
+        f"what a run does must be written down in its folder: got '{error.strerror or error}' for {file} in "
+        f"{folder}; free space or mend the disk, then go on from the last checkpoint (train --resume)"
+    )
 
 
 def _ends_with_newline(path: Path) -> bool:
