@@ -205,6 +205,27 @@ def test_a_disk_that_is_full_when_losses_are_noted_down_spoils_no_later_start(
     assert {path.name for path in found.file.parent.glob("[!.]*")} == {"lock", "run", found.file.name, made.name}
 
 
+def test_halves_that_are_smaller_than_a_batch_are_told_of(tmp_path: Path) -> None:
+    small = config(tmp_path, holdout=0, limit=40, batch_size=21)
+    with pytest.raises(ValueError, match=r"rho without --holdout trains a model on each half of 40 images: got .* 20;"):
+        irreducible_losses(small, lambda run, folder: pytest.fail("nothing is to be trained"))
+
+
+def test_a_damaged_end_is_trained_again(tmp_path: Path) -> None:
+    def train_quietly(run: RunConfig, folder: Path) -> Result:
+        return train(run, folder, quiet=True, report=False, resume=True)
+
+    found = irreducible_losses(config(tmp_path), train_quietly)
+    losses = np.load(found.file)
+    found.file.with_suffix(".json").unlink()
+    newest = max((found.file.parent / "run" / CHECKPOINTS).glob("step-*")) / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    assert np.array_equal(np.load(irreducible_losses(config(tmp_path), train_quietly).file), losses)
+    checkpoint = load_checkpoint(newest.parents[1])
+    assert checkpoint is not None
+    assert (checkpoint.path, checkpoint.rejected) == (newest.parent, ())
+
+
 def test_a_finished_model_of_other_images_is_not_asked(tmp_path: Path) -> None:
     def train_quietly(run: RunConfig, folder: Path) -> Result:
         return train(run, folder, quiet=True, report=False)

@@ -96,7 +96,7 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
     with FileLock(folder / "lock"):  # of runs side by side, one trains it and the others wait
         seconds = _seconds(made)
         if seconds is None:
-            result = result_of(folder / "run") if is_finished(folder / "run") else train(run, folder / "run")
+            result = result_of(folder / "run") if _is_whole(folder / "run") else train(run, folder / "run")
             started = perf_counter()
             losses = _scored(prepare(run, progress=False), folder / "run", images, config)
             _replace(file, losses)
@@ -113,7 +113,13 @@ def irreducible_losses(config: RunConfig, train: Train) -> Irreducible:
 def _by_halves(config: RunConfig, train: Train) -> Irreducible:
     """Of every image, by the model of the half that it is not in."""
     _, images, _ = load_splits(config, progress=False)
-    held = balanced_ids(images.targets, len(images) // 2, config.seed, Purpose.HOLDOUT)
+    half = len(images) // 2
+    if config.batch_size > half:
+        raise ValueError(
+            f"{config.method} without --holdout trains a model on each half of {len(images)} images: got batch_size "
+            f"{config.batch_size} for {half}; lower --batch-size or pass --holdout"
+        )
+    held = balanced_ids(images.targets, half, config.seed, Purpose.HOLDOUT)
     parts = {"rest": np.setdiff1d(np.arange(len(images)), held), "held": held}
     halves = {
         part: irreducible_losses(replace(config, holdout=len(held), train_on=part), train)  # type: ignore[arg-type]  # a part is one of two words
@@ -131,6 +137,12 @@ def _by_halves(config: RunConfig, train: Train) -> Irreducible:
         f"the other half, {config.irreducible_epochs} epochs ({seconds:.0f} s, once); {file}"
     )
     return Irreducible(file=file, note=note, seconds=seconds)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a run is finished and its last checkpoint good: from an earlier one it would go on to the same end."""
+    checkpoint = load_checkpoint(folder / CHECKPOINTS)
+    return is_finished(folder) and checkpoint is not None and not checkpoint.rejected
 
 
 def _seconds(made: Path) -> float | None:
