@@ -137,8 +137,28 @@ def test_a_run_without_a_checkpoint_is_refused(run: Path, tmp_path: Path, capsys
 
 def test_a_loop_of_ones_own_keeps_its_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(tmp_path, {"method": "nm-sample"})
-    assert main(["export", str(tmp_path)]) == 2
-    assert "the log of a loop of your own" in capsys.readouterr().err
+    for verb in ("export", "eval"):
+        assert main([verb, str(tmp_path)]) == 2
+        assert f"{verb} needs a run of `infer2train train`" in (error := capsys.readouterr().err)
+        assert "the log of a loop of your own" in error
+
+
+def test_an_export_says_what_it_passed_over_and_leaves_nothing_of_an_earlier_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "[old]run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("export"))
+    monkeypatch.setitem(FORMATS, "weights", replace(FORMATS["safetensors"], file="weights.safetensors"))
+    assert main(["export", str(folder), "--formats", "safetensors", "--quiet"]) == 0
+    assert f"model card: {folder / 'export' / CARD}" in capsys.readouterr().out
+    newest = max((folder / "checkpoints").glob("step-*")) / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    export(folder, formats=["weights"])
+    assert "damaged checkpoint passed over: step-00000020" in capsys.readouterr().err
+    assert {path.name for path in (folder / "export").iterdir()} == {"weights.safetensors", FACTS, CARD}
+    text = (folder / "export" / CARD).read_text()
+    assert "this is step 15; 1 newer checkpoint was damaged)" in text
+    assert f"{100 * evaluate_folder(folder).error:.2f} % test error after epoch 3, and" in text
 
 
 @pytest.mark.parametrize("change", ["renamed", "added"])
@@ -152,9 +172,7 @@ def test_weights_meet_no_images_of_other_labels(
             write_image(data / part / name / "0.png", number)
             write_image(data / part / name / "1.png", number)
     settings = {"data": str(data), "data_cache": str(tmp_path / "cache"), "train_error_samples": 0}
-    train(
-        RunConfig(epochs=1, batch_size=2, threads=1, validation_split=3, **settings), run, quiet=True, report=False
-    )
+    train(RunConfig(epochs=1, batch_size=2, threads=1, validation_split=3, **settings), run, quiet=True, report=False)
     commands = [
         ["eval", str(run)],
         ["eval", str(run), "--test"],
@@ -162,6 +180,7 @@ def test_weights_meet_no_images_of_other_labels(
     ]
     assert [main(command) for command in commands] == [0, 0, 0]
     card = (run / "export" / CARD).read_text()
+    assert " % validation error after its last epoch so far" in card
     if change == "renamed":
         for part in ("train", "test"):
             (data / part / "cat").rename(data / part / "zebra")

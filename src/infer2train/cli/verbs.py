@@ -143,10 +143,10 @@ def _export(options: dict[str, Any]) -> None:
     console.print(table)
     for file in made.files:
         for note in file.notes:
-            console.print(f"{file.file}: {note}", highlight=False, soft_wrap=True)
+            console.print(f"{file.file}: {note}", highlight=False, markup=False, soft_wrap=True)
     for name, reason in made.failed.items():
         console.print(f"{name}: not written: {reason}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"files and model card: {into / CARD}", highlight=False, soft_wrap=True)
+    console.print(f"files and model card: {into / CARD}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _gamma(options: dict[str, Any]) -> None:

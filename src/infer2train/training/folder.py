@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from infer2train.checkpoint.checkpoint import load_checkpoint
+from infer2train.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
 from infer2train.settings import as_plain, decisive, differences, is_utf8
 from infer2train.training.config import RunConfig, from_plain, unmined
@@ -102,6 +102,29 @@ def is_finished(folder: Path) -> bool:
     return says_finished(read_rows(folder))
 
 
+def config_of(folder: Path, verb: str, remedy: str) -> RunConfig:
+    """The configuration of a run, for a verb that needs its weights and data.
+
+    Raises:
+        ValueError: the folder is of a loop of one's own, whose weights and data nobody but its owner has.
+    """
+    plain = read_config(folder)
+    if "regime" not in plain:
+        raise ValueError(
+            f"{verb} needs a run of `infer2train train`, whose weights and data it finds: got {folder}, the log of a "
+            f"loop of your own; {remedy}"
+        )
+    return from_plain(plain)
+
+
+def tell_rejected(checkpoint: Checkpoint) -> None:
+    """Say on standard error which newer checkpoints were passed over, and why."""
+    for rejected in checkpoint.rejected:
+        Console(stderr=True).print(
+            f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
 def require_same_images(run: Run, state: Mapping[str, Any], rule: str, remedy: str) -> None:
     """Refuse the weights of a checkpoint that was trained on other images than the run now has.
 
@@ -134,15 +157,12 @@ def evaluate_folder(
     Raises:
         ValueError: there is no run or no checkpoint, or the images are not those that it was trained on.
     """
-    config = from_plain(read_config(folder))
+    config = config_of(folder, "eval", "your model is yours to evaluate")
     checkpoint = load_checkpoint(folder / (BEST if best else CHECKPOINTS))
     if checkpoint is None:
         remedy = "train it with --validation oracle --keep-best true" if best else "train the run first"
         raise ValueError(f"eval needs a checkpoint: got none in {folder}; {remedy}")
-    for rejected in checkpoint.rejected:
-        Console(stderr=True).print(
-            f"damaged checkpoint passed over: {rejected}", highlight=False, markup=False, soft_wrap=True
-        )
+    tell_rejected(checkpoint)
     run = prepare(replace(unmined(config), device=device or config.device, compile="none"), progress=False)
     try:
         require_same_images(

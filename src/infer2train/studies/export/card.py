@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infer2train.observe.runlog import cpu_name
-from infer2train.reporting.runs import RunFolder
+from infer2train.reporting.runs import RunFolder, error_name
 from infer2train.settings import as_plain
 from infer2train.studies.export.formats import FORMATS
 from infer2train.training.config import RunConfig
@@ -32,7 +32,15 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequence[Exported], threads: int) -> str:
+def card(
+    run: Run,
+    config: RunConfig,
+    told: RunFolder,
+    step: int,
+    files: Sequence[Exported],
+    threads: int,
+    passed_over: int = 0,
+) -> str:
     """The card's text.
 
     Args:
@@ -42,6 +50,7 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
         step: of the checkpoint.
         files: as judged.
         threads: of the runtimes that judged.
+        passed_over: how many newer checkpoints were damaged.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -64,6 +73,7 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
         ],
     )
     changed = {n: value for n, value in as_plain(config, RunConfig).items() if value != getattr(RunConfig(), n)}
+    done = [row for row in told.epochs if row.get("step", 0) <= step]
     facts: dict[str, Any] = {
         "name": plain(name),
         "config": config,
@@ -74,8 +84,10 @@ def card(run: Run, config: RunConfig, told: RunFolder, step: int, files: Sequenc
         "num_evaluation": len(run.evaluation_images),
         "fingerprint": run.data.fingerprint,
         "step": step,
-        "epochs_done": sum(row.get("step", 0) <= step for row in told.epochs),
-        "error": told.test_error,
+        "epochs_done": len(done),
+        "passed_over": passed_over,
+        "error": done[-1].get("test_error") if done else None,
+        "error_name": error_name(config.validation_split),
         "hours": told.seconds.get("total", 0.0) / 3600,
         "scoring": told.scoring_share,
         "trained_on": told.starts[-1]["machine"] if told.starts else None,

@@ -16,15 +16,14 @@ from torch import Tensor
 from infer2train.batches import split_batch
 from infer2train.checkpoint.checkpoint import load_checkpoint
 from infer2train.draws.addresses import Addresses
-from infer2train.observe.runlog import read_config
 from infer2train.oracle.samples import SourceSamples
 from infer2train.reporting.runs import read_run
 from infer2train.settings import unknown
 from infer2train.sources.views.view_dataset import ViewDataset
 from infer2train.studies.export.card import Exported, card
 from infer2train.studies.export.formats import FORMATS, Format, Subject
-from infer2train.training.config import from_plain, unmined
-from infer2train.training.folder import CHECKPOINTS, require_same_images
+from infer2train.training.config import unmined
+from infer2train.training.folder import CHECKPOINTS, config_of, require_same_images, tell_rejected
 from infer2train.training.setup import Run, prepare
 
 FACTS = "export.json"
@@ -70,16 +69,11 @@ def export(
         'model-int8.xml'
     """
     chosen = _chosen(formats)
-    plain = read_config(folder)
-    if "regime" not in plain:
-        raise ValueError(
-            f"export needs a run of `infer2train train`, whose weights and data it finds: got {folder}, the log of a "
-            "loop of your own; your model is yours to save, by torch.onnx.export, say"
-        )
-    config = from_plain(plain)
+    config = config_of(folder, "export", "your model is yours to save, by torch.onnx.export, say")
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise ValueError(f"export needs a checkpoint: got none in {folder}; train the run first")
+    tell_rejected(checkpoint)
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError(
             "export writes a model card, for which it needs huggingface_hub, which this Python does not have: "
@@ -105,8 +99,12 @@ def export(
     finally:
         run.loader.close()
     facts = {"run": str(folder), "step": step, "threads": threads, **asdict(made)}
+    _remove_earlier(into, made.files)
     (into / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (into / CARD).write_text(card(run, config, read_run(folder), step, made.files, threads), encoding="utf-8")
+    (into / CARD).write_text(
+        card(run, config, read_run(folder), step, made.files, threads, passed_over=len(checkpoint.rejected)),
+        encoding="utf-8",
+    )
     return made
 
 
@@ -169,6 +167,18 @@ def _written_and_judged(
 
 def _parts(path: Path) -> list[Path]:
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+def _remove_earlier(into: Path, files: Sequence[Exported]) -> None:
+    """Remove what an earlier export wrote and this one did not: the card beside it would say nothing of it."""
+    try:
+        earlier = {file["file"] for file in json.loads((into / FACTS).read_bytes())["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    for kind in FORMATS.values():
+        if kind.file in earlier - {file.file for file in files}:
+            for path in _parts(into / kind.file):
+                path.unlink(missing_ok=True)
 
 
 def _evaluation_set(images: ViewDataset, scratch: Path) -> tuple[Path, Path]:
