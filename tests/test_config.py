@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +18,13 @@ def test_a_file_gives_the_same_run_back() -> None:
     assert from_plain(yaml.safe_load(yaml.safe_dump(plain, allow_unicode=True))) == config
     assert from_plain(json.loads(json.dumps(plain))) == config
     assert plain.keys() == {field.name for field in fields(RunConfig)}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_numbers_of_numpy_are_held_as_numbers() -> None:
+    of_numpy = RunConfig(seed=np.int64(1), lr=np.float64(0.05), lr_drops=(np.int64(30), np.int64(60)))  # type: ignore[arg-type]
+    plain = yaml.safe_load(yaml.safe_dump(as_plain(of_numpy)))
+    assert plain == as_plain(RunConfig(seed=1, lr=0.05, lr_drops=(30, 60)))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,26 @@ def test_a_number_that_must_be_whole_is(given: dict[str, Any]) -> None:
     ((name, value),) = given.items()
     with pytest.raises(ValueError, match=f"^{name} must be a whole number: got {value!r}; round it"):
         Mining(**given)
-    assert Mining(gamma=np.int64(4)).gamma == 4
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"gamma": np.int64(4)}, 4),
+        ({"oracle_chunk": np.uint8(16)}, 16),
+        ({"prune": np.float64(0.25)}, 0.25),
+        ({"trust": np.float32(0.5)}, 0.5),
+        ({"distill_weight": np.int64(1)}, 1),
+    ],
+)
+def test_a_number_of_numpy_is_one_of_python(given: dict[str, Any], expected: float) -> None:
+    """So files hold it, and another one is a difference."""
+    ((name, value),) = given.items()
+    settings = Mining(**given)
+    assert type(getattr(settings, name)) is type(expected)
+    assert json.loads(json.dumps(as_plain(settings)))[name] == expected
+    assert as_plain(settings) != as_plain(Mining(**{name: type(value)(2 * value)}))
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
 
@@ -24,19 +24,29 @@ def setting(default: Any, *, at_least: int | None = None, is_place: bool = False
 
 
 def check_fields(settings: Any) -> None:
-    """Refuse values below their bounds, and words that are none of a field's.
+    """Refuse values below their bounds, and words that are none of a field's; numbers of NumPy become Python's.
 
     Raises:
         ValueError: the rule, what was got, the remedy.
     """
     for field in dataclasses.fields(settings):
-        value, bound = getattr(settings, field.name), field.metadata.get("at_least")
+        value, bound = _as_python(getattr(settings, field.name)), field.metadata.get("at_least")
+        object.__setattr__(settings, field.name, value)  # they are frozen
         if field.type in (int, int | None) and value is not None and not _is_whole(value):
             raise ValueError(f"{field.name} must be a whole number: got {value!r}; round it")
         if bound is not None and value is not None:
             at_least(field.name, value, bound)
         if get_origin(field.type) is Literal and value not in get_args(field.type):
             raise unknown(field.name, value, get_args(field.type))
+
+
+def _as_python(value: Any) -> Any:
+    """A number of another library, such as NumPy, as the one that files hold and comparisons see; or what it is."""
+    if type(value) is tuple:
+        return tuple(_as_python(element) for element in value)
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _is_whole(value: Any) -> bool:
