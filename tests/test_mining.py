@@ -51,6 +51,12 @@ def test_a_number_of_numpy_is_one_of_python(given: dict[str, Any], expected: flo
     assert as_plain(settings) != as_plain(Mining(**{name: type(value)(2 * value)}))
 
 
+def test_a_seed_is_below_its_bound() -> None:
+    assert Mining(seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ValueError, match=rf"^seed must be in \[0, 2\^63\): got {2**63}; pass a smaller seed$"):
+        Mining(seed=2**63)
+
+
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", [field.name for field in FIELDS if get_origin(field.type) is Literal])
 def test_a_word_that_a_setting_does_not_have_is_refused(name: str) -> None:

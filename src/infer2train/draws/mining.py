@@ -111,6 +111,8 @@ class Mining:
                 "leave it out"
             )
         self._check_ray_data()
+        if not self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63): got {self.seed}; pass a smaller seed")
         if not self.prune < 1:
             raise ValueError(f"prune must be below 1, so that a sample can count for those left out: got {self.prune}")
         _ = self.ramp  # refuses one that is none
