@@ -56,7 +56,15 @@ def test_folders_called_like_splits_hold_their_shards(tmp_path: Path) -> None:
         (["test/0000.parquet"], "must hold train shards: got test/0000.parquet"),
         (["train.parquet"], "must hold test shards"),
         (["test.parquet"], "must hold train shards"),
-        (["train-00000-of-00003.parquet", "test.parquet"], "lacks 2 of 3, the first train-00001-of-00003"),
+        (["train-00000-of-00003.parquet", "test.parquet"], r"lacks 2 of 3, the first train-00001-of-00003\.parquet"),
+        (
+            [
+                "train-00000-of-00003-29aec9150af50f9f.parquet",
+                "train-00002-of-00003-8d2ac17cd2a7f9bb.parquet",
+                "test.parquet",
+            ],
+            r"lacks 1 of 3, the first train-00001-of-00003-\*\.parquet; download the rest",
+        ),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(tmp_path: Path, files: list[str], message: str) -> None:

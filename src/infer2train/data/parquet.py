@@ -24,7 +24,8 @@ from infer2train.data.once import BATCH_ROWS, SPLITS, Layout, Rows, unpack
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test",), "valid": ("validation", "valid"), "val": ("val",)}
 """Where shards are, by the first letters of their names: files whose names start with a key, or all files of a folder
 with one of these names. Those to test on are in the order of preference."""
-_PART = re.compile(r"(.*)-(\d+)-of-(\d+)$")
+_PART = re.compile(r"(.*)-(\d+)-of-(\d+)(-[0-9a-f]{16})?$")
+"""Shards that say how many there are; the hub's older ones end in a fingerprint, another in each."""
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
@@ -183,15 +184,15 @@ def _labelled(groups: Sequence[list[Path]], label: str) -> list[Path]:
 
 def _check_complete(shards: Sequence[Path]) -> None:
     """Refuse a part of a split that says of itself how many shards it has: how many are missing, and the first."""
-    parts: dict[tuple[str, int], set[int]] = {}
+    parts: dict[tuple[str, int], dict[int, str]] = {}
     for path in shards:
         if match := _PART.match(path.stem):
-            parts.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+            parts.setdefault((match[1], int(match[3])), {})[int(match[2])] = "-*" if match[4] else ""
     for (stem, total), present in parts.items():
-        if missing := sorted(set(range(total)) - present):
+        if missing := sorted(set(range(total)) - present.keys()):
             raise DataError(
                 f"all shards of a split must be there: {shards[0].parent} lacks {len(missing)} of {total}, the first "
-                f"{stem}-{missing[0]:05d}-of-{total:05d}.parquet; download the rest"
+                f"{stem}-{missing[0]:05d}-of-{total:05d}{next(iter(present.values()))}.parquet; download the rest"
             )
 
 
