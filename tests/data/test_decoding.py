@@ -1,9 +1,10 @@
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from infer2train.data import decoding
@@ -55,6 +56,38 @@ def test_the_cameras_orientation_is_applied(encode: Encode) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
     np.testing.assert_array_equal(decode(encode(COLOURS, exif=exif)), np.rot90(COLOURS, -1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_each_orientation_is_applied_as_by_pillow(encode: Encode, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(COLOURS, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode(content), np.asarray(expected))
+
+
+def with_tags(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """A JPEG of these squares with EXIF tags: number, type, count and the four bytes of each."""
+    packed = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in tags)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + packed + b"\0" * 4
+    buffer = io.BytesIO()
+    Image.fromarray(SQUARES).save(buffer, "JPEG", quality=100, exif=exif)
+    return buffer.getvalue()
+
+
+def test_a_tag_that_nobody_could_write_refuses_no_photograph() -> None:
+    turned, negative_width = (0x0112, 3, 1, b"\6\0\0\0"), (0x0100, 8, 1, b"\xff\xff\0\0")
+    assert_turned(decode(with_tags(negative_width, turned)), 1)
+
+
+def test_exif_that_cannot_be_read_tells_no_orientation(encode: Encode) -> None:
+    for text in ("\nexif\n   4\nzz", "\nexif\n   4\nffff"):
+        info = PngInfo()
+        info.add_text("Raw profile type exif", text)
+        np.testing.assert_array_equal(decode(encode(COLOURS, pnginfo=info)), COLOURS)
+        info.add_itxt("XML:com.adobe.xmp", XMP.format(TOLD[0]))
+        np.testing.assert_array_equal(decode(encode(COLOURS, pnginfo=info)), np.rot90(COLOURS, -1))
 
 
 XMP = "<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description {}</rdf:Description></x:xmpmeta>"

@@ -8,21 +8,33 @@ needs an image; Pillow lets go of the interpreter while it decodes.
 import io
 import re
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-VERSION = 2
-"""Goes up when the same bytes become other pixels, so that images in the cache are decoded again."""
+VERSION = 3
+"""Goes up when the same bytes become other pixels, or are no longer refused and left out, so that images in the cache
+are decoded again."""
 _HAS_AVIF = find_spec("PIL.AvifImagePlugin") is not None
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", *(("AVIF",) if _HAS_AVIF else ()))
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded: a file of kilobytes can otherwise ask for gigabytes."""
 
 _EXIF = ("exif", "Raw profile type exif")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each orientation upright, as in `PIL.ImageOps.exif_transpose`; 1 is upright."""
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s{0,9}(?:=\s{0,9}["']|>)\s{0,9}([1-8])""")
 """As an attribute or an element. XMP is XML, and no parser is let loose on XML that is not trusted."""
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -70,10 +82,21 @@ def _upright(image: Image.Image) -> Image.Image:
     # Parsing the tags costs more than decoding a small image, so only where there are any.
     if is_turned_by_pillow or not (xmp or any(name in image.info for name in _EXIF)):
         return image
-    exif = image.getexif()
-    if ExifTags.Base.Orientation not in exif and (found := _XMP_ORIENTATION.search(xmp)):
-        exif[ExifTags.Base.Orientation] = int(found[1])
-    return ImageOps.exif_transpose(image)
+    orientation = _exif_orientation(image)
+    if orientation is None and (found := _XMP_ORIENTATION.search(xmp)):
+        orientation = int(found[1])
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _exif_orientation(image: Image.Image) -> Any:
+    """What EXIF tells, or None; broken tags beside healthy pixels tell none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # as for a broken file, not limited to a few types
+        return None
 
 
 def _xmp(image: Image.Image) -> bytes:
