@@ -56,6 +56,23 @@ def test_decoded_once_they_are_the_same_images(
     assert again.train.images[2, 0, 0, 0] == 50, "a changed file is decoded anew"
 
 
+def test_other_pixels_of_the_same_size_and_time_are_decoded_anew(
+    tmp_path: Path, cache_dir: Path, write_class_folders: Write, encode: Any
+) -> None:
+    """As two versions of uncompressed files have them that were unpacked with their times set to one."""
+    found = []
+    for version, level in (("first", 10), ("second", 200)):
+        image = encode(np.full((6, 6, 3), level, np.uint8), kind="BMP")
+        names = [f"{split}/{kind}/a.bmp" for split in ("train", "test") for kind in ("cat", "dog")]
+        root = write_class_folders(tmp_path / version, dict.fromkeys(names, image))
+        for name in names:
+            os.utime(root / name, ns=(0, 0))
+        data = load_data(str(root), cache_dir=cache_dir, progress=False)
+        assert data.train.images[0, 0, 0, 0] == level
+        found.append((data.fingerprint, encoded(root, cache_dir).fingerprint))
+    assert not set(found[0]) & set(found[1])
+
+
 def test_a_bad_image_is_named_or_left_out_when_decoded_once(class_folder: Path, cache_dir: Path) -> None:
     bad = class_folder / "train" / "dog" / "b.png"
     bad.write_bytes(bad.read_bytes()[:40])

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from infer2train.data.cache import FORMAT
+from infer2train.data.digest import digest
 from infer2train.data.images import DataError, DataSet, EncodedData, EncodedImages, EncodedSplit
 from infer2train.data.once import BATCH_ROWS, Layout, Rows
 from infer2train.settings import is_utf8
@@ -74,9 +75,9 @@ def has_class_folders(root: Path) -> bool:
 class ClassFolders(Layout):
     """A folder of class folders: train/CLASS and test/CLASS; without test, validation, valid or val.
 
-    Its fingerprint covers names, sizes and times of change of the files, not their bytes: a folder of a million images
-    is listed in seconds. A `DataError` says which split or class has no images, which class the training has not, and
-    which image is no file.
+    Its fingerprint covers names, sizes and times of change of the files, and the bytes of a few of each split (as
+    `digest` has them), not of all: a folder of a million images is listed in seconds. A `DataError` says which split or
+    class has no images, which class the training has not, and which image is no file.
     """
 
     def __init__(self, root: Path) -> None:
@@ -107,7 +108,7 @@ class ClassFolders(Layout):
         return DataSet(self.name, train, test, self._class_names, self._digest.hexdigest())
 
     def _list(self, folder: Path) -> EncodedSplit:
-        """The images of a split; their names, sizes and times go into the digest."""
+        """The images of a split; their names, sizes and times, and the bytes of a few, go into the digest."""
         found = _names_of_classes(folder)
         if unknown := sorted(set(found) - set(self._class_names)):
             raise DataError(
@@ -121,7 +122,9 @@ class ClassFolders(Layout):
         }
         targets = np.repeat(np.array([*names], np.int64), [len(files) for files in names.values()])
         files = np.array([name for files in names.values() for name in files])
-        return EncodedSplit(FolderImages(folder, self._class_names, targets, files), targets)
+        split = EncodedSplit(FolderImages(folder, self._class_names, targets, files), targets)
+        self._digest.update(digest(split).encode())
+        return split
 
     def _images_of(self, folder: Path) -> list[bytes]:
         """The names of a class's images, below its folder."""
