@@ -417,6 +417,27 @@ def test_a_worker_finds_the_users_data_set(context: str, make: Callable[..., Add
         pipeline.close()
 
 
+class Interrupted(Dataset[Any]):
+    """What Ctrl-C does to the process that reads it."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_an_interrupt_of_the_terminal_is_left_to_the_trainer(
+    context: str, make: Callable[..., AddressPipeline]
+) -> None:
+    source = Replay(Interrupted(), default_collate, check=False)
+    for num_workers, expected in ((0, False), (1, True)):
+        pipeline = make(source, num_workers, multiprocessing_context=context if num_workers else None)
+        pipeline.put(at(1))
+        assert pipeline.get().tolist() == [expected]
+
+
 def draw_in_worker(worker: int) -> None:
     drawn = torch.rand(()).item(), np.random.random(), random.random()
     get_worker_info().dataset.file = [torch.tensor(drawn)] * 10  # type: ignore[union-attr]

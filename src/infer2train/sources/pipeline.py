@@ -8,6 +8,7 @@ persistent, never blocks and never runs dry.
 """
 
 import random
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -189,6 +190,7 @@ class _Begin:
     init: Callable[[int], None] | None
 
     def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
         info = get_worker_info()
         assert info is not None
         assert isinstance(info.dataset, _AtAddresses)
