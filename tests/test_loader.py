@@ -567,25 +567,6 @@ def test_a_state_that_is_loaded_ends_the_iteration_under_way(at: int) -> None:
     assert equal(state_of(run.model), state_of(undisturbed().model))
 
 
-def test_a_state_of_a_trained_epoch_begins_the_next_one() -> None:
-    """Also where it is saved in the loop, before the loader has been asked again and has seen that it was the last."""
-    seed_all(5)
-    run = Run()
-    run.train(until=DRAWS)
-    file = run.saved()
-    resumed = Run(weights=1)
-    resumed.restore(file)
-    assert (resumed.loader.epoch, resumed.loader.position, resumed.loader.steps) == (1, 0, DRAWS)
-    assert len(list(draws(resumed.loader, resumed.model, resumed.optimizer))) == DRAWS
-    resumed.train()
-    assert equal(state_of(resumed.model), state_of(undisturbed().model))
-    for number, _ in enumerate(resumed.loader, start=1):
-        if number == DRAWS:
-            assert resumed.loader.state_dict()["position"] == DRAWS, "its last draw has not been trained on"
-        else:
-            resumed.optimizer.step()
-
-
 def test_a_look_at_several_batches_is_told_from_training_that_nobody_counted() -> None:
     model = network()
     loader = mine(jittered(40), model, sgd(model), gamma=2)

@@ -204,12 +204,6 @@ class Course:
         # Where nobody counts steps, two draws may have been trained on, or one each time.
         return self._has_oracle or (self.draws - self._begun.draws <= 1 and not self._has_looked)
 
-    def _is_trained(self) -> bool:
-        """Whether all draws of the epoch under way were handed out, and a step has trained on each."""
-        if not self._is_open or self._is_resumed or self._passes is not None or self.left:
-            return False
-        return self.steps == self.step_of(self.draws - 1) + 1
-
     def _warn_of_a_long_look(self, draws: int) -> None:
         if draws > 1:
             warnings.warn(
@@ -283,21 +277,20 @@ class Course:
     # Resume
 
     def state_dict(self, *, is_mid_step: bool) -> dict[str, Any]:
-        """Plain values. What was only looked at was not handed out; an epoch whose last draw was trained on is over.
+        """Plain values. What was only looked at was not handed out.
+
+        An epoch whose last draw was trained on is not over yet: its loop goes on behind it, with an evaluation, say.
 
         Args:
             is_mid_step: whether a step under way has draws already, which were trained on.
         """
-        place, position, is_open = self.place, self.position, self._is_open
-        if self._is_trained() and not is_mid_step:
-            position, is_open = 0, False
-            place |= {"epoch": self.epoch + 1, "position": position}
-        elif self._is_left and not is_mid_step and self._is_peeked():
+        place, position = self.place, self.position
+        if self._is_left and not is_mid_step and self._is_peeked():
             position = self._begun.position
             place |= {"draws": self._begun.draws, "position": position}
         return {
             **place,
-            "is_open": is_open,
+            "is_open": self._is_open,
             "pace": self._pace.state_dict(),
             "order": self._order,
             "first_draw": self._first.first_draw if self._first else 0,
