@@ -234,10 +234,10 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         that no step has used yet. Tensors and plain values only.
 
         Take it after a step, or a micro-batch of one, and before the next draw. A loop that goes on from it first
-        finishes the epoch under way, also where the saved loop had left it by a `break`; where its last draw was trained
-        on already, that is an epoch of no batches, behind which the loop evaluates, say. Every rank has the same but
-        for its random state and unfinished gradients, so after a step one of them may save it for all; another number
-        of ranks goes on from it where the global batch is the same.
+        finishes the epoch under way, also where the saved loop had left it by a `break`; where its last draw was
+        trained on already, that is an epoch of no batches, behind which the loop evaluates, say. Every rank has the
+        same but for its random state and unfinished gradients, so after a step one of them may save it for all; another
+        number of ranks goes on from it where the global batch is the same.
         """
         self._progress.count_due()
         self.journal.flush()
