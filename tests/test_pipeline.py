@@ -432,10 +432,14 @@ def test_an_interrupt_of_the_terminal_is_left_to_the_trainer(
     context: str, make: Callable[..., AddressPipeline]
 ) -> None:
     source = Replay(Interrupted(), default_collate, check=False)
-    for num_workers, expected in ((0, False), (1, True)):
-        pipeline = make(source, num_workers, multiprocessing_context=context if num_workers else None)
-        pipeline.put(at(1))
-        assert pipeline.get().tolist() == [expected]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        for num_workers, expected in ((0, False), (1, True)):
+            pipeline = make(source, num_workers, multiprocessing_context=context if num_workers else None)
+            pipeline.put(at(1))
+            assert pipeline.get().tolist() == [expected]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def draw_in_worker(worker: int) -> None:
