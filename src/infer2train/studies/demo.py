@@ -61,6 +61,7 @@ def demo(runs_dir: Path, *, quiet: bool = False) -> None:
         f"infer2train demo: {len(ARMS)} ways to train × {SEEDS} paired seeds, γ = {GAMMA}, on handwritten digits\n"
         f"({IMAGES} images for training, {LABEL_NOISE:.0%} of their labels wrong; 899 for testing, with right labels)",
         highlight=False,
+        soft_wrap=True,
     )
     folder = runs_dir / "demo"
     oracle = _begun_with(folder) or _oracle(console)
