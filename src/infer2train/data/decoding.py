@@ -95,7 +95,7 @@ def _exif_orientation(image: Image.Image) -> Any:
         return image.getexif().get(ExifTags.Base.Orientation)
     except MemoryError:
         raise
-    except Exception:  # as for a broken file, not limited to a few types
+    except Exception:  # Pillow's parsers of tags raise whatever broken ones make of them, ValueError to struct.error
         return None
 
 

@@ -1,9 +1,10 @@
 """What a person at a command line reads of a warning: its sentence, not the line of our code that it came from."""
 
+import os
 import warnings
 from pathlib import Path
 
-OURS = str(Path(__file__).parents[1])
+OURS = str(Path(__file__).parents[1]) + os.sep
 TOLD = (RuntimeWarning, UserWarning)
 
 
@@ -12,9 +13,9 @@ class OneLine:
 
     Example:
         >>> format = OneLine()
-        >>> format("the views are all the same", RuntimeWarning, OURS + "/training/loop.py", 173)
+        >>> format("the views are all the same", RuntimeWarning, OURS + "training/loop.py", 173)
         'infer2train: warning: the views are all the same\\n'
-        >>> format("the views are all the same", RuntimeWarning, OURS + "/training/loop.py", 173)
+        >>> format("the views are all the same", RuntimeWarning, OURS + "training/loop.py", 173)
         ''
     """
 
