@@ -191,6 +191,7 @@ def test_a_scaler_that_steps_two_optimizers_counts_one() -> None:
     assert loader.steps == 10
 
 
+# As torch.save does it, and a process that is started.
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda scaler: pickle.loads(pickle.dumps(scaler))])
 def test_a_copy_of_a_scaler_steps_itself_and_is_not_counted(copied: Callable[[Any], Any]) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)

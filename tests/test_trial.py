@@ -41,7 +41,7 @@ class OfItsWorker(Here):
 
 
 class OfItsPlace(Here):
-    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # Here gives tuples
         info = get_worker_info()
         return {"index": index, "shifts": [0, 0 if info is None else info.id]}
 
@@ -149,7 +149,7 @@ def test_samples_from_all_over_the_data_are_batched(n: int) -> None:
 class Flat(Here):
     """Dictionaries, made anew whenever they are read."""
 
-    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # Here gives tuples
         return {"x": torch.arange(4.0).reshape(1, 2, 2) + index, "labels": index}
 
 
@@ -160,7 +160,7 @@ class Kept(Here):
         super().__init__()
         self.kept = [Flat()[index] for index in range(30)]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # Here gives tuples
         return flipped(self.kept[index])
 
 
