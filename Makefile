@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs bench gpu clean
+.PHONY: help demo test check slow docs bench gpu clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]    (PYTHON makes a new .venv: 3.11, 3.12 or 3.13)"
@@ -28,6 +28,9 @@ check: $(BIN)/.installed-dev ## formatting, lint, types and tests: what a change
 	@$(BIN)/mypy
 	@echo "pytest"
 	@$(BIN)/python -m pytest -n auto --dist loadfile
+
+slow: $(BIN)/.installed-dev ## run the tests marked slow, which check leaves out: hours, before a release
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 docs: $(BIN)/.installed-docs ## build the documentation into site/
 	@echo "mkdocs build --strict"

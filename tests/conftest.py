@@ -24,6 +24,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from checked_calls import check_the_first_calls
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # One everywhere: the order of a parallel sum, and so its last bit, depends on it, and the nets of the tests are too
@@ -48,6 +50,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
 
 
+def pytest_runtest_setup() -> None:
+    check_the_first_calls()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if importlib.util.find_spec("beartype") is None:
         terminalreporter.write_line("note: annotations were not checked: beartype is not installed (extra `test`)")
@@ -58,10 +64,9 @@ def unchecked_types() -> Iterator[None]:
     """As users call: nothing looks at annotations."""
     import jaxtyping
 
-    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -372,7 +372,7 @@ assert not found, found
     assert all(f"usage: infer2train [options] {verb}" in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_warning_is_one_line_and_is_read_once(debug: bool, tmp_path: Path) -> None:
     """Where each seed of each method would give it; in a process of its own, since pytest keeps warnings to itself."""
     twice = [

@@ -65,7 +65,9 @@ def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "signals", [pytest.param((signal.SIGINT,), marks=pytest.mark.slow), (signal.SIGINT, signal.SIGTERM)]
+)
 def test_an_interrupted_comparison_saves_both_runs_and_begins_no_other(
     signals: tuple[signal.Signals, ...], tmp_path: Path
 ) -> None:

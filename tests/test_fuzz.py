@@ -32,7 +32,7 @@ SEED = int(os.environ.get("INFER2TRAIN_FUZZ_SEED", random.SystemRandom().getrand
 
 
 @pytest.mark.timeout(900)
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
 @given(case=cases())
 def test_what_is_trained_on_is_what_was_scored_and_picked(case: Case) -> None:
     check(case)
@@ -60,7 +60,7 @@ def test_a_collate_function_that_changes_samples_is_refused(method: str, form: s
         mine(case.dataloader(), case.model(), **case.settings())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
 @given(
     case=cases(engines=[CHEAP], workers=[0]).filter(lambda case: case.is_scored and case.form in ("pair", "strings")),
     collate=st.sampled_from(["mixing", "drawing", "centred"]),

@@ -124,7 +124,10 @@ def chosen(kind: str, method: str, n: int = N, workers: int = 0, epochs: int = E
 # What is selected
 
 
-@pytest.mark.parametrize(("kind", "methods"), [("distributed", SHARED_OUT), ("plain", ["nm-augment", "nm-sample"])])
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [pytest.param("distributed", SHARED_OUT, marks=pytest.mark.slow), ("plain", ["nm-augment", "nm-sample"])],
+)
 def test_two_ranks_select_what_one_of_twice_the_batch_does(kind: str, methods: list[str], tmp_path: Path) -> None:
     def everything() -> dict[str, tuple[list[Row], Tensor]]:
         runs = {method: Run(loader_of(kind), method=method, **OPTIONS[method]) for method in methods}
@@ -142,7 +145,9 @@ def test_two_ranks_select_what_one_of_twice_the_batch_does(kind: str, methods: l
         torch.testing.assert_close(said[1][method][1], weights, rtol=1e-9, atol=1e-9, msg=method)
 
 
-@pytest.mark.parametrize(("method", "workers"), [("nm-augment", 0), ("nm-sample", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("nm-augment", 0), pytest.param("nm-sample", 1, marks=pytest.mark.slow)]
+)
 def test_and_so_do_oracles_in_processes_of_their_own(method: str, workers: int, tmp_path: Path) -> None:
     beside = partial(chosen, "distributed", method, workers=workers, epochs=2, pool="process")
     assert together(in_processes(2, beside, tmp_path)) == chosen("distributed", method, epochs=2)

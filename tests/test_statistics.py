@@ -40,7 +40,7 @@ def test_pairing_removes_what_the_seeds_share():
     assert stats.ttest_ind(treatment, baseline).pvalue > 0.5
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))])
 def test_the_interval_covers_the_truth_95_times_in_100(n):
     generator = np.random.default_rng(7)
     trials, truth = 4000, -0.4

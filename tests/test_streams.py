@@ -308,7 +308,7 @@ def test_each_rank_picks_from_its_own_share_until_one_has_no_draw_left(tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*use_fork|.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("draws", [2, 6])
+@pytest.mark.parametrize("draws", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_each_rank_goes_on_in_its_own_share(draws: int, tmp_path: Path) -> None:
     whole = in_processes(2, on_rank, tmp_path)
     first = in_processes(2, partial(on_rank, until=draws), tmp_path)

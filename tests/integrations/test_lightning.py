@@ -254,7 +254,10 @@ class Fails(Module):
 
 @pytest.mark.parametrize(
     ("error", "raised", "batch", "pool"),
-    [(RuntimeError, RuntimeError, 8, "inline"), (KeyboardInterrupt, SystemExit, 0, "process")],
+    [
+        (RuntimeError, RuntimeError, 8, "inline"),
+        pytest.param(KeyboardInterrupt, SystemExit, 0, "process", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_leaves_no_process_and_goes_on_with_the_same_draws(
     tmp_path: Path,

@@ -56,7 +56,7 @@ def joined(first: Any, second: Any) -> Row:
     return (*first[:2], [tuple(parts[place // 1000][place % 1000]) for place in places])
 
 
-@pytest.mark.parametrize("host", ["accelerate", "lightning"])
+@pytest.mark.parametrize("host", ["accelerate", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_two_ranks_of_a_host_select_what_one_loop_of_twice_the_batch_does(host: str, tmp_path: Path) -> None:
     found = on_two_ranks(host, tmp_path)
     for method in METHODS:
@@ -64,6 +64,7 @@ def test_two_ranks_of_a_host_select_what_one_loop_of_twice_the_batch_does(host: 
     assert found["resumed"] == found["nm-sample"][STOP:]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_two_ranks_under_the_trainer_select_what_one_of_twice_the_batch_does(tmp_path: Path) -> None:
     found = on_two_ranks("transformers", tmp_path)

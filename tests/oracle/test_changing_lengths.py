@@ -67,7 +67,7 @@ def ready(spec: str) -> tuple[LoweredEngine, Record]:
     return engine, record
 
 
-@pytest.mark.parametrize("spec", ENGINES)
+@pytest.mark.parametrize("spec", [*ENGINES[:2], pytest.param(ENGINES[2], marks=pytest.mark.slow)])
 def test_integers_mean_what_the_simulation_says_at_every_length(spec: str) -> None:
     engine, record = ready(spec)
     assert engine.takes_any_size

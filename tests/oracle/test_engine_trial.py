@@ -97,7 +97,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("spec", ENGINES)
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, pytest.param(nn.GRU, marks=pytest.mark.slow)])
 def test_what_stays_real_is_listed_counted_and_warned_of_once(spec: str, kind: type[nn.RNNBase]) -> None:
     needs(spec)
     torch.manual_seed(0)
@@ -327,6 +327,7 @@ class Cumulative(nn.Module):
         return torch.logcumsumexp(x, 1)
 
 
+@pytest.mark.slow
 def test_int8_says_once_what_either_engine_leaves_real() -> None:
     for name in INT8:
         needs(name)

@@ -10,7 +10,7 @@ from pool.process_pools import pools, process_pool
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [n if n == "images" else pytest.param(n, marks=pytest.mark.slow) for n in TASKS])
 def test_conformance(name: str) -> None:
     before = set(multiprocessing.active_children())
     with pools() as make_pool:

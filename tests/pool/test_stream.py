@@ -31,7 +31,7 @@ def on_cpu(task: Task) -> StreamPool:
     return StreamPool(scoring_task(own), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "dictionaries" else n for n in TASKS])
 def test_conformance(name: str) -> None:
     check_pool(on_cpu, case(name))
 

@@ -137,7 +137,10 @@ def fresh() -> Iterator[ProcessPoolExecutor]:
         yield executor
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "dictionaries"])
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "distillation" else pytest.param(n, marks=pytest.mark.slow) for n in TASKS if n != "dictionaries"],
+)
 def test_a_worker_does_not_know_what_carries_its_answers(name: str, fresh: ProcessPoolExecutor) -> None:
     """Not of replayed transforms, which draw from the random state that a thread shares with the trainer."""
     fresh.submit(check_threads, name).result()

@@ -111,7 +111,13 @@ def test_models_are_asked_for_no_cache_and_asked_as_before_elsewhere(model: nn.M
     assert isinstance(model(x)["cache"], Tensor)
 
 
-@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "GPT2LMHeadModel",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("BertForSequenceClassification", "LlamaForCausalLM")),
+    ],
+)
 @pytest.mark.parametrize("spec", ["simulated:b8", "openvino:int8", "onnxruntime:int8"])
 def test_language_models_of_transformers(spec: str, kind: str) -> None:
     transformers = pytest.importorskip("transformers")

@@ -118,7 +118,7 @@ def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_workers": 2}, {"num_workers": 2, "pool": "process", "queue_depth": 2}],
+    [pytest.param({"num_workers": 2}, marks=pytest.mark.slow), {"num_workers": 2, "pool": "process", "queue_depth": 2}],
     ids=["the trainer's workers", "the oracle's too"],
 )
 def test_whoever_decodes_the_run_is_the_same_bit_for_bit(

@@ -147,7 +147,9 @@ KILLS: dict[str, list[tuple[Moment, int | None, bool]]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["nm-augment", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "nm-augment")]
+)
 def test_killed_again_and_again(method: str, work: Work) -> None:
     name, run = f"killed-{method}", work.run(f"killed-{method}")
     steps_killed_at = set()
@@ -165,9 +167,15 @@ def test_killed_again_and_again(method: str, work: Work) -> None:
     assert_same(run, work.undisturbed(method))
 
 
+OTHER_STOPS = [("nm-sample", interrupt), ("nm-sample", terminate), ("self-distill", interrupt)]
+
+
 @pytest.mark.parametrize(
     ("method", "stop"),
-    [("nm-sample", interrupt), ("nm-sample", terminate), ("nm-augment", interrupt), ("self-distill", interrupt)],
+    [
+        ("nm-augment", interrupt),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHER_STOPS),
+    ],
 )
 def test_ctrl_c_finishes_the_step_and_saves(method: str, stop: Callable[[], None], work: Work) -> None:
     name = f"{stop.__name__}-{method}"
@@ -190,6 +198,7 @@ def test_ctrl_c_finishes_the_step_and_saves(method: str, stop: Callable[[], None
     assert_same(run, work.undisturbed(method))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(work: Work) -> None:
     run = work.run("impatient")
     moment = Moment("before", f"{LOOP}:save_checkpoint", 1, interrupt_twice)
@@ -202,6 +211,7 @@ def test_a_second_ctrl_c_stops_at_once(work: Work) -> None:
     assert_same(run, work.undisturbed("nm-sample"))
 
 
+@pytest.mark.slow
 def test_full_disk(work: Work) -> None:
     run = work.run("full")
     moment = Moment("before", f"{LOOP}:save_checkpoint", 3, fill_disk)
@@ -219,7 +229,13 @@ def test_full_disk(work: Work) -> None:
     assert_same(run, work.undisturbed("nm-augment"))
 
 
-@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json", "manifest.sha256"])
+OTHER_FILES = ("state.json", "manifest.json", "manifest.sha256")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["tensors.safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FILES)],
+)
 def test_a_flipped_bit_costs_one_checkpoint(file: str, work: Work) -> None:
     name = f"flipped-{file}"
     run = work.run(name)
@@ -301,6 +317,7 @@ class Installed:
             time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_the_installed_command(work: Work) -> None:
     run = work.run("installed")
     arguments = [*TINY, *METHODS["nm-sample"], "--name", "installed"]
