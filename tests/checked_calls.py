@@ -1,4 +1,11 @@
-"""Annotations are checked in the first calls of each test: in long loops that takes most of the time."""
+"""Which calls are checked against their annotations: of what is not nested in a function, the first ones of each test.
+
+What lies within a function is decorated anew at each of its calls, and a long loop calls ten thousand times: unlimited,
+the checks took half of the suite's time.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jaxtyping
 
@@ -29,3 +36,14 @@ def check_the_first_calls() -> None:
         config.__class__ = FirstCalls
         config.jaxtyping_disable = is_off
     config.calls = 0
+
+
+def leave_what_is_nested() -> None:
+    """To be called before jaxtyping's import hook meets a module: what that decorates asks for `jaxtyping.jaxtyped`."""
+    decorator = jaxtyping.jaxtyped
+
+    def outermost(*, typechecker: Any) -> Callable[[Any], Any]:
+        decorate = decorator(typechecker=typechecker)
+        return lambda one: one if "<locals>" in one.__qualname__ else decorate(one)
+
+    jaxtyping.jaxtyped = outermost  # type: ignore[assignment]

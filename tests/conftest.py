@@ -14,6 +14,10 @@ if importlib.util.find_spec("beartype") and os.environ.get("INFER2TRAIN_NO_TYPEC
     # beartype looks at one item of each list, at random: by a generator of its own, since tests watch the global one.
     codemain.getrandbits = random.Random(0).getrandbits
 
+    from checked_calls import leave_what_is_nested
+
+    leave_what_is_nested()
+
     # Before anything imports infer2train. Off for torch.compile, beside which the hook has open bugs.
     from jaxtyping import install_import_hook
 

@@ -32,7 +32,7 @@ SEED = int(os.environ.get("INFER2TRAIN_FUZZ_SEED", random.SystemRandom().getrand
 
 
 @pytest.mark.timeout(900)
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=SLOWLY)
 @given(case=cases())
 def test_what_is_trained_on_is_what_was_scored_and_picked(case: Case) -> None:
     check(case)
