@@ -124,12 +124,18 @@ def _report_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
+def _add_where_data_are(parser: jsonargparse.ArgumentParser) -> None:
+    data_help = "The folder where the run's images are now, or their name. Default: as trained."
+    parser.add_argument("--data", type=str | None, default=None, help=data_help)
+
+
 def _inspect_parser() -> jsonargparse.ArgumentParser:
     parser = _parser(
         "Write inspect.html into a run's folder: picked beside rejected views, what was picked how often, "
         "the most extreme, and suspects (also as suspects.csv)."
     )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME, of train.")
+    _add_where_data_are(parser)
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     return parser
 
@@ -140,6 +146,7 @@ def _eval_parser() -> jsonargparse.ArgumentParser:
         "--validation-split held back."
     )
     parser.add_argument("folder", type=str, help="A run folder such as runs/NAME.")
+    _add_where_data_are(parser)
     parser.add_argument("--device", type=str | None, default=None, help="Where to evaluate. Default: as trained.")
     best_help = "Evaluate the version that the oracle found to be the best instead: of train --keep-best true."
     parser.add_argument("--best", action="store_true", help=best_help)
@@ -156,6 +163,7 @@ def _export_parser() -> jsonargparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folder", type=str, help="A run folder such as runs/NAME.")
+    _add_where_data_are(parser)
     add("--into", type=str | None, default=None, help="Folder of the files. Default: export in the run's folder.")
     formats_help = "safetensors, onnx, onnx-int8, openvino, openvino-int8. Default: all whose packages are installed."
     add("--formats", nargs="+", default=[], help=formats_help)

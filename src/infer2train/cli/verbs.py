@@ -96,6 +96,7 @@ def _inspect(options: dict[str, Any]) -> None:
     with progress.status("inspecting …") as status:
         page = inspect(
             Path(options["folder"]),
+            options["data"],
             say=(lambda line: None) if options["quiet"] else (lambda line: status.update(f"reading {line}")),
         )
     print(f"page: {page}\nsuspects: {page.with_name('suspects.csv')}")
@@ -109,7 +110,9 @@ def _eval(options: dict[str, Any]) -> None:
     from infer2train.training.folder import evaluate_folder
 
     folder, on_test = Path(options["folder"]), options["test"]
-    result = evaluate_folder(folder, device=options["device"], best=options["best"], on_test=on_test)
+    result = evaluate_folder(
+        folder, device=options["device"], best=options["best"], on_test=on_test, data=options["data"]
+    )
     if options["json"]:
         print(json.dumps(vars(result)))
         return
@@ -133,6 +136,7 @@ def _export(options: dict[str, Any]) -> None:
             into,
             formats=options["formats"],
             threads=options["threads"],
+            data=options["data"],
             say=(lambda line: None) if options["quiet"] else (lambda line: _tell(line, progress, status)),
         )
     table = Table("file", "MB", "error, %", "loss", "images/s")

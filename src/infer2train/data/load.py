@@ -96,6 +96,17 @@ def load_encoded(
     return layout.on_demand(cache_dir, image_size=image_size, progress=progress)
 
 
+def is_gone(name: str) -> bool:
+    """Whether a name is that of no data set of its own and of nothing that exists here: a folder that was moved, or a
+    data set of the hub.
+
+    Example:
+        >>> is_gone("digits"), is_gone("/no/such/folder")
+        (False, True)
+    """
+    return name not in DATA and not Path(name).expanduser().exists()
+
+
 def default_cache_dir() -> Path:
     """Where data is cached unless a run says otherwise: $INFER2TRAIN_CACHE, else the user's cache folder."""
     chosen = os.environ.get("INFER2TRAIN_CACHE")

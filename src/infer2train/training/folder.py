@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from infer2train.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from infer2train.data.hub import NAME
+from infer2train.data.load import is_gone
 from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
 from infer2train.settings import as_plain, decisive, differences, is_utf8
 from infer2train.training.config import RunConfig, from_plain, unmined
@@ -35,6 +37,8 @@ class Result:
 def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
     """The resolved configuration of the run that may be trained in a folder; nothing is written.
 
+    A run whose data were moved may name where they are now: that they are the same, their digest tells later.
+
     Raises:
         ValueError: the folder exists and `resume` is not set, or its configuration differs, or its name is no UTF-8.
     """
@@ -48,6 +52,8 @@ def enter_folder(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
             )
         stored = as_plain(from_plain(read_config(folder)))  # settings that a newer release added have their defaults
         config = resolved(config, stored)
+        if is_gone(stored["data"]):
+            stored["data"] = config.data
         if differ := differences(decisive(RunConfig, stored), decisive(RunConfig, as_plain(config))):
             raise ValueError(
                 f"a resumed run needs the configuration it was started with: got {'; '.join(differ)} in {folder}; pass "
@@ -102,11 +108,18 @@ def is_finished(folder: Path) -> bool:
     return says_finished(read_rows(folder))
 
 
-def config_of(folder: Path, verb: str, remedy: str) -> RunConfig:
+def config_of(folder: Path, verb: str, remedy: str, data: str | None = None) -> RunConfig:
     """The configuration of a run, for a verb that needs its weights and data.
 
+    Args:
+        folder: of the run.
+        verb: who asks, for the error.
+        remedy: for a loop of one's own, likewise.
+        data: what its images are called now, or the folder where they are. Default: as trained.
+
     Raises:
-        ValueError: the folder is of a loop of one's own, whose weights and data nobody but its owner has.
+        ValueError: the folder is of a loop of one's own, whose weights and data nobody but its owner has; or the images
+            are no longer where they were.
     """
     plain = read_config(folder)
     if "regime" not in plain:
@@ -114,7 +127,13 @@ def config_of(folder: Path, verb: str, remedy: str) -> RunConfig:
             f"{verb} needs a run of `infer2train train`, whose weights and data it finds: got {folder}, the log of a "
             f"loop of your own; {remedy}"
         )
-    return from_plain(plain)
+    config = from_plain(plain)
+    if data is None and is_gone(config.data) and not NAME.fullmatch(config.data):
+        raise ValueError(
+            f"{verb} reads the images that {folder} was trained on: got {config.data}, which is not there; pass --data "
+            "with the folder where they are now"
+        )
+    return config if data is None else replace(config, data=data)
 
 
 def tell_rejected(checkpoint: Checkpoint) -> None:
@@ -144,7 +163,7 @@ def require_same_images(run: Run, state: Mapping[str, Any], rule: str, remedy: s
 
 
 def evaluate_folder(
-    folder: Path, *, device: str | None = None, best: bool = False, on_test: bool = False
+    folder: Path, *, device: str | None = None, best: bool = False, on_test: bool = False, data: str | None = None
 ) -> Evaluation:
     """Evaluate the newest good checkpoint of a run on what the run is evaluated on.
 
@@ -153,11 +172,12 @@ def evaluate_folder(
         device: where. Default: as trained.
         best: the version that the oracle found to be the best instead.
         on_test: on the test images, also where the run holds images back to be evaluated on.
+        data: what its images are called now, or the folder where they are. Default: as trained.
 
     Raises:
         ValueError: there is no run or no checkpoint, or the images are not those that it was trained on.
     """
-    config = config_of(folder, "eval", "your model is yours to evaluate")
+    config = config_of(folder, "eval", "your model is yours to evaluate", data)
     checkpoint = load_checkpoint(folder / (BEST if best else CHECKPOINTS))
     if checkpoint is None:
         remedy = "train it with --validation oracle --keep-best true" if best else "train the run first"

@@ -111,11 +111,11 @@ def _train(
     before_seconds: float,
 ) -> None:
     config = run.config
-    write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder
     sums = EpochSums()
     checkpoint = load_checkpoint(folder / CHECKPOINTS) if resume else None
     if checkpoint is not None:
         sums = _go_on(run, checkpoint, folder)
+    write_config(folder, as_plain(config))  # only now: a run that cannot be made leaves no folder, or its own as it was
     take_back(folder, run.loader.steps, run.loader.epoch)
     total = config.epochs * run.steps_per_epoch
     with RunProgress(title or folder.name, total, quiet=quiet) as progress, closing(RunLog(folder)) as log:

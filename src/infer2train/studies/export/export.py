@@ -46,6 +46,7 @@ def export(
     *,
     formats: Sequence[str] = (),
     threads: int = 1,
+    data: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exports:
     """Write the newest good checkpoint of a run in several formats, with a model card beside them.
@@ -57,6 +58,7 @@ def export(
         into: where the files go. Default: `export` in it.
         formats: of `FORMATS`. Default: all whose packages are installed.
         threads: of the runtimes that judge.
+        data: what the run's images are called now, or the folder where they are. Default: as trained.
         say: called with what is being done.
 
     Raises:
@@ -69,7 +71,7 @@ def export(
         'model-int8.xml'
     """
     chosen = _chosen(formats)
-    config = config_of(folder, "export", "your model is yours to save, by torch.onnx.export, say")
+    config = config_of(folder, "export", "your model is yours to save, by torch.onnx.export, say", data)
     checkpoint = load_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise ValueError(f"export needs a checkpoint: got none in {folder}; train the run first")

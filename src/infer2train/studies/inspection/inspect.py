@@ -43,7 +43,8 @@ def inspect(
 
     Args:
         folder: of `train`, or the `log_dir` of `mine()`; of a run that is under way or done.
-        data: what `mine()` was given, a DataLoader. Default: what the run's configuration names.
+        data: what `mine()` was given, a DataLoader; of a run of `train`, what its images are called now, or the folder
+            where they are. Default: what the run's configuration names.
         transform: what `mine()` was given.
         split: likewise.
         model: with the run's weights, for the losses of what is shown: one for each sample or token. Default: none.

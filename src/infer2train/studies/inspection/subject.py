@@ -30,7 +30,8 @@ from infer2train.sources.views.image_views import ImageViews
 from infer2train.sources.views.named import make_view
 from infer2train.sources.views.on_demand import OnDemandViews
 from infer2train.studies.inspection.judge import Judge, Losses, losses_like
-from infer2train.training.config import RunConfig, from_plain
+from infer2train.training.config import RunConfig
+from infer2train.training.folder import config_of
 from infer2train.training.setup import load_splits, view_size, views_of
 
 READ = 256
@@ -158,7 +159,8 @@ def subject(
 
     Args:
         folder: of `train`, or the `log_dir` of `mine()`.
-        data: what `mine()` was given, a DataLoader. Default: what the run's configuration names.
+        data: what `mine()` was given, a DataLoader; of a run of `train`, what its images are called now, or the folder
+            where they are. Default: what the run's configuration names.
         transform: what `mine()` was given.
         split: likewise.
         class_names: by label. Default: those of the run's data.
@@ -169,16 +171,17 @@ def subject(
         ValueError: the folder holds no picks, does not say what the data are, or was trained on others.
     """
     plain, rows = read_config(folder), read_picks(folder)
-    if data is None and "regime" not in plain:
+    is_named = data is None or isinstance(data, str)
+    if is_named and "regime" not in plain:
         raise ValueError(
-            f"inspect reads the samples again: got {folder}, the log of a loop of your own, without data; call "
+            f"inspect reads the samples again: got {folder}, the log of your own loop, without its DataLoader; call "
             "infer2train.inspect(folder, data=dataloader) with what mine() was given"
         )
     source: Source
     mining: Mining
     file_of = None
-    if data is None:
-        mining = config = from_plain(plain)
+    if is_named:
+        mining = config = config_of(folder, "inspect", "pass it the data", data)
         images, train, _ = load_splits(config, progress=False)
         _require_same(train, folder, config.data)
         source = views_of(train, make_view(config.view, view_size(config, train)), torch.device("cpu"))
