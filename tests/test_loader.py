@@ -510,6 +510,24 @@ def test_a_loop_that_leaves_the_penalty_out_is_told(method: str, recwarn: pytest
         assert len(told) == (method == "self-distill" and not asks)
 
 
+@pytest.mark.parametrize("method", ["infobatch", "nm-augment"])
+def test_a_loop_that_leaves_the_weights_out_is_told(method: str, recwarn: pytest.WarningsRecorder) -> None:
+    for asks in (True, False):
+        model = network()
+        optimizer = sgd(model)
+        loader = mine(jittered(40), model, optimizer, method=method, epochs=8)
+        for _ in range(4):
+            for x, y in loader:
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                if asks and loader.last is not None and loader.last.weights is not None:
+                    losses = losses * loader.last.weights
+                losses.mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        told = [str(warning.message) for warning in recwarn if "weights the examples" in str(warning.message)]
+        assert len(told) == (method == "infobatch" and not asks)
+
+
 def test_a_score_is_computed_as_elsewhere_in_a_loop_under_autocast() -> None:
     def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs @ outputs.new_full((outputs.shape[1], 1), 0.3)).squeeze(1)

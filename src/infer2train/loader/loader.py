@@ -42,7 +42,7 @@ from infer2train.pool.pool import Pool, at_exit
 from infer2train.sources.pipeline import AddressPipeline
 
 UNASKED = 3
-"""Steps after which a loop that has not asked for the penalty is told of it."""
+"""Steps, or weighted draws, after which a loop that has not asked for the penalty, or the weights, is told of it."""
 
 
 class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
@@ -96,7 +96,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
         """What is written of the run, if that was asked for."""
         scored = publisher if self._has_oracle else None
         Counted.__init__(self, course, Progress(course, scored, gradients, self.journal, meter, self.timeline))
-        self._is_penalty_asked = False
+        self._is_penalty_asked, self._is_last_asked, self._unasked_weights = False, False, 0
         self._closing: list[Callable[[], None]] = [at_exit(self._leave)]
 
     # The epoch
@@ -111,6 +111,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             self._begin_epoch()
             while self._course.left:
                 self._remind_of_the_penalty()
+                self._remind_of_the_weights()
                 batch = self._next_batch()
                 yield self._surroundings.placed(batch, is_last=not self._course.left)
                 self._require_under_way(iteration)
@@ -162,7 +163,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
 
     def _remind_of_the_penalty(self) -> None:
         """Tell the user, once, of a loop that leaves it out."""
-        last = self.last
+        last = self._progress.last
         if last is None or last.log_probabilities is None or self._is_penalty_asked or self.steps < UNASKED:
             return
         self._is_penalty_asked = True
@@ -172,6 +173,26 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             RuntimeWarning,
             stacklevel=3,
         )
+
+    @property
+    def last(self) -> Draw | None:
+        self._is_last_asked = True
+        return self._progress.last
+
+    def _remind_of_the_weights(self) -> None:
+        """Tell the user, once, of a loop that has never looked at them."""
+        last = self._progress.last
+        if self._is_last_asked or last is None or last.weights is None:
+            return
+        self._unasked_weights += 1
+        if self._unasked_weights == UNASKED:
+            warnings.warn(
+                f"{self.mining.method} weights the examples of a batch, which the loop has not looked at in {UNASKED} "
+                "of them: losses = criterion(outputs, y), one for each example, and loss = (losses * "
+                "loader.last.weights).mean()",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def penalty(self, outputs: Any, draw: Draw | None = None) -> Tensor:
         """What the method adds to the loss of a draw: λ·(1/γ)·Σ KL(F(x) ‖ F̃(T_i x)), or 0.
@@ -190,7 +211,7 @@ class MinedLoader(LikeDataLoader, Measured, Counted, Handing):
             >>> loss = criterion(outputs, y) + loader.penalty(outputs)
         """
         self._is_penalty_asked = True
-        last = self.last if draw is None else draw
+        last = self._progress.last if draw is None else draw
         if last is None:
             return logits_of(outputs).new_zeros(())
         if last.log_probabilities is not None and last.step > self.steps:
