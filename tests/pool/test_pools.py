@@ -11,7 +11,8 @@ from infer2train.pool.pools import POOLS, pool_of
 
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_says_which_cores_it_keeps_from_the_trainer(name: str) -> None:
-    mining = Mining(pool=name, oracle_cores=as_text(available_cores()[-1:]))
+    cores = as_text(available_cores()[-1:]) if name in ("process", "ray") else None
+    mining = Mining(pool=name, oracle_cores=cores)
     kind = pool_of(mining)
     assert issubclass(kind, Pool)
     oracles, trainers = kind.cores(mining)
@@ -38,6 +39,21 @@ def test_workers_that_a_pool_does_not_have_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"oracle_workers are processes .*: got 2 with pool='{name}'; pass pool='proc"):
         pool_of(mining)
     assert pool_of(Mining(method="baseline", pool=name, oracle_workers=2)) is InlinePool, "there is no oracle at all"
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_places_that_a_pool_does_not_have_are_refused(name: str) -> None:
+    refused = {
+        "oracle_cores": ("0", ("process", "ray"), "oracle_cores are those of the oracle's own processes: got '0'"),
+        "ray_address": ("auto", ("ray",), "ray_address names the cluster of the oracle: got 'auto'"),
+    }
+    for setting, (value, pools, message) in refused.items():
+        assert pool_of(Mining(method="baseline", pool=name, **{setting: value})) is InlinePool, "there is no oracle"
+        if name in pools:
+            assert pool_of(Mining(method="nm-augment", pool=name, **{setting: value})).runs_beside
+            continue
+        with pytest.raises(ValueError, match=rf"{message} with pool='{name}'; pass pool="):
+            pool_of(Mining(method="nm-augment", pool=name, **{setting: value}))
 
 
 def test_an_unknown_pool_is_refused_with_the_nearest() -> None:
