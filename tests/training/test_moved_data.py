@@ -62,3 +62,21 @@ def test_a_run_finds_its_images_where_they_were_moved(tmp_path: Path, capsys: py
     assert read_config(run)["data"] == str(moved)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run).items())
     assert [main(reader) for reader in readers] == [0, 0, 0]
+
+
+def test_finished_runs_of_a_comparison_are_not_taken_for_those_of_other_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, moved, others = (tmp_path / name for name in ("first", "moved", "others"))
+    write_images(first, 0)
+    write_images(others, 1)
+    compare = ["compare", "--methods", "baseline", "--epochs", "1", "--batch-size", "6", "--threads", "1", "--quiet"]
+    compare += ["--seeds", "1", "--runs-dir", str(tmp_path), "--name", "pair", "--data-cache", str(tmp_path / "cache")]
+    assert main([*compare, "--data", str(first)]) == 0
+    first.rename(moved)
+    capsys.readouterr()
+    assert main([*compare, "--data", str(others), "--resume"]) == 2
+    assert "a finished run is of the images that it was trained on: got others in" in capsys.readouterr().err
+    rows = (tmp_path / "pair" / "baseline-seed0" / "metrics.jsonl").read_text()
+    assert main([*compare, "--data", str(moved), "--resume"]) == 0
+    assert (tmp_path / "pair" / "baseline-seed0" / "metrics.jsonl").read_text() == rows, "it is not trained again"

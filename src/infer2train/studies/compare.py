@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infer2train.machine.cores import parts_of_all, stay_on
-from infer2train.observe.runlog import CONFIG, METRICS
+from infer2train.observe.runlog import CONFIG, METRICS, read_config
 from infer2train.observe.warned import OneLine
 from infer2train.pool.pools import pool_of
 from infer2train.reporting.gallery import replace_file
@@ -27,9 +27,10 @@ from infer2train.reporting.sections import advised
 from infer2train.reporting.summary import MethodSummary, summarise
 from infer2train.reporting.tables import comparison_table
 from infer2train.training.config import RunConfig
-from infer2train.training.folder import Result, enter_folder, is_finished
+from infer2train.training.folder import Result, enter_folder, is_finished, is_trained_on
 from infer2train.training.interrupt import Interrupted, interruptible
 from infer2train.training.loop import DivergedError, train
+from infer2train.training.setup import load_splits
 
 COMPARISON = "comparison.json"
 BASELINE = "baseline"
@@ -138,8 +139,15 @@ def write_comparison(
 def _is_done(config: RunConfig, target: Path) -> bool:
     if not (target / CONFIG).is_file():
         return False
-    enter_folder(config, target, resume=True)  # refuses a run of another configuration
-    return is_finished(target)
+    config = enter_folder(config, target, resume=True)  # refuses a run of another configuration
+    if not is_finished(target):
+        return False
+    if read_config(target)["data"] != config.data and not is_trained_on(target, load_splits(config, progress=False)[1]):
+        raise ValueError(
+            f"a finished run is of the images that it was trained on: got others in {config.data} than {target} was "
+            "trained on; pass those, or another --name"
+        )
+    return True
 
 
 After = Callable[[Path], None] | None

@@ -11,7 +11,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from infer2train.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from infer2train.data.digest import digest
 from infer2train.data.hub import NAME
+from infer2train.data.images import AnySplit
 from infer2train.data.load import is_gone
 from infer2train.observe.runlog import CONFIG, read_config, read_rows, says_finished
 from infer2train.settings import as_plain, decisive, differences, is_utf8
@@ -160,6 +162,12 @@ def require_same_images(run: Run, state: Mapping[str, Any], rule: str, remedy: s
         raise ValueError(
             f"{rule}: got others in {run.config.data}, of other labels or content; put them back, or {remedy}"
         )
+
+
+def is_trained_on(folder: Path, train: AnySplit) -> bool:
+    """Whether these are the images of the run in a folder, by its log; that of an earlier release says nothing else."""
+    told = [row["data"] for row in read_rows(folder) if row["kind"] == "start" and "data" in row]
+    return not told or bool(told[-1] == digest(train))
 
 
 def evaluate_folder(

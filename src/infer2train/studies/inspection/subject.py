@@ -15,14 +15,13 @@ from torch.utils.data import DataLoader
 
 from infer2train.batches import Split, map_tensors, split_batch
 from infer2train.data.class_folders import has_class_folders
-from infer2train.data.digest import digest
 from infer2train.data.images import AnySplit, EncodedSplit
 from infer2train.draws.addresses import Addresses
 from infer2train.draws.methods.table import choices_of
 from infer2train.draws.mining import Mining
 from infer2train.draws.scores import OF_NUMBERS, SCORES
 from infer2train.observe.picks import Rows, read_picks
-from infer2train.observe.runlog import read_config, read_rows
+from infer2train.observe.runlog import read_config
 from infer2train.settings import changed
 from infer2train.sources.replay import Replay
 from infer2train.sources.source import Source
@@ -31,7 +30,7 @@ from infer2train.sources.views.named import make_view
 from infer2train.sources.views.on_demand import OnDemandViews
 from infer2train.studies.inspection.judge import Judge, Losses, losses_like
 from infer2train.training.config import RunConfig
-from infer2train.training.folder import config_of
+from infer2train.training.folder import config_of, is_trained_on
 from infer2train.training.setup import load_splits, view_size, views_of
 
 READ = 256
@@ -207,8 +206,7 @@ def subject(
 
 def _require_same(train: AnySplit, folder: Path, place: str) -> None:
     """Refuse images whose ids are no longer those of the run."""
-    told = [row["data"] for row in read_rows(folder) if row["kind"] == "start" and "data" in row]
-    if told and told[-1] != digest(train):
+    if not is_trained_on(folder, train):
         raise ValueError(
             f"inspect finds a run's images by their numbers, which change where one is moved, added or removed: got "
             f"others in {place} than {folder} was trained on; put them back, or train anew and inspect that"
