@@ -107,7 +107,6 @@ def trained(**settings: Any) -> tuple[MinedLoader, list[str]]:
     return loader, [text for w in caught if "mining has collapsed" in (text := str(w.message))]
 
 
-@pytest.mark.slow
 def test_hard_top_k_without_quotas_and_ramp_under_a_stale_oracle_is_said_within_the_first_epoch() -> None:
     loader, messages = trained(balance="none", ramp_stop=0.0)
     assert any("of one class at a time" in message for message in messages), messages

@@ -191,7 +191,6 @@ def test_a_run_that_diverges_keeps_no_other_from_being_trained_and_shown(jobs: i
     assert "nm-augment" in (tmp_path / "pair" / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 def test_oracles_of_runs_side_by_side_have_other_cores(tmp_path: Path) -> None:
     mined = RunConfig(method="nm-augment", gamma=2, pool="process", limit=80, batch_size=40, epochs=1, threads=1)

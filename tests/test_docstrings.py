@@ -24,8 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the oracle gets new weights ever
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 RUN_ELSEWHERE = ("accelerate_", "fabric_", "ignite_")
 """In one process, by integrations/test_examples.py."""
-LONG = ("back_translation.py", "ddp_mined.py", "ddp_plain.py", "lightning_plain.py", "stream_datasets.py",
-        "transformers_plain.py")  # fmt: skip
 LAUNCHED = {"ddp": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 PACKAGE = Path(infer2train.__file__).parent
 NEEDS_A_FOLDER = (
@@ -87,12 +85,7 @@ def test_there_are_examples_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
-        for path in EXAMPLES
-        if not path.name.startswith(RUN_ELSEWHERE)
-    ],
+    "script", [path for path in EXAMPLES if not path.name.startswith(RUN_ELSEWHERE)], ids=lambda path: path.name
 )
 def test_examples_run(script: Path, tmp_path: Path) -> None:
     source = Path(infer2train.__file__).parents[1]

@@ -58,7 +58,6 @@ def test_the_run_is_the_same_wherever_the_oracle_runs(method: str) -> None:
         assert equal(here.log_probabilities, there.log_probabilities)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_in_another_pool_than_it_was_begun_in() -> None:
     weights, told = trained("nm-augment")
     model = network(norm=True, dropout=0.2)

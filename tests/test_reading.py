@@ -177,7 +177,6 @@ def test_persistent_workers_start_once(tmp_path: Path) -> None:
     assert equal(scores, others)
 
 
-@pytest.mark.slow
 def test_persistent_workers_of_an_oracle_s_process_start_once(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
     _, starts = run(tmp_path, persistent_workers=True, **STAYING, **IN_PROCESS)

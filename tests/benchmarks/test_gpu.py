@@ -21,7 +21,6 @@ def test_without_a_device_there_is_one_sentence_and_no_failure() -> None:
     assert "CUDA device" in done.stdout
 
 
-@pytest.mark.slow
 def test_the_ratio_of_steps_is_measured_on_a_cpu_too() -> None:
     tiny = "--device cpu --compile none --model resnet8 --batch-size 8 --gamma 2 --images 48 --log-every 2".split()  # noqa: SIM905
     surroundings = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}

@@ -21,7 +21,6 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.slow
 def test_operations_of_a_known_product_and_a_plausible_peak(script: ModuleType) -> None:
     assert script.operations_per_image(torch.nn.Linear(100, 10), torch.ones(1, 100)) == 2000
     assert script.fastest_product().rate > 1e8

@@ -64,7 +64,6 @@ def test_two_ranks_of_a_host_select_what_one_loop_of_twice_the_batch_does(host: 
     assert found["resumed"] == found["nm-sample"][STOP:]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_two_ranks_under_the_trainer_select_what_one_of_twice_the_batch_does(tmp_path: Path) -> None:
     found = on_two_ranks("transformers", tmp_path)

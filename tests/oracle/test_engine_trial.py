@@ -327,7 +327,6 @@ class Cumulative(nn.Module):
         return torch.logcumsumexp(x, 1)
 
 
-@pytest.mark.slow
 def test_int8_says_once_what_either_engine_leaves_real() -> None:
     for name in INT8:
         needs(name)

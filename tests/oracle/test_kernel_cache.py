@@ -34,7 +34,6 @@ BOUND_MB = 3.0
 """Kept, the kernels of these refreshes of this network take about 6 MB."""
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_refreshes() -> None:
     needs("openvino:int8")
     if not Path("/proc/self/status").exists():

@@ -151,7 +151,6 @@ def test_a_loop_mines_with_it() -> None:
     loader.close()
 
 
-@pytest.mark.slow
 def test_a_run_with_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("openvino:int8")
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,6 @@ print(seen, [name for name in sys.modules if name.startswith("openvino_telemetry
 """
 
 
-@pytest.mark.slow
 def test_building_an_engine_reports_to_nobody_and_forks_nothing(tmp_path: Path) -> None:
     needs("openvino:int8")
     if sys.platform == "win32":

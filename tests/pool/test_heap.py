@@ -42,6 +42,5 @@ def test_freed_memory_is_taken_again_without_page_faults() -> None:
     assert after < before / 20
 
 
-@pytest.mark.slow
 def test_what_the_environment_says_of_malloc_stays() -> None:
     assert run(MALLOC_TRIM_THRESHOLD_="100000")[1] == 0

@@ -62,7 +62,6 @@ def test_what_is_said_is_what_the_inline_pool_says_bit_for_bit(pool: Shared) -> 
     inline.close()
 
 
-@pytest.mark.slow
 def test_data_that_the_machine_has_is_named_and_another_data_set_is_refused(a_ray: None) -> None:
     images = case("images")
     inline = InlinePool(scoring_task(images.task))

@@ -36,7 +36,6 @@ def last_tensors(name: str) -> dict[str, torch.Tensor]:
     return load_file(max(Path("runs", name, "checkpoints").glob("step-*")) / "tensors.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="no int8 engine is installed")
 def test_int8_is_the_fastest_engine_installed_and_stays_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--oracle", "int8", "--name", "a") == 0
@@ -103,7 +102,6 @@ def test_a_control_needs_no_engine(capsys: pytest.CaptureFixture[str], monkeypat
     assert not Path("runs/b").exists()
 
 
-@pytest.mark.slow
 def test_arms_of_a_comparison_have_oracles_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     arms = ["baseline", "nm-augment", "nm-augment@simulated:b4"]
     assert cli.main(["compare", *SHORT, "--seeds", "1", "--methods", *arms, "--name", "c"]) == 0

@@ -167,14 +167,13 @@ def test_killed_again_and_again(method: str, work: Work) -> None:
     assert_same(run, work.undisturbed(method))
 
 
-OTHER_STOPS = [("nm-sample", interrupt), ("nm-sample", terminate), ("self-distill", interrupt)]
-
-
 @pytest.mark.parametrize(
     ("method", "stop"),
     [
+        pytest.param("nm-sample", interrupt, marks=pytest.mark.slow),
+        ("nm-sample", terminate),
         ("nm-augment", interrupt),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHER_STOPS),
+        pytest.param("self-distill", interrupt, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_finishes_the_step_and_saves(method: str, stop: Callable[[], None], work: Work) -> None:
@@ -198,7 +197,6 @@ def test_ctrl_c_finishes_the_step_and_saves(method: str, stop: Callable[[], None
     assert_same(run, work.undisturbed(method))
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(work: Work) -> None:
     run = work.run("impatient")
     moment = Moment("before", f"{LOOP}:save_checkpoint", 1, interrupt_twice)
@@ -211,7 +209,6 @@ def test_a_second_ctrl_c_stops_at_once(work: Work) -> None:
     assert_same(run, work.undisturbed("nm-sample"))
 
 
-@pytest.mark.slow
 def test_full_disk(work: Work) -> None:
     run = work.run("full")
     moment = Moment("before", f"{LOOP}:save_checkpoint", 3, fill_disk)
@@ -317,7 +314,6 @@ class Installed:
             time.sleep(0.001)
 
 
-@pytest.mark.slow
 def test_the_installed_command(work: Work) -> None:
     run = work.run("installed")
     arguments = [*TINY, *METHODS["nm-sample"], "--name", "installed"]

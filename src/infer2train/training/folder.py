@@ -165,7 +165,7 @@ def require_same_images(run: Run, state: Mapping[str, Any], rule: str, remedy: s
 
 
 def is_trained_on(folder: Path, train: AnySplit) -> bool:
-    """Whether these are the images of the run in a folder, by its log; that of an earlier release says nothing else."""
+    """Whether these are the images of the run in a folder, by its log; one of an earlier release does not tell: yes."""
     told = [row["data"] for row in read_rows(folder) if row["kind"] == "start" and "data" in row]
     return not told or bool(told[-1] == digest(train))
 
